@@ -1,0 +1,202 @@
+"""Every default of every stage: the only place where one stands.
+
+`resolve("demo")` gives the laptop profile, `resolve("paper")` the published recipe; overrides are dotted names:
+
+    resolve("demo", {"pretrain.steps": 100, "gate.floor": 0.5})
+
+The resolved configuration is logged as JSON with each run (`as_dict`).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from contrique.errors import ContriqueError
+
+
+class ConfigError(ContriqueError):
+    """An unknown profile or option, or a value of the wrong type."""
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """What a picture set must hold to be trained on and judged with."""
+
+    min_side: int = 64
+    max_side: int = 16_384
+    mos_range: tuple[float, float] = (-1000.0, 1000.0)
+    near_duplicate_bits: int = 6  # of 64: re-encoded and resized copies differ by fewer
+
+
+@dataclass(frozen=True)
+class SynthesisConfig:
+    """Distorted pictures made from pristine photographs (spec sections 1 and 6)."""
+
+    distortions: tuple[str, ...] = ()  # empty: all 25
+    levels: tuple[int, ...] = (1, 2, 3, 4, 5)
+    max_side: int = 512
+    photographs_per_shard: int = 1
+    weak_labels_per_photograph: int = 126  # how many of its versions get full-reference scores
+    workers: int = 0  # 0: one per core
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Contrastive pretraining (spec sections 2 to 4)."""
+
+    arch: Literal["resnet18", "resnet50"] = "resnet50"
+    projection: int = 128
+    crop: int = 256
+    pool: int = 2  # local vectors per side of a view
+    images: int = 512  # a step
+    authentic_share: float = 0.5  # of them
+    sampler: Literal["uniform", "balanced"] = "uniform"
+    contents_per_class: int = 3  # of the balanced sampler
+    merge_identity: bool = True  # nearly-identity classes count as pristine (spec section 6)
+    temperature: float = 0.1
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.6  # for `lr_views` views a step, scaled linearly
+    lr_views: int = 1024
+    weight_decay: float = 1e-4
+    momentum: float = 0.9
+    warmup: float = 0.1  # share of the steps
+    epochs: float = 25.0
+    steps: int = 0  # if set, instead of epochs
+    minutes: float = 0.0  # if set, instead of either: the schedule follows the clock
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    channels_last: bool = True
+    threads: int = 0  # torch threads; 0: one per core
+    workers: int = 1  # loader processes
+    checkpoint_every: int = 500
+    log_every: int = 10
+
+
+@dataclass(frozen=True)
+class FeaturesConfig:
+    """Frozen two-scale features (spec section 5)."""
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+
+@dataclass(frozen=True)
+class RegressorConfig:
+    """Ridge regression from features to scores."""
+
+    alphas: tuple[float, ...] = tuple(10.0**k for k in range(-3, 7))
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """The protocol: random splits by content, or leave-one-content-out when contents are few."""
+
+    splits: int = 10
+    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
+    few_contents: int = 10  # below this, leave-one-content-out
+    resamples: int = 1000
+    confidence: float = 0.95
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """When a challenger becomes champion."""
+
+    floor: float = 0.6  # SRCC on the test part
+    margin: float = 0.02  # SRCC by which the lower bound of the paired difference may fall short
+    slice_margin: float = 0.15  # SRCC by which any one distortion may fall
+    min_slice: int = 10  # pictures below which a distortion slice is not judged
+
+
+@dataclass(frozen=True)
+class RegistryConfig:
+    """Names in MLflow."""
+
+    experiment: str = "contrique"
+    model: str = "contrique"
+    alias: str = "champion"
+
+
+@dataclass(frozen=True)
+class Config:
+    """All stages."""
+
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
+    regressor: RegressorConfig = field(default_factory=RegressorConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
+    registry: RegistryConfig = field(default_factory=RegistryConfig)
+
+
+# demo: about three minutes of training on two laptop cores.
+PROFILES: dict[str, Config] = {
+    "paper": Config(),
+    "demo": Config(
+        pretrain=PretrainConfig(
+            arch="resnet18",
+            crop=64,
+            images=60,
+            authentic_share=0.2,
+            sampler="balanced",
+            optimizer="adamw",
+            lr=2e-4,
+            lr_views=120,
+            steps=400,
+            checkpoint_every=100,
+        ),
+    ),
+}
+
+
+def resolve(profile: str, overrides: Mapping[str, Any] | None = None) -> Config:
+    """A profile with some values replaced.
+
+    Args:
+        profile: a key of PROFILES.
+        overrides: dotted option names (`pretrain.steps`) to values; numbers may come as floats or strings, as
+            pipeline parameters do, and are cast to the option's type.
+    Returns:
+        the resolved configuration.
+    Raises:
+        ConfigError: unknown profile, unknown option or a value that does not fit its type.
+    """
+    if profile not in PROFILES:
+        raise ConfigError(f"unknown profile '{profile}'; choose one of {', '.join(sorted(PROFILES))}")
+    config = PROFILES[profile]
+    for name, value in (overrides or {}).items():
+        stage, _, option = name.partition(".")
+        section = getattr(config, stage, None)
+        hints = get_type_hints(type(section)) if dataclasses.is_dataclass(section) else {}
+        if option not in hints:
+            raise ConfigError(f"unknown option '{name}'; options look like 'pretrain.steps' (see contrique/config.py)")
+        changed = dataclasses.replace(section, **{option: _cast(name, value, hints[option])})  # type: ignore[type-var]
+        config = dataclasses.replace(config, **{stage: changed})
+    return config
+
+
+def _cast(name: str, value: Any, kind: Any) -> Any:
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise ConfigError(f"{name}: {value!r} is not one of {', '.join(map(repr, get_args(kind)))}")
+        return value
+    try:
+        if get_origin(kind) is tuple:
+            members = get_args(kind)
+            kinds = [members[0]] * len(value) if members[-1] is Ellipsis else members
+            return tuple(_cast(name, item, member) for item, member in zip(value, kinds, strict=True))
+        if kind is bool:
+            return {"true": True, "false": False}[str(value).lower()]
+        if kind is int and float(value) != int(float(value)):
+            raise ValueError
+        return kind(float(value)) if kind is int else kind(value)
+    except (TypeError, ValueError, KeyError):
+        expected = kind if isinstance(kind, UnionType) else getattr(kind, "__name__", kind)
+        raise ConfigError(f"{name}: {value!r} does not fit {expected}") from None
+
+
+def as_dict(config: Config) -> dict[str, Any]:
+    """The configuration as nested plain values, ready for JSON."""
+    return dataclasses.asdict(config)

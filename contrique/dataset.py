@@ -1,0 +1,265 @@
+"""Picture sets: a folder with a Parquet manifest, its pictures as files or inside tar shards.
+
+Every stage reads and writes this one form, so that any of them can be run, inspected and repeated alone.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from contrique import images
+from contrique.errors import ContriqueError
+from contrique.storage import write_aside
+
+MANIFEST = "manifest.parquet"
+LABELS = "labels.csv"
+
+Kind = Literal["pristine", "authentic", "distorted"]
+Split = Literal["pretrain", "train", "validation", "test"]
+KINDS = ("pristine", "authentic", "distorted")
+SPLITS = ("pretrain", "train", "validation", "test")
+
+# column -> dtype. `image` is relative to the folder, or a member of `shard` where that is not empty.
+COLUMNS: dict[str, str] = {
+    "image": "str",
+    "sha256": "str",
+    "dataset": "str",
+    "reference": "str",
+    "kind": "str",
+    "distortion": "str",
+    "level": "int64",
+    "mos": "float64",
+    "weak_label": "float64",
+    "split": "str",
+    "width": "int64",
+    "height": "int64",
+    "channels": "int64",
+    "phash": "str",
+    "source": "str",
+    "licence": "str",
+    "error": "str",
+    "shard": "str",
+    "offset": "int64",
+    "size": "int64",
+}
+_DEFAULTS: dict[str, Any] = {"str": "", "int64": 0, "float64": float("nan")}
+
+
+class DatasetError(ContriqueError):
+    """A picture set that cannot be used as it is; the message names the file and the remedy."""
+
+
+def as_manifest(rows: Sequence[dict[str, Any]] | pd.DataFrame) -> pd.DataFrame:
+    """A manifest with every column of COLUMNS, in order and typed; missing ones take their empty value.
+
+    Raises:
+        DatasetError: a column holds values of another type.
+    """
+    frame = pd.DataFrame(rows).reset_index(drop=True)
+    typed = {}
+    for column, dtype in COLUMNS.items():
+        values = frame[column] if column in frame else pd.Series(_DEFAULTS[dtype], index=frame.index)
+        try:
+            typed[column] = (
+                values.fillna(_DEFAULTS[dtype]).astype(dtype) if dtype != "float64" else values.astype(dtype)
+            )
+        except (TypeError, ValueError) as error:
+            raise DatasetError(f"manifest column '{column}' must be {dtype}: {error}") from error
+    return pd.DataFrame(typed)
+
+
+def write_manifest(frame: pd.DataFrame, directory: Path) -> None:
+    """Write `directory/manifest.parquet`, whole or not at all; the same rows give the same bytes."""
+    with write_aside(directory / MANIFEST) as aside:
+        as_manifest(frame).to_parquet(aside, index=False, compression="zstd")
+
+
+def read_manifest(directory: Path) -> pd.DataFrame:
+    """Read the manifest of a picture set.
+
+    Raises:
+        DatasetError: there is none, it is damaged, or columns are missing.
+    """
+    path = directory / MANIFEST
+    if not path.is_file():
+        raise DatasetError(f"{path}: no manifest there; give a picture set, or import the folder first")
+    try:
+        frame = pd.read_parquet(path)
+    except Exception as error:  # pyarrow raises several types for a damaged file
+        raise DatasetError(f"{path}: damaged manifest ({error}); restore it with `dvc pull`") from error
+    missing = [column for column in ("image", "sha256", "reference", "kind", "split") if column not in frame]
+    if missing:
+        raise DatasetError(f"{path}: columns {missing} are missing; build the manifest again")
+    return as_manifest(frame)
+
+
+def picture_bytes(directory: Path, row: Any) -> bytes:
+    """The encoded bytes of one manifest row (a named tuple of `itertuples`), from its file or its shard.
+
+    Raises:
+        images.BadImage: the file or the shard is missing or shorter than the manifest says.
+    """
+    if not row.shard:
+        path = directory / str(row.image)
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise images.BadImage(f"{path}: cannot be read ({error.strerror}); restore it with `dvc pull`") from error
+    path = directory / str(row.shard)
+    try:
+        with path.open("rb") as shard:
+            data: bytes = os.pread(shard.fileno(), int(row.size), int(row.offset))
+    except OSError as error:
+        raise images.BadImage(f"{path}: cannot be read ({error.strerror}); synthesize the set again") from error
+    if len(data) != row.size:
+        raise images.BadImage(f"{path}: ends before {row.image}; synthesize the set again")
+    return data
+
+
+def picture(directory: Path, row: Any) -> images.Picture:
+    """One manifest row's picture, RGB. Shape (H, W, 3), uint8."""
+    return images.decode(picture_bytes(directory, row), f"{row.shard}:{row.image}" if row.shard else row.image).pixels
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What a manifest row says of an image file: hash, size, channels, perceptual hash.
+
+    A file that cannot be decoded gives a row whose `error` says why, so that validation can name it.
+    """
+    data = path.read_bytes()
+    row: dict[str, Any] = {"sha256": images.content_hash(data)}
+    try:
+        decoded = images.decode(data, path.name)
+    except images.BadImage as error:
+        return row | {"error": str(error)}
+    height, width = decoded.pixels.shape[:2]
+    return row | {
+        "width": width,
+        "height": height,
+        "channels": decoded.channels,
+        "phash": images.perceptual_hash(decoded.pixels),
+    }
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder to import and what its pictures are for.
+
+    Attributes:
+        path: a folder of images; a `labelled` one holds `labels.csv`.
+        role: `labelled` pictures are judged; `pristine` and `authentic` ones only train the encoder.
+    """
+
+    path: Path
+    role: Literal["labelled", "pristine", "authentic"]
+
+
+def import_folder(source: Source) -> pd.DataFrame:
+    """Manifest rows of a folder of images, `image` relative to it.
+
+    A labelled folder's `labels.csv` has the columns image, mos or dmos, and optionally reference, distortion,
+    level, split. DMOS (higher is worse) is mirrored within its own range, so that `mos` is always higher-is-better.
+    Without `reference` each image is a content of its own. Without `split`, whole contents are assigned to train,
+    validation and test by `assign_splits`. Unlabelled folders take every image file below them, split `pretrain`.
+
+    Raises:
+        DatasetError: no folder, no images, labels missing or unreadable, or a labelled image is absent.
+    """
+    folder = source.path
+    if not folder.is_dir():
+        raise DatasetError(f"{folder}: no such folder; check the path")
+    name = folder.resolve().name
+    rows = _labelled_rows(folder) if source.role == "labelled" else _unlabelled_rows(folder, source.role)
+    for row in rows:
+        row["dataset"] = name
+        row["reference"] = f"{name}:{row['reference']}"
+        row.update(describe(folder / row["image"]))
+    frame = as_manifest(rows)
+    if source.role == "labelled" and not frame["split"].astype(bool).any():
+        frame["split"] = assign_splits(frame["reference"])
+    return frame
+
+
+def _unlabelled_rows(folder: Path, role: str) -> list[dict[str, Any]]:
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in images.EXTENSIONS and p.is_file())
+    if not files:
+        raise DatasetError(f"{folder}: no image files below it; expected {', '.join(sorted(images.EXTENSIONS))}")
+    relative = [p.relative_to(folder).as_posix() for p in files]
+    return [{"image": path, "reference": path, "kind": role, "split": "pretrain"} for path in relative]
+
+
+def _labelled_rows(folder: Path) -> list[dict[str, Any]]:
+    path = folder / LABELS
+    if not path.is_file():
+        raise DatasetError(
+            f"{path}: not found; a labelled folder needs it with columns image and mos (or dmos). "
+            "Pass a folder without scores as --pristine or --authentic"
+        )
+    try:
+        labels = pd.read_csv(path)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path}: not a readable CSV file ({error})") from error
+    score = next((column for column in ("mos", "dmos") if column in labels), None)
+    if "image" not in labels or score is None:
+        raise DatasetError(f"{path}: needs the columns image and mos (or dmos), has {list(labels.columns)}")
+    scores = pd.to_numeric(labels[score], errors="coerce").astype(float)
+    if score == "dmos":
+        scores = scores.max() + scores.min() - scores
+    absent = [name for name in labels["image"] if not (folder / str(name)).is_file()]
+    if absent:
+        raise DatasetError(f"{path}: {len(absent)} images are not in the folder, first {absent[:3]}; restore or remove")
+    distortion = labels["distortion"] if "distortion" in labels else pd.Series("", index=labels.index)
+    return [
+        {
+            "image": str(labels["image"][i]),
+            "reference": str(labels["reference"][i]) if "reference" in labels else str(labels["image"][i]),
+            "kind": "distorted" if distortion[i] else "authentic",
+            "distortion": str(distortion[i]),
+            "level": int(labels["level"][i]) if "level" in labels else 0,
+            "mos": scores[i],
+            "split": str(labels["split"][i]) if "split" in labels else "",
+        }
+        for i in labels.index
+    ]
+
+
+def assign_splits(references: pd.Series, fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)) -> pd.Series:
+    """Assign whole contents to train, validation and test, the same whatever the order of the rows.
+
+    Contents are ranked by a hash of their name, so that the assignment needs no seed and two runs on the same
+    contents agree. Each part gets at least one content.
+
+    Args:
+        references: the content of each row.
+        fractions: of train, validation and test; they sum to 1.
+    Returns:
+        the split of each row, index as given.
+    Raises:
+        DatasetError: fewer than three contents.
+    """
+    contents = sorted(set(references), key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    if len(contents) < 3:
+        raise DatasetError(f"{len(contents)} contents cannot be split into train, validation and test; give at least 3")
+    n_test = max(1, round(fractions[2] * len(contents)))
+    n_validation = max(1, round(fractions[1] * len(contents)))
+    part = dict.fromkeys(contents[:n_test], "test")
+    part |= dict.fromkeys(contents[n_test : n_test + n_validation], "validation")
+    return references.map(lambda name: part.get(name, "train")).astype("str")
+
+
+def judged_rows(manifest: pd.DataFrame) -> pd.DataFrame:
+    """The rows whose labels judge the model: outside `pretrain`, with a MOS or, failing any MOS, a weak label."""
+    rows = manifest[manifest["split"] != "pretrain"]
+    labelled = rows[rows["mos"].notna()]
+    return labelled if len(labelled) else rows[rows["weak_label"].notna()]
+
+
+def class_ids(values: Sequence[str]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Integer ids of strings, numbered in sorted order. Shape (N,), int64."""
+    return np.unique(np.asarray(values, dtype=str), return_inverse=True)[1].astype(np.int64)

@@ -1,0 +1,9 @@
+"""The one base class of every failure that a user can cause and mend."""
+
+
+class ContriqueError(Exception):
+    """An expected failure: its message names the file or value and the remedy.
+
+    The command line prints the message alone and exits with status 2; anything else is a bug and
+    keeps its traceback.
+    """

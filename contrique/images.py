@@ -1,0 +1,166 @@
+"""Read, write and measure images; every format and every bad input is handled here."""
+
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from contrique.errors import ContriqueError
+
+EXTENSIONS = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".qoi", ".tif", ".tiff", ".webp"})
+MAX_PIXELS = 200_000_000  # a decompression bomb is refused before a pixel is decoded
+
+Picture = NDArray[np.uint8]
+
+
+class BadImage(ContriqueError):
+    """An image that cannot be read; the message names the file, the reason and the remedy."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A decoded picture and what its file declared.
+
+    Attributes:
+        pixels: RGB. Shape (H, W, 3), uint8.
+        channels: channels that the file stored (1 grey, 3 colour, 4 with alpha).
+    """
+
+    pixels: Picture
+    channels: int
+
+
+def decode(data: bytes, name: str = "image") -> Decoded:
+    """Decode an image file to 8-bit RGB, upright.
+
+    EXIF orientation is applied, alpha is composed over white, 16-bit is scaled to 8, CMYK and palettes are
+    converted, and of an animation the first frame is taken.
+
+    Args:
+        data: the file's bytes (BMP, JPEG, PNG, PPM, QOI, TIFF or WebP).
+        name: what error messages call the file.
+    Returns:
+        the picture, RGB, uint8.
+    Raises:
+        BadImage: empty, truncated, not an image, or more than MAX_PIXELS.
+    """
+    if not data:
+        raise BadImage(f"{name}: the file is empty; replace it or remove its row")
+    try:
+        if data[:4] == b"qoif":
+            pixels = imagecodecs.qoi_decode(data)
+            return Decoded(np.ascontiguousarray(pixels[..., :3]), pixels.shape[2])
+        with Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise BadImage(
+                    f"{name}: {image.width}x{image.height} is over {MAX_PIXELS // 10**6} megapixels; downscale it first"
+                )
+            image.load()
+            channels = len(image.getbands())
+            upright = ImageOps.exif_transpose(image)
+            return Decoded(np.array(_to_rgb(upright)), channels)
+    except BadImage:
+        raise
+    except UnidentifiedImageError:
+        raise BadImage(f"{name}: not an image in a known format; remove it or convert it to PNG") from None
+    except Exception as error:  # Pillow and imagecodecs raise many types for damaged files
+        raise BadImage(f"{name}: damaged or truncated ({error}); fetch the file again") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, dtype=np.float64)
+        scale = 255.0 / 65535.0 if image.mode.startswith("I") else 255.0
+        return Image.fromarray(np.clip(values * scale + 0.5, 0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def read(path: Path | str) -> Picture:
+    """Read an image file as RGB. Shape (H, W, 3), uint8.
+
+    Raises:
+        BadImage: as `decode`, or the file is missing or unreadable.
+    """
+    return read_decoded(path).pixels
+
+
+def read_decoded(path: Path | str) -> Decoded:
+    """As `read`, with what the file declared."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise BadImage(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
+    return decode(data, str(path))
+
+
+def encode_png(pixels: Picture) -> bytes:
+    """Encode RGB (H, W, 3) uint8 as PNG; the same pixels give the same bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=6)
+    return buffer.getvalue()
+
+
+def half_scale(pixels: Picture) -> Picture:
+    """The half-scale picture, (W // 2, H // 2), by Pillow's bicubic on the 8-bit image (spec section 5).
+
+    Args:
+        pixels: RGB. Shape (H, W, 3), uint8, H and W at least 2.
+    Returns:
+        RGB. Shape (H // 2, W // 2, 3), uint8.
+    """
+    height, width = pixels.shape[:2]
+    return np.array(Image.fromarray(pixels).resize((width // 2, height // 2), Image.Resampling.BICUBIC))
+
+
+def fit_within(pixels: Picture, max_side: int) -> Picture:
+    """Downscale so that the longer side is at most `max_side`; smaller pictures come back as they are."""
+    height, width = pixels.shape[:2]
+    scale = max_side / max(height, width)
+    if scale >= 1:
+        return pixels
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.array(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
+
+
+def content_hash(data: bytes) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def perceptual_hash(pixels: Picture) -> str:
+    """64-bit DCT perceptual hash of a picture, in hex: near-duplicates differ in few bits.
+
+    The 8 x 8 lowest frequencies of the 32 x 32 grey picture, each against their median (Zauner 2010; the
+    same construction as ImageHash's `phash`).
+    """
+    grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    small = cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float64)
+    low = cv2.dct(small)[:8, :8]
+    bits = (low > np.median(low)).ravel()
+    return f"{int(''.join('1' if b else '0' for b in bits), 2):016x}"
+
+
+def hamming(a: str, b: str) -> int:
+    """Bits by which two hex hashes of the same length differ."""
+    return (int(a, 16) ^ int(b, 16)).bit_count()
+
+
+def as_float(pixels: Picture) -> NDArray[np.float32]:
+    """8-bit RGB to float32 in [0, 1], the same shape."""
+    return pixels.astype(np.float32) / np.float32(255)
+
+
+def as_uint8(pixels: NDArray[Any]) -> Picture:
+    """Float RGB in [0, 1] to 8-bit, rounded and clipped, the same shape."""
+    return np.asarray(np.clip(np.rint(pixels * 255.0), 0, 255), dtype=np.uint8)

@@ -1,0 +1,181 @@
+"""Write files so that nobody ever sees half of one, and copy them to and from S3."""
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from contrique.errors import ContriqueError
+
+T = TypeVar("T")
+_TRANSFERS = 8  # objects under way at once; each large one is split into parts besides
+
+
+class StorageError(ContriqueError):
+    """A file or an object that cannot be copied; the message names it and the remedy."""
+
+
+@contextmanager
+def write_aside(path: Path) -> Iterator[Path]:
+    """Give a temporary sibling of `path`; on success it takes the place of `path`, on failure it goes.
+
+    Works for files and for directories (the body decides which it makes). The data reach the disk
+    before the rename, so a crash leaves either the old content or the new one.
+
+    Args:
+        path: where the finished file or directory shall stand. Its parent is made if missing.
+    Yields:
+        the temporary path to write to; it does not exist yet.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield aside
+        if aside.is_dir():
+            if path.exists():
+                shutil.rmtree(path)
+        else:
+            with aside.open("rb") as written:
+                os.fsync(written.fileno())
+        aside.replace(path)
+    finally:
+        if aside.is_dir():
+            shutil.rmtree(aside)
+        else:
+            aside.unlink(missing_ok=True)
+
+
+def is_s3(location: str) -> bool:
+    """Whether a location is an `s3://bucket/prefix` URL."""
+    return location.startswith("s3://")
+
+
+def upload(source: Path, url: str) -> int:
+    """Copy a file or a folder to S3, in parallel and in parts, each object with its SHA-256 as metadata.
+
+    Endpoint and credentials come from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...) as for any AWS tool.
+
+    Args:
+        source: a file, or a folder that is copied with everything below it.
+        url: `s3://bucket/prefix`; objects are called `prefix/RELATIVE_PATH`.
+    Returns:
+        the number of objects written.
+    Raises:
+        StorageError: no such source, no such bucket, refused credentials, or the server cannot be reached.
+    """
+    bucket, prefix = _bucket_and_prefix(url)
+    files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
+    if not files:
+        raise StorageError(f"{source}: nothing to upload; check the path")
+    root = source.parent if source.is_file() else source
+    client = _client()
+
+    def put(path: Path) -> None:
+        key = prefix + path.relative_to(root).as_posix()
+        client.upload_file(str(path), bucket, key, ExtraArgs={"Metadata": {"sha256": _sha256(path)}})
+
+    with _explained(url):
+        return _each(put, files, "uploading")
+
+
+def download(url: str, target: Path) -> int:
+    """Copy everything below an S3 prefix to a folder, whole or not at all, and check each object.
+
+    Objects written by `upload` are compared with their SHA-256; others with their size, beside the checksums of the
+    S3 protocol.
+
+    Args:
+        url: `s3://bucket/prefix`.
+        target: the folder to make; an existing one is replaced.
+    Returns:
+        the number of files written.
+    Raises:
+        StorageError: nothing below the prefix, a damaged object, no such bucket, refused credentials, or the server
+            cannot be reached.
+    """
+    bucket, prefix = _bucket_and_prefix(url)
+    client = _client()
+    with _explained(url), write_aside(target) as aside:
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        keys = [entry["Key"] for page in pages for entry in page.get("Contents", []) if not entry["Key"].endswith("/")]
+        if not keys:
+            raise StorageError(f"{url}: no objects there; check the bucket and the prefix")
+
+        def get(key: str) -> None:
+            relative = PurePosixPath(key[len(prefix) :])
+            if relative.is_absolute() or ".." in relative.parts:
+                raise StorageError(f"s3://{bucket}/{key}: its name leads out of the folder; rename the object")
+            path = aside / relative
+            path.parent.mkdir(parents=True, exist_ok=True)
+            head = client.head_object(Bucket=bucket, Key=key)
+            client.download_file(bucket, key, str(path))
+            expected = head["Metadata"].get("sha256")
+            if path.stat().st_size != head["ContentLength"] or (expected and _sha256(path) != expected):
+                raise StorageError(f"s3://{bucket}/{key}: damaged (its SHA-256 differs); upload the object again")
+
+        return _each(get, keys, "downloading")
+
+
+def _bucket_and_prefix(url: str) -> tuple[str, str]:
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    if not is_s3(url) or not bucket:
+        raise StorageError(f"{url}: not an S3 location; write s3://BUCKET/PREFIX")
+    prefix = prefix.strip("/")
+    return bucket, f"{prefix}/" if prefix else ""
+
+
+def _client() -> Any:
+    import boto3
+    from botocore.config import Config
+
+    return boto3.client("s3", config=Config(retries={"mode": "standard", "total_max_attempts": 3}, connect_timeout=10))
+
+
+def _each(action: Callable[[T], None], items: Sequence[T], what: str) -> int:
+    with ThreadPoolExecutor(_TRANSFERS) as pool:
+        pending = [pool.submit(action, item) for item in items]
+        try:
+            for done in tqdm(as_completed(pending), total=len(items), desc=what, unit="file", disable=None):
+                done.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return len(items)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _explained(url: str) -> Iterator[None]:
+    """Turn what boto3 raises into one line with a remedy."""
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except (Boto3Error, BotoCoreError, ClientError) as error:
+        text = str(error)
+        remedy = next((remedy for sign, remedy in _REMEDIES.items() if sign in text), "check the AWS_* settings")
+        raise StorageError(f"{url}: {text}; {remedy}") from error
+
+
+_REFUSED = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy"
+_REMEDIES = {
+    "NoSuchBucket": "create the bucket or correct its name",
+    "locate credentials": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "connect to the endpoint": "check AWS_ENDPOINT_URL and that the server is up",
+    "SignatureDoesNotMatch": _REFUSED,
+    "InvalidAccessKeyId": _REFUSED,
+    "AccessDenied": _REFUSED,
+    "403": _REFUSED,
+}

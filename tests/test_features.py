@@ -1,0 +1,79 @@
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from contrique import features, images
+from contrique.dataset import DatasetError, write_manifest
+from contrique.encoder import Encoder, load_encoder, save_encoder
+from contrique.features import ImageTooSmall, extract, extract_one, extract_set, load_set, save_features
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    torch.set_num_threads(1)
+    return Encoder("resnet18", 0).eval().requires_grad_(False)
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_equals_the_definition(encoder: Encoder) -> None:
+    picture = noise(97, 131)
+    half = np.array(Image.fromarray(picture).resize((131 // 2, 97 // 2), Image.Resampling.BICUBIC))
+    parts = []
+    for scale in (picture, half):
+        maps = encoder.maps(torch.tensor(scale / 255.0, dtype=torch.float32).permute(2, 0, 1)[None])
+        h = maps.mean((2, 3))[0]
+        parts.append(h / h.norm())
+    got = extract_one(picture, encoder)
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, torch.cat(parts).numpy(), atol=2e-6)
+
+
+def test_same_picture_same_features_in_any_company(encoder: Encoder) -> None:
+    a, b = noise(80, 96, 1), noise(128, 64, 2)
+    np.testing.assert_array_equal(extract([a, b, a], encoder), extract([a, a, b], encoder)[[0, 2, 1]])
+    assert extract([], encoder).shape == (0, 1024)
+
+
+def test_too_small(encoder: Encoder) -> None:
+    extract_one(noise(64, 64), encoder)
+    with pytest.raises(ImageTooSmall, match="100x63 is under 64 pixels"):
+        extract_one(noise(63, 100), encoder)
+
+
+def test_bfloat16_agrees_loosely(encoder: Encoder) -> None:
+    picture = noise(96, 96)
+    full, low = extract_one(picture, encoder), extract_one(picture, encoder, "bfloat16")
+    assert 0.99 < float(full @ low) / 2 < 1.01
+
+
+def test_feature_set_holds_judged_and_weak_labelled_rows(encoder: Encoder, tmp_path: Path) -> None:
+    save_encoder(encoder, tmp_path / "e.safetensors")
+    rows = {"mos": [("a", "test", 3.0), ("b", "train", float("nan")), ("c", "pretrain", 2.0)]}
+    rows["weak_label"] = [("d", "pretrain", 0.5), ("e", "pretrain", float("nan"))]
+    for label, entries in rows.items():
+        folder = tmp_path / label
+        folder.mkdir()
+        for i, (name, _, _) in enumerate(entries):
+            (folder / f"{name}.png").write_bytes(images.encode_png(noise(64, 72, i)))
+        table = [{"image": f"{n}.png", "split": s, "reference": n, label: v} for n, s, v in entries]
+        write_manifest(pd.DataFrame(table), folder)
+    count = extract_set(tmp_path / "mos", tmp_path / "weak_label", tmp_path / "e.safetensors", tmp_path / "out")
+    manifest, values = load_set(tmp_path / "out")
+    assert count == 2
+    assert list(manifest["image"]) == ["a.png", "d.png"]
+    loaded = load_encoder(tmp_path / "e.safetensors")
+    np.testing.assert_array_equal(values[0], extract_one(noise(64, 72, 0), loaded))
+    np.testing.assert_allclose(values[0], extract_one(noise(64, 72, 0), encoder), atol=2e-6)
+    first = (tmp_path / "out" / features.FEATURES).read_bytes()
+    extract_set(tmp_path / "mos", tmp_path / "weak_label", tmp_path / "e.safetensors", tmp_path / "out")
+    assert (tmp_path / "out" / features.FEATURES).read_bytes() == first
+    save_features(values, ["x", "y"], tmp_path / "out" / features.FEATURES)
+    with pytest.raises(DatasetError, match="different images"):
+        load_set(tmp_path / "out")

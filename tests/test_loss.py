@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from contrique.loss import contrastive_loss
+
+
+def slow_loss(z: np.ndarray, labels: np.ndarray, temperature: float) -> float:
+    """The definition, term by term, in float64."""
+    z = z / np.linalg.norm(z, axis=1, keepdims=True)
+    n, total = len(z), 0.0
+    for i in range(n):
+        others = [k for k in range(n) if k != i]
+        positives = [k for k in others if labels[k] == labels[i]]
+        if not positives:
+            continue
+        s = z @ z[i] / temperature
+        top = s[others].max()
+        total += top + np.log(np.exp(s[others] - top).sum()) - s[positives].mean()
+    return total / n
+
+
+def full_matrix_loss(z: torch.Tensor, labels: torch.Tensor, temperature: float) -> torch.Tensor:
+    """With an N x N matrix and autograd, in float64."""
+    z = torch.nn.functional.normalize(z, dim=1)
+    s = z @ z.T / temperature
+    itself = torch.eye(len(z), dtype=torch.bool)
+    positive = (labels[:, None] == labels) & ~itself
+    count = positive.sum(1)
+    mean_positive = torch.where(positive, s, 0).sum(1) / count.clamp(min=1)
+    per_vector = s.masked_fill(itself, -torch.inf).logsumexp(1) - mean_positive
+    return torch.where(count > 0, per_vector, 0).mean()
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    n=st.integers(2, 24), d=st.integers(2, 8), classes=st.integers(1, 6), seed=st.integers(0, 99),
+    temperature=st.sampled_from([0.01, 0.1, 1.0]),
+)  # fmt: skip
+def test_equals_the_definition(n: int, d: int, classes: int, seed: int, temperature: float) -> None:
+    rng = np.random.default_rng(seed)
+    z, labels = rng.standard_normal((n, d)), rng.integers(classes, size=n)
+    got = contrastive_loss(torch.from_numpy(z), torch.from_numpy(labels), temperature)
+    assert float(got) == pytest.approx(slow_loss(z, labels, temperature), rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("n", [37, 512, 1100])
+@pytest.mark.parametrize("temperature", [0.01, 0.1])
+def test_value_and_gradient_across_block_borders(n: int, temperature: float) -> None:
+    generator = torch.Generator().manual_seed(n)
+    z = torch.randn(n, 32, dtype=torch.float64, generator=generator)
+    labels = torch.randint(0, 9, (n,), generator=generator)
+    labels[0] = 99  # a class of one
+    slow, fast = z.clone().requires_grad_(), z.float().requires_grad_()
+    expected = full_matrix_loss(slow, labels, temperature)
+    got = contrastive_loss(fast, labels, temperature)
+    (3 * expected).backward()
+    (3 * got).backward()
+    assert got.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert float((fast.grad - slow.grad).norm() / slow.grad.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("labels", [torch.zeros(8), torch.arange(8)])
+def test_one_class_or_all_alone_is_finite(labels: torch.Tensor) -> None:
+    z = torch.randn(8, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    loss = contrastive_loss(z, labels.long(), 0.01)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(z.grad).all()
+    assert (loss == 0) == bool(labels.any())
+
+
+def test_order_of_the_vectors_does_not_matter() -> None:
+    generator = torch.Generator().manual_seed(5)
+    z, labels = torch.randn(40, 8, generator=generator), torch.arange(40) % 7
+    order = torch.randperm(40, generator=generator)
+    assert float(contrastive_loss(z, labels)) == pytest.approx(
+        float(contrastive_loss(z[order], labels[order])), rel=1e-6
+    )
+
+
+def test_bfloat16_input_is_computed_in_float32() -> None:
+    z, labels = torch.randn(64, 16, generator=torch.Generator().manual_seed(1)).bfloat16(), torch.arange(64) % 4
+    with torch.autocast("cpu", torch.bfloat16):
+        assert float(contrastive_loss(z, labels)) == pytest.approx(float(contrastive_loss(z.float(), labels)), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("z", "labels", "temperature", "says"),
+    [
+        (torch.ones(3, 2), torch.zeros(2), 0.1, "got (3, 2) and (2,)"),
+        (torch.ones(1, 2), torch.zeros(1), 0.1, "at least 2"),
+        (torch.ones(3, 2), torch.zeros(3), 0.0, "above 0"),
+    ],
+)
+def test_wrong_arguments(z: torch.Tensor, labels: torch.Tensor, temperature: float, says: str) -> None:
+    with pytest.raises(ValueError, match=says.replace("(", r"\(").replace(")", r"\)")):
+        contrastive_loss(z, labels, temperature)

@@ -1,0 +1,138 @@
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.ndimage
+import skimage.color
+import torch
+
+from contrique import images
+from contrique.dataset import DatasetError
+from contrique.views import COLOUR_SPACES, Views, _half_crop, colour_views, two_views
+
+
+def photograph(height: int = 120, width: int = 160, seed: int = 0) -> np.ndarray:
+    noise = np.random.default_rng(seed).random((height, width, 3))
+    smooth = scipy.ndimage.gaussian_filter(noise, (3, 3, 0))
+    return images.as_uint8((smooth - smooth.min()) / np.ptp(smooth))
+
+
+def in_colour(picture: np.ndarray, space: str) -> np.ndarray:
+    batch = torch.from_numpy(picture).permute(2, 0, 1)[None]
+    return colour_views(batch, torch.tensor([COLOUR_SPACES.index(space)]))[0].permute(1, 2, 0).numpy()
+
+
+@pytest.mark.parametrize(
+    "picture", [photograph(), np.full((16, 16, 3), 128, np.uint8), np.zeros((16, 16, 3), np.uint8)]
+)
+def test_colour_spaces_equal_other_libraries(picture: np.ndarray) -> None:
+    lab = skimage.color.rgb2lab(picture)
+    expected = {
+        "rgb": picture / 255,
+        "hsv": skimage.color.rgb2hsv(picture),
+        "lab": np.stack([lab[..., 0] / 100, (lab[..., 1] + 128) / 255, (lab[..., 2] + 128) / 255], 2),
+        "gray": np.repeat(cv2.cvtColor(np.float32(picture / 255), cv2.COLOR_RGB2GRAY)[..., None], 3, 2),
+    }
+    blurred = cv2.GaussianBlur(picture / 255, (7, 7), 7 / 6, borderType=cv2.BORDER_REFLECT_101)
+    expected["ms"] = picture / 255 - blurred
+    for space, values in expected.items():
+        np.testing.assert_allclose(in_colour(picture, space), values, atol=2e-5, err_msg=space)
+
+
+def test_mixed_batch_converts_each_view_to_its_own_space() -> None:
+    batch = torch.from_numpy(np.stack([photograph(seed=i) for i in range(5)])).permute(0, 3, 1, 2)
+    mixed = colour_views(batch, torch.arange(5))
+    for i in range(5):
+        assert torch.equal(mixed[i], colour_views(batch[i : i + 1], torch.tensor([i]))[0])
+
+
+@pytest.mark.parametrize("size", [(120, 160), (121, 160), (64, 64), (300, 200)])
+def test_half_crop_is_cut_from_the_half_scale_picture(size: tuple[int, int]) -> None:
+    picture = photograph(*size)
+    half = images.half_scale(picture)
+    for seed in range(20):
+        crop = _half_crop(picture, 32, np.random.default_rng(seed))
+        windows = np.lib.stride_tricks.sliding_window_view(half, (32, 32, 3))[:, :, 0]
+        assert (windows == crop).all((2, 3, 4)).any(), f"seed {seed}"
+
+
+def test_small_pictures_are_reflected_not_padded_with_black() -> None:
+    picture = np.maximum(photograph(40, 50), 30)
+    for seed in range(10):
+        for view in two_views(picture, 64, np.random.default_rng(seed)):
+            assert view.shape == (64, 64, 3)
+            assert view.min() > 10
+
+
+def test_both_scales_both_orders_and_flips_occur() -> None:
+    fine = np.zeros((64, 64, 3), np.uint8)
+    fine[::2] = 255  # stripes of one pixel: gone at half scale
+    order = [two_views(fine, 32, np.random.default_rng(seed))[0].std() > 60 for seed in range(40)]
+    assert 8 < sum(order) < 32
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> pd.DataFrame:
+    rows = []
+    for content in range(4):
+        for label in range(6):
+            for kind in ("distorted", "authentic"):
+                name = f"{kind}{content}{label}.png"
+                (tmp_path / name).write_bytes(images.encode_png(photograph(80, 80, seed=10 * content + label)))
+                rows.append({
+                    "image": name, "shard": "", "folder": str(tmp_path), "reference": f"c{content}",
+                    "label": label if kind == "distorted" else -1,
+                })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def views(pool: pd.DataFrame, seed: int = 0, balanced: bool = False, images: int = 10) -> Views:
+    return Views(
+        pool, images=images, authentic_share=0.2, crop=32, balanced=balanced, contents_per_class=2, seed=seed
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_a_step_depends_on_seed_and_step_alone(pool: pd.DataFrame, balanced: bool) -> None:
+    a, b = views(pool, balanced=balanced), views(pool, balanced=balanced)
+    a[0], a[1]
+    for step in (3, 0):
+        one, two = a[step], b[step]
+        assert all(torch.equal(x, y) for x, y in zip(one.views, two.views, strict=True))
+        assert torch.equal(one.colours, two.colours)
+        assert torch.equal(one.labels, two.labels)
+    assert not torch.equal(a[0].rows, a[1].rows)
+    assert not torch.equal(a[0].rows, views(pool, seed=1, balanced=balanced)[0].rows)
+
+
+def test_uniform_sampler_visits_every_picture_once_an_epoch(pool: pd.DataFrame) -> None:
+    sampler = views(pool)
+    drawn = np.concatenate([sampler.rows(step)[:8] for step in range(6)])
+    assert sorted(drawn[:24]) == sorted(sampler.synthetic)
+    assert sorted(drawn[24:]) == sorted(sampler.synthetic)
+    assert list(drawn[:24]) != list(drawn[24:])
+    assert sampler.steps_per_epoch == 3
+
+
+def test_balanced_sampler_gives_each_class_different_contents(pool: pd.DataFrame) -> None:
+    sampler = views(pool, balanced=True)
+    for step in range(10):
+        rows = sampler.rows(step)[:8]
+        table = pool.iloc[rows].groupby("label")["reference"]
+        assert (table.size() == 2).all()
+        assert (table.nunique() == 2).all()
+
+
+def test_authentic_pictures_have_a_class_of_their_own(pool: pd.DataFrame) -> None:
+    labels = views(pool)[0].labels
+    assert len(set(labels[8:].tolist())) == 2
+    assert not set(labels[8:].tolist()) & set(range(6))
+
+
+def test_missing_kind_is_one_clear_error(pool: pd.DataFrame) -> None:
+    with pytest.raises(DatasetError, match=r"no authentic pictures.*authentic_share to 0"):
+        views(pool[pool["label"] >= 0])
+    with pytest.raises(DatasetError, match=r"no synthetic pictures.*authentic_share to 1"):
+        views(pool[pool["label"] < 0])

@@ -168,12 +168,13 @@ def resolve(profile: str, overrides: Mapping[str, Any] | None = None) -> Config:
     config = PROFILES[profile]
     for name, value in (overrides or {}).items():
         stage, _, option = name.partition(".")
-        section = getattr(config, stage, None)
+        section: Any = getattr(config, stage, None)
         hints = get_type_hints(type(section)) if dataclasses.is_dataclass(section) else {}
         if option not in hints:
             raise ConfigError(f"unknown option '{name}'; options look like 'pretrain.steps' (see contrique/config.py)")
-        changed = dataclasses.replace(section, **{option: _cast(name, value, hints[option])})  # type: ignore[type-var]
-        config = dataclasses.replace(config, **{stage: changed})
+        changed: dict[str, Any] = {option: _cast(name, value, hints[option])}
+        stages: dict[str, Any] = {stage: dataclasses.replace(section, **changed)}
+        config = dataclasses.replace(config, **stages)
     return config
 
 

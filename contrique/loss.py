@@ -33,7 +33,7 @@ def contrastive_loss(z: Tensor, labels: Tensor, temperature: float = 0.1) -> Ten
     with torch.autocast(z.device.type, enabled=False):
         normalised = torch.nn.functional.normalize(z.float(), dim=1)
         loss: Tensor = _Contrastive.apply(normalised, labels, temperature)
-    return loss
+        return loss
 
 
 class _Contrastive(torch.autograd.Function):
@@ -61,7 +61,8 @@ class _Contrastive(torch.autograd.Function):
             grad[rows] += p @ z
             grad.addmm_(p.T, z[rows])
         ctx.save_for_backward(grad.div_(temperature))
-        return (weight * log_sum).sum() - mean_positive.sum() / temperature
+        loss: Tensor = (weight * log_sum).sum() - mean_positive.sum() / temperature
+        return loss
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, None, None]:

@@ -1,0 +1,433 @@
+"""Ridge regression from frozen features to scores: every alpha from one factorisation (spec section 5).
+
+Features and labels are centred, so the intercept is not penalised, as in scikit-learn. Features are not divided by
+their standard deviations: both halves of f = [h(full), h(half)] have norm one already, and scaling up the channels that
+hardly vary would scale up their noise.
+
+Three ways to the same coefficients, by the sizes at hand:
+
+- more features than training pictures: the eigenvectors of their kernel matrix, a block of one kernel shared by all
+  splits;
+- one training set: the eigenvectors of its Gram matrix;
+- many training sets, all large parts of one set (random splits): conjugate gradients for all splits and alphas at once,
+  preconditioned by the eigenvectors of the shared Gram matrix. The whole set's Gram differs little from that of any
+  70 % of it, so that some ten to thirty steps reach `TOLERANCE`; the rare system that does not get there is solved
+  exactly.
+"""
+
+import json
+import zipfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy import linalg
+from tqdm import tqdm
+
+from contrique.config import RegressorConfig
+from contrique.dataset import judged_rows
+from contrique.errors import ContriqueError
+from contrique.features import load_set
+from contrique.metrics import EvaluationError, srcc
+from contrique.storage import write_aside
+
+COEFFICIENTS: Final = "ridge.npz"
+DESCRIPTION: Final = "regressor.json"
+FORMAT: Final = 1
+TOLERANCE: Final = 1e-7  # of the conjugate gradients' residual, relative, in the preconditioner's norm
+MAX_STEPS: Final = 200
+
+Array = NDArray[np.float64]
+Rows = NDArray[np.intp]
+Task = tuple[Rows, Rows]
+
+
+class RegressorError(ContriqueError):
+    """Features, labels or a regressor file from which no regressor can be had."""
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """A fitted ridge regressor.
+
+    Attributes:
+        coef: weights of the features. Shape (D,), float64.
+        intercept: score where the weighted features sum to zero.
+        alpha: strength of the penalty alpha |w|^2 beside the summed squared error.
+    """
+
+    coef: Array
+    intercept: float
+    alpha: float
+
+    def predict(self, features: ArrayLike) -> Array:
+        """Scores in the unit of the training labels.
+
+        Args:
+            features: shape (N, D).
+        Returns:
+            shape (N,), float64.
+        Raises:
+            RegressorError: another number of features, NaN or infinite values.
+        """
+        x = np.asarray(features, dtype=np.float64)
+        if x.ndim != 2 or x.shape[1] != len(self.coef):
+            raise RegressorError(
+                f"features have shape {x.shape}, the regressor expects (N, {len(self.coef)}); "
+                "use the encoder it was fitted with"
+            )
+        if not np.isfinite(x).all():
+            raise RegressorError("features hold NaN or infinite values; extract them again in float32")
+        return np.asarray(x @ self.coef + self.intercept)
+
+
+def _checked(features: ArrayLike, labels: ArrayLike, alphas: Sequence[float]) -> tuple[Array, Array, Array]:
+    x, y, a = np.asarray(features, np.float64), np.asarray(labels, np.float64), np.asarray(alphas, np.float64)
+    if x.ndim != 2 or y.shape != x.shape[:1] or x.shape[1] == 0:
+        raise RegressorError(f"features {x.shape} and labels {y.shape} do not fit; expected (N, D) and (N,)")
+    if not np.isfinite(x).all():
+        bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
+        raise RegressorError(f"features of {len(bad)} pictures hold NaN or infinite values, first row {bad[0]}")
+    if a.ndim != 1 or len(a) == 0 or not (np.isfinite(a) & (a > 0)).all():
+        raise RegressorError(f"alphas must be positive numbers, got {list(alphas)}")
+    return x, y, a
+
+
+def _trainable(x: Array, y: Array, rows: Rows) -> None:
+    if len(rows) < 2:
+        raise RegressorError(f"{len(rows)} training pictures; give at least 2")
+    bad = rows[~np.isfinite(y[rows])]
+    if len(bad):
+        raise RegressorError(f"{len(bad)} labels are NaN or infinite, first row {bad[0]}; drop those rows")
+    if np.ptp(y[rows]) == 0:
+        raise RegressorError(f"all {len(rows)} training labels are {y[rows[0]]:g}; there is nothing to learn from them")
+    if all(np.array_equal(x[row], x[rows[0]]) for row in rows[1:]):  # ends at the first that differs
+        raise RegressorError(f"all {len(rows)} training pictures have the same features; check the encoder")
+
+
+def path(features: ArrayLike, labels: ArrayLike, alphas: Sequence[float], *, intercept: bool = True) -> list[Ridge]:
+    """Ridge for every alpha, exactly: one eigendecomposition of the smaller of Gram and kernel matrix.
+
+    Equals `sklearn.linear_model.Ridge(alpha, fit_intercept=intercept)`.
+
+    Args:
+        features: shape (N, D), N at least 2.
+        labels: shape (N,).
+        alphas: positive.
+        intercept: whether to centre features and labels.
+    Returns:
+        one regressor an alpha, in the order given.
+    Raises:
+        RegressorError: shapes, values or alphas that cannot be fitted; constant labels or features.
+    """
+    x, y, a = _checked(features, labels, alphas)
+    _trainable(x, y, np.arange(len(y)))
+    x_mean = x.mean(axis=0) if intercept else np.zeros(x.shape[1])
+    y_mean = float(y.mean()) if intercept else 0.0
+    coefs = _coefficients(x - x_mean, y - y_mean, a)
+    return [Ridge(w, y_mean - float(x_mean @ w), float(k)) for w, k in zip(coefs, a, strict=True)]
+
+
+def fit(features: ArrayLike, labels: ArrayLike, alpha: float, *, intercept: bool = True) -> Ridge:
+    """Ridge for one alpha; as `path`."""
+    return path(features, labels, [alpha], intercept=intercept)[0]
+
+
+def _coefficients(x: Array, y: Array, alphas: Array) -> Array:
+    """Exact weights for centred features and labels. Shape (A, D)."""
+    primal = x.shape[0] > x.shape[1]
+    values, vectors = linalg.eigh(x.T @ x if primal else x @ x.T, driver="evd", check_finite=False)
+    target = vectors.T @ (x.T @ y if primal else y)
+    solved = (target[:, None] / (np.maximum(values, 0)[:, None] + alphas)).T @ vectors.T
+    return np.asarray(solved if primal else solved @ x)
+
+
+def predict_tasks(
+    features: ArrayLike, labels: ArrayLike, tasks: Sequence[Task], alphas: Sequence[float]
+) -> list[Array]:
+    """Ridge fitted on each task's training rows for every alpha, predicting its held-out rows.
+
+    Args:
+        features: shape (N, D).
+        labels: shape (N,); those of held-out rows are never read.
+        tasks: pairs of row numbers, (training, held out).
+        alphas: positive.
+    Returns:
+        one array a task, shape (A, held-out rows), in the unit of the labels.
+    Raises:
+        RegressorError: as `path`.
+    """
+    x, y, a = _checked(features, labels, alphas)
+    for train, _ in tasks:
+        _trainable(x, y, train)
+    x = x - x.mean(axis=0)  # every task centres again; this keeps its differences of large sums small
+    if max((len(train) for train, _ in tasks), default=0) <= x.shape[1]:
+        kernel = x @ x.T
+        bar = tqdm(tasks, desc="ridge", unit="fit", delay=2, disable=None)
+        return [_predict_by_kernel(kernel, y, task, a) for task in bar]
+    return _predict_by_gram(x, y, tasks, a)
+
+
+def _predict_by_kernel(kernel: Array, labels: Array, task: Task, alphas: Array) -> Array:
+    train, held_out = task
+    block, cross = kernel[np.ix_(train, train)], kernel[np.ix_(held_out, train)]
+    mean = block.mean(axis=0)
+    cross = cross - mean - cross.mean(axis=1, keepdims=True) + mean.mean()
+    values, vectors = linalg.eigh(block - mean - mean[:, None] + mean.mean(), driver="evd", check_finite=False)
+    target = vectors.T @ (labels[train] - labels[train].mean())
+    solved = target[:, None] / (np.maximum(values, 0)[:, None] + alphas)
+    return np.asarray((cross @ (vectors @ solved)).T + labels[train].mean())
+
+
+def _predict_by_gram(x: Array, y: Array, tasks: Sequence[Task], alphas: Array) -> list[Array]:
+    """Preconditioned conjugate gradients, one column a (task, alpha), all sharing each pass over the features."""
+    n, tasks_n = len(x), len(tasks)
+    member = np.zeros((n, tasks_n))
+    for t, (train, _) in enumerate(tasks):
+        member[train, t] = 1
+    counts = member.sum(axis=0)
+    known = np.where(member.any(axis=1), y, 0)  # labels of rows that no task trains on may be NaN
+    x_means, y_means = (x.T @ member) / counts, (known @ member) / counts  # (D, T), (T,)
+    right = x.T @ (member * (known[:, None] - y_means))  # (D, T); the centring of x drops out of it
+
+    # float32 is enough for a preconditioner: the residuals below are float64
+    values, vectors = linalg.eigh((x.T @ x).astype(np.float32), driver="evd", overwrite_a=True, check_finite=False)
+    values = np.maximum(values, values[-1] * np.finfo(np.float32).eps)[:, None]
+
+    task_of, alpha_of = np.repeat(np.arange(tasks_n), len(alphas)), np.tile(alphas, tasks_n)
+
+    def precondition(columns: Array, live: Rows) -> Array:
+        scale = values * (counts[task_of[live]] / n) + alpha_of[live]
+        rotated = (vectors.T @ columns.astype(np.float32)) / scale.astype(np.float32)
+        return np.asarray(vectors @ rotated, dtype=np.float64)
+
+    def apply(columns: Array, live: Rows) -> Array:
+        t = task_of[live]
+        projected = (x @ columns) * member[:, t]
+        return np.asarray(x.T @ projected - x_means[:, t] * projected.sum(axis=0) + alpha_of[live] * columns)
+
+    live = np.arange(len(task_of))  # columns not yet solved
+    weights = np.zeros((x.shape[1], len(task_of)))
+    residual, direction, energy = right[:, task_of], np.zeros_like(weights), np.ones(len(live))
+    enough = np.zeros(0)
+    with tqdm(total=len(live), desc="ridge", unit="fit", delay=2, disable=None) as bar:
+        for step in range(MAX_STEPS):
+            downhill = precondition(residual, live)
+            previous, energy = energy, np.einsum("dk,dk->k", residual, downhill)
+            enough = enough if step else TOLERANCE**2 * energy
+            go = energy > enough
+            bar.update(int(np.count_nonzero(~go)))
+            direction = (downhill + direction * (energy / previous))[:, go]
+            live, residual, energy, enough = live[go], residual[:, go], energy[go], enough[go]
+            if not len(live):
+                break
+            image = apply(direction, live)
+            length = energy / np.einsum("dk,dk->k", direction, image)
+            weights[:, live] += length * direction
+            residual = residual - length * image
+    for t in np.unique(task_of[live]):  # did not converge
+        columns = live[task_of[live] == t]
+        train = tasks[t][0]
+        weights[:, columns] = _coefficients(x[train] - x_means[:, t], y[train] - y_means[t], alpha_of[columns]).T
+    return [
+        ((x[held_out] - x_means[:, t]) @ weights[:, task_of == t]).T + y_means[t]
+        for t, (_, held_out) in enumerate(tasks)
+    ]
+
+
+def choose(candidates: Array, labels: Array) -> int:
+    """Which candidate ranks the validation pictures best; of equals the last, which for alphas is the smoothest.
+
+    Args:
+        candidates: predictions of each candidate. Shape (A, N).
+        labels: of the validation part. Shape (N,).
+    Returns:
+        a row number of `candidates`.
+    Raises:
+        EvaluationError: no candidate has a defined SRCC.
+    """
+    best, chosen, why = -np.inf, -1, None
+    for i, scores in enumerate(candidates):
+        try:
+            value = srcc(scores, labels)
+        except EvaluationError as error:  # a candidate that predicts a constant is no candidate
+            why = error
+            continue
+        if value >= best:
+            best, chosen = value, i
+    if chosen < 0:
+        raise EvaluationError(f"no candidate can be chosen on the validation part: {why}")
+    return chosen
+
+
+@dataclass(frozen=True)
+class FullReference:
+    """Ridge on how far a picture's features are from its reference's, anchored at perfect quality.
+
+    Attributes:
+        coef: loss of quality for each unit of distance. Shape (D,), float64.
+        perfect: the score of a picture identical to its reference, exactly; no score is above it.
+        alpha: strength of the penalty.
+    """
+
+    coef: Array
+    perfect: float
+    alpha: float
+
+    def predict(self, features: ArrayLike, references: ArrayLike) -> Array:
+        """Scores in the unit of the training labels, at most `perfect`.
+
+        Args:
+            features: of the distorted pictures. Shape (N, D).
+            references: of their references, row by row. Shape (N, D).
+        Returns:
+            shape (N,), float64.
+        Raises:
+            RegressorError: shapes differ or do not fit, NaN or infinite values.
+        """
+        return np.minimum(
+            self.perfect, Ridge(-self.coef, self.perfect, self.alpha).predict(_distance(features, references))
+        )
+
+
+def _distance(features: ArrayLike, references: ArrayLike) -> Array:
+    x, r = np.asarray(features, np.float64), np.asarray(references, np.float64)
+    if x.shape != r.shape:
+        raise RegressorError(f"features {x.shape} and references {r.shape} differ; give one reference a picture")
+    return np.abs(x - r)
+
+
+def fit_full_reference(
+    features: ArrayLike, references: ArrayLike, labels: ArrayLike, alpha: float, *, perfect: float
+) -> FullReference:
+    """Full-reference variant: |f_ref - f_dist| -> ridge (spec section 5), anchored.
+
+    The original fits an intercept, by which two identical pictures differ. Here the loss of quality, `perfect` minus
+    the label, is fitted without one, so that no distance means no loss.
+
+    Args:
+        features: of the distorted pictures. Shape (N, D).
+        references: of their references, row by row. Shape (N, D).
+        labels: higher is better. Shape (N,).
+        alpha: strength of the penalty, positive.
+        perfect: the label of an undistorted picture, at least every label.
+    Raises:
+        RegressorError: as `path`, or a label above `perfect`.
+    """
+    y = np.asarray(labels, np.float64)
+    if y.size and not y.max() <= perfect:
+        raise RegressorError(f"the highest label, {y.max():g}, is above the score of a perfect picture, {perfect:g}")
+    ridge = fit(_distance(features, references), perfect - y, alpha, intercept=False)
+    return FullReference(ridge.coef, perfect, alpha)
+
+
+@dataclass(frozen=True)
+class RegressorSummary:
+    """What a regressor was fitted on; `regressor.json` holds it.
+
+    Attributes:
+        labels: `human` (MOS) or `weak` (full-reference metrics).
+        label_low, label_high: declared range of the labels, higher is better: [0, 1] for weak labels, lowest and
+            highest training label for human ones.
+        alpha: chosen by SRCC on the validation part.
+        n: training pictures.
+        contents: training contents.
+        validation_n: validation pictures.
+        validation_srcc: SRCC that chose alpha, hence optimistic.
+        features_dim: D.
+        format: version of the two files.
+    """
+
+    labels: str
+    label_low: float
+    label_high: float
+    alpha: float
+    n: int
+    contents: int
+    validation_n: int
+    validation_srcc: float
+    features_dim: int
+    format: int = FORMAT
+
+
+def label_kind(manifest: pd.DataFrame) -> tuple[str, str]:
+    """Which labels judge a set and their column: ("human", "mos") if any judged row has a MOS, else weak labels."""
+    human = bool((manifest["mos"].notna() & (manifest["split"] != "pretrain")).any())
+    return ("human", "mos") if human else ("weak", "weak_label")
+
+
+def fit_set(features: Path, out: Path, *, config: RegressorConfig) -> RegressorSummary:
+    """Fit on a feature set's training part, with the alpha that ranks its validation part best.
+
+    The test part is not touched, and the model is not fitted again with the validation part added.
+
+    Args:
+        features: folder with `manifest.parquet` and `features.npz` (`contrique.features.extract_set`).
+        out: folder to write: `ridge.npz` and `regressor.json`.
+        config: the alphas.
+    Returns:
+        what was fitted.
+    Raises:
+        RegressorError: no judged rows in the training or validation part, or they cannot be fitted.
+        EvaluationError: the validation part cannot tell the alphas apart (too few or constant labels).
+    """
+    manifest, values = load_set(features)
+    kind, column = label_kind(manifest)
+    rows = judged_rows(manifest)
+    part = {name: rows.index[rows["split"] == name].to_numpy() for name in ("train", "validation")}
+    for name, index in part.items():
+        if not len(index):
+            raise RegressorError(f"{features}: no rows with {kind} labels in the {name} part; assign splits again")
+    labels = manifest[column].to_numpy()
+    train, validation = part["train"], part["validation"]
+    models = path(values[train], labels[train], sorted(config.alphas))
+    candidates = np.stack([model.predict(values[validation]) for model in models])
+    chosen = choose(candidates, labels[validation])
+    low, high = (0.0, 1.0) if kind == "weak" else (float(labels[train].min()), float(labels[train].max()))
+    summary = RegressorSummary(
+        labels=kind,
+        label_low=low,
+        label_high=high,
+        alpha=models[chosen].alpha,
+        n=len(train),
+        contents=int(rows.loc[train, "reference"].nunique()),
+        validation_n=len(validation),
+        validation_srcc=srcc(candidates[chosen], labels[validation]),
+        features_dim=values.shape[1],
+    )
+    save(models[chosen], summary, out)
+    return summary
+
+
+def save(ridge: Ridge, summary: RegressorSummary, directory: Path) -> None:
+    """Write `ridge.npz` (coef, intercept, alpha) and `regressor.json`; the same regressor gives the same bytes."""
+    with write_aside(directory) as aside:
+        aside.mkdir()
+        with (aside / COEFFICIENTS).open("wb") as file:
+            np.savez(file, coef=ridge.coef, intercept=np.float64(ridge.intercept), alpha=np.float64(ridge.alpha))
+        (aside / DESCRIPTION).write_text(json.dumps(asdict(summary), indent=2, allow_nan=False) + "\n")
+
+
+def load(directory: Path) -> tuple[Ridge, RegressorSummary]:
+    """Read what `save` wrote.
+
+    Raises:
+        RegressorError: missing or damaged files, another format, NaN, or two files that do not belong together.
+    """
+    try:
+        summary = RegressorSummary(**json.loads((directory / DESCRIPTION).read_text()))
+        with np.load(directory / COEFFICIENTS, allow_pickle=False) as file:
+            ridge = Ridge(file["coef"], float(file["intercept"]), float(file["alpha"]))
+    except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        raise RegressorError(f"{directory}: not a readable regressor ({error}); fit it again") from error
+    if summary.format != FORMAT:
+        raise RegressorError(
+            f"{directory}: regressor format {summary.format}, this version reads {FORMAT}; fit it again"
+        )
+    if ridge.coef.shape != (summary.features_dim,) or not np.isfinite([*ridge.coef, ridge.intercept]).all():
+        raise RegressorError(f"{directory}: {COEFFICIENTS} does not fit {DESCRIPTION}; fit the regressor again")
+    return ridge, summary

@@ -5,13 +5,16 @@ Every stage reads and writes this one form, so that any of them can be run, insp
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections import namedtuple
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from contrique import images
 from contrique.errors import ContriqueError
@@ -49,6 +52,10 @@ COLUMNS: dict[str, str] = {
     "size": "int64",
 }
 _DEFAULTS: dict[str, Any] = {"str": "", "int64": 0, "float64": float("nan")}
+
+
+# a manifest row outside pandas; unlike the named tuples of `itertuples` it can be sent to another process
+Row = namedtuple("Row", list(COLUMNS))  # type: ignore[misc]
 
 
 class DatasetError(ContriqueError):
@@ -97,6 +104,11 @@ def read_manifest(directory: Path) -> pd.DataFrame:
     if missing:
         raise DatasetError(f"{path}: columns {missing} are missing; build the manifest again")
     return as_manifest(frame)
+
+
+def rows_of(manifest: pd.DataFrame) -> list[Any]:
+    """The rows of a manifest as `Row`s."""
+    return [Row(*values) for values in manifest[list(COLUMNS)].itertuples(index=False, name=None)]
 
 
 def picture_bytes(directory: Path, row: Any) -> bytes:
@@ -176,10 +188,12 @@ def import_folder(source: Source) -> pd.DataFrame:
         raise DatasetError(f"{folder}: no such folder; check the path")
     name = folder.resolve().name
     rows = _labelled_rows(folder) if source.role == "labelled" else _unlabelled_rows(folder, source.role)
-    for row in rows:
-        row["dataset"] = name
-        row["reference"] = f"{name}:{row['reference']}"
-        row.update(describe(folder / row["image"]))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        described = pool.map(lambda row: describe(folder / row["image"]), rows)
+        for row, facts in tqdm(zip(rows, described, strict=True), name, len(rows), unit="picture", disable=None):
+            row["dataset"] = name
+            row["reference"] = f"{name}:{row['reference']}"
+            row.update(facts)
     frame = as_manifest(rows)
     if source.role == "labelled" and not frame["split"].astype(bool).any():
         frame["split"] = assign_splits(frame["reference"])
@@ -202,7 +216,7 @@ def _labelled_rows(folder: Path) -> list[dict[str, Any]]:
             "Pass a folder without scores as --pristine or --authentic"
         )
     try:
-        labels = pd.read_csv(path)
+        labels = pd.read_csv(path, dtype=dict.fromkeys(("image", "reference", "distortion", "split"), "str"))
     except (ValueError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path}: not a readable CSV file ({error})") from error
     score = next((column for column in ("mos", "dmos") if column in labels), None)
@@ -214,16 +228,20 @@ def _labelled_rows(folder: Path) -> list[dict[str, Any]]:
     absent = [name for name in labels["image"] if not (folder / str(name)).is_file()]
     if absent:
         raise DatasetError(f"{path}: {len(absent)} images are not in the folder, first {absent[:3]}; restore or remove")
-    distortion = labels["distortion"] if "distortion" in labels else pd.Series("", index=labels.index)
+    text = {
+        column: labels[column].fillna("") if column in labels else pd.Series("", index=labels.index)
+        for column in ("image", "reference", "distortion", "split")
+    }
+    levels = pd.to_numeric(labels.get("level", pd.Series(0, labels.index)), errors="coerce").fillna(0).astype(int)
     return [
         {
-            "image": str(labels["image"][i]),
-            "reference": str(labels["reference"][i]) if "reference" in labels else str(labels["image"][i]),
-            "kind": "distorted" if distortion[i] else "authentic",
-            "distortion": str(distortion[i]),
-            "level": int(labels["level"][i]) if "level" in labels else 0,
+            "image": text["image"][i],
+            "reference": text["reference"][i] or text["image"][i],
+            "kind": "distorted" if text["distortion"][i] else "authentic",
+            "distortion": text["distortion"][i],
+            "level": int(levels[i]),
             "mos": scores[i],
-            "split": str(labels["split"][i]) if "split" in labels else "",
+            "split": text["split"][i],
         }
         for i in labels.index
     ]
@@ -263,3 +281,54 @@ def judged_rows(manifest: pd.DataFrame) -> pd.DataFrame:
 def class_ids(values: Sequence[str]) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Integer ids of strings, numbered in sorted order. Shape (N,), int64."""
     return np.unique(np.asarray(values, dtype=str), return_inverse=True)[1].astype(np.int64)
+
+
+def near_duplicates(
+    hashes_a: Sequence[str],
+    hashes_b: Sequence[str],
+    bits: int,
+    *,
+    flip: Literal["", "horizontal", "vertical", "both"] = "",
+    apart: tuple[Sequence[str], Sequence[str]] | None = None,
+) -> list[tuple[int, int]]:
+    """Pairs of pictures whose perceptual hashes differ in at most `bits` of 64.
+
+    A flip of the picture turns the sign of every other DCT coefficient, so that the hash of the flipped picture is
+    known from the hash alone but for the few bits near the median (on 250 photographs: 3 bits on average, 12 at most;
+    two different photographs differ in 14 or more).
+
+    Args:
+        hashes_a, hashes_b: `images.perceptual_hash` of each picture; an empty one (undecodable) matches nothing.
+        bits: the largest difference that counts as a near-duplicate.
+        flip: compare the pictures of a with those of b flipped.
+        apart: a group of each picture of a and of b; only pairs from different groups are given.
+    Returns:
+        pairs (index in a, index in b), in order.
+    """
+    rows_a = np.flatnonzero([bool(value) for value in hashes_a])
+    rows_b = np.flatnonzero([bool(value) for value in hashes_b])
+    a, b = _hash_codes(filter(None, hashes_a)), _hash_codes(filter(None, hashes_b)) ^ _FLIPPED[flip]
+    ids = (
+        class_ids([*apart[0], *apart[1]]) if apart else np.r_[np.zeros(len(hashes_a), int), np.ones(len(hashes_b), int)]
+    )
+    groups_a, groups_b = ids[: len(hashes_a)][rows_a], ids[len(hashes_a) :][rows_b]
+    pairs = []
+    block = max(1, 2**22 // max(1, len(b)))
+    for start in range(0, len(a), block):
+        rows = slice(start, start + block)
+        close = (np.bitwise_count(a[rows, None] ^ b) <= bits) & (groups_a[rows, None] != groups_b)
+        pairs += [(int(rows_a[start + i]), int(rows_b[j])) for i, j in np.argwhere(close)]
+    return pairs
+
+
+def _hash_codes(hashes: Iterable[str]) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    return np.array([int(value, 16) for value in hashes], dtype=np.uint64)
+
+
+# flip -> bits of a perceptual hash, row by row from the highest, whose coefficient changes sign
+_FLIPPED = {
+    "": np.uint64(0),
+    "horizontal": np.uint64(0x5555555555555555),
+    "vertical": np.uint64(0x00FF00FF00FF00FF),
+    "both": np.uint64(0x55AA55AA55AA55AA),
+}

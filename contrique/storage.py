@@ -109,10 +109,7 @@ def download(url: str, target: Path) -> int:
             raise StorageError(f"{url}: no objects there; check the bucket and the prefix")
 
         def get(key: str) -> None:
-            relative = PurePosixPath(key[len(prefix) :])
-            if relative.is_absolute() or ".." in relative.parts:
-                raise StorageError(f"s3://{bucket}/{key}: its name leads out of the folder; rename the object")
-            path = aside / relative
+            path = aside / inside(key[len(prefix) :], f"s3://{bucket}/{key}")
             path.parent.mkdir(parents=True, exist_ok=True)
             head = client.head_object(Bucket=bucket, Key=key)
             client.download_file(bucket, key, str(path))
@@ -121,6 +118,18 @@ def download(url: str, target: Path) -> int:
                 raise StorageError(f"s3://{bucket}/{key}: damaged (its SHA-256 differs); upload the object again")
 
         return _each(get, keys, "downloading")
+
+
+def inside(name: str, where: str) -> PurePosixPath:
+    """A relative path that stays below the folder it is relative to.
+
+    Raises:
+        StorageError: it is absolute or climbs up; `where` says whose name it is.
+    """
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise StorageError(f"{where}: the name leads out of its folder; rename it")
+    return path
 
 
 def _bucket_and_prefix(url: str) -> tuple[str, str]:
@@ -135,7 +144,8 @@ def _client() -> Any:
     import boto3
     from botocore.config import Config
 
-    return boto3.client("s3", config=Config(retries={"mode": "standard", "total_max_attempts": 3}, connect_timeout=10))
+    options = Config(retries={"mode": "standard", "total_max_attempts": 3}, connect_timeout=10)
+    return boto3.Session().client("s3", config=options)  # the default session would keep its first credentials
 
 
 def _each(action: Callable[[T], None], items: Sequence[T], what: str) -> int:

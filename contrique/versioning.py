@@ -1,0 +1,450 @@
+"""Data versions: pull a pinned revision with DVC, prove its hash, and record where the data came from.
+
+`data.dvc` in git pins the hash of a folder, `.dvc/config` says where its objects are. A team that keeps them in S3
+points the same `data.dvc` there:
+
+    dvc remote add --default team s3://BUCKET/PREFIX && dvc remote modify team verify true && dvc push
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import pandas as pd
+import yaml
+from tqdm import tqdm
+
+from contrique import dataset, storage
+from contrique.errors import ContriqueError
+
+PIN = "data.dvc"
+LINEAGE = "lineage.json"
+_CHECK = (
+    "check the remote's URL and its credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL for S3)"
+)
+
+
+class FetchError(ContriqueError):
+    """Data that cannot be fetched or are not what their pin says; the message names the file and the remedy."""
+
+
+class _GitRefused(FetchError):
+    """git ran and failed."""
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Where a picture set came from.
+
+    Attributes:
+        source: the data as asked for.
+        revision: git commit of the pin, with `-dirty` if the pin differs from it; "" outside git.
+        hash: the `.dir` hash that `dvc add` would give the picture set; of a DVC project fetched alone, its pin.
+        sources: the `.dir` hash of each source by its name as given; of a DVC project, its pin.
+        files: files of the picture set.
+        bytes: their size.
+        rows: rows of the manifest.
+        counts: rows by `split/kind`.
+    """
+
+    source: str
+    revision: str
+    hash: str
+    sources: dict[str, str]
+    files: int
+    bytes: int
+    rows: int
+    counts: dict[str, int]
+
+
+def read_lineage(directory: Path) -> Lineage:
+    """Read the `lineage.json` that `fetch` left in a picture set."""
+    return Lineage(**json.loads((directory / LINEAGE).read_text()))
+
+
+def fetch(
+    out: Path,
+    *,
+    data: str = "",
+    revision: str = "",
+    pristine: Sequence[str] = (),
+    authentic: Sequence[str] = (),
+) -> Lineage:
+    """Bring data from wherever they are into one picture set, whole or not at all.
+
+    DVC projects are pulled by DVC into a cache of their own, so that what is proven is the remote, not what an
+    earlier pull left behind; a cache that the project shares by `cache.dir` is used. Then every file is hashed again.
+
+    Args:
+        out: the picture set to write, with `lineage.json`; an existing one is replaced.
+        data: a DVC project (a folder with `data.dvc`, or a git URL), a picture set (`manifest.parquet`), a labelled
+            folder (`labels.csv`), or any of these below `s3://bucket/prefix`. Empty to pretrain only.
+        revision: git revision whose `data.dvc` is pulled; empty for the working tree's.
+        pristine: folders of undistorted pictures without labels, local or s3://.
+        authentic: folders of pictures with distortions of their own, without labels.
+    Returns:
+        the lineage, as written to `out/lineage.json`.
+    Raises:
+        FetchError: nothing to fetch, an unknown revision, an unreachable remote, a missing or a damaged file.
+        dataset.DatasetError: a folder that is no picture set and cannot be imported as one.
+        storage.StorageError: an S3 location that cannot be read.
+    """
+    if not (data or pristine or authentic):
+        raise FetchError("nothing to fetch; give data, or folders of pristine or authentic pictures")
+    asked: list[tuple[str, Literal["labelled", "pristine", "authentic"]]] = [(data, "labelled")] if data else []
+    asked += [(folder, "pristine") for folder in pristine] + [(folder, "authentic") for folder in authentic]
+    with storage.write_aside(out) as aside, tempfile.TemporaryDirectory(prefix=".fetch-", dir=out.parent) as scratch:
+        commit, sources = "", {}
+        parts: list[tuple[Path, pd.DataFrame]] = []
+        for number, (location, role) in enumerate(asked):
+            work = Path(scratch) / str(number)
+            work.mkdir()
+            if role == "labelled":
+                folder, commit, pinned = _open(location, revision, work)
+            else:
+                folder, pinned = _local(location, work), ""
+            sources[location] = pinned or dir_hash(listing(folder))
+            is_set = role == "labelled" and (folder / dataset.MANIFEST).is_file()
+            if pinned and is_set and len(asked) == 1:
+                folder.replace(aside)  # as pinned, to the byte
+                frame = dataset.read_manifest(aside)
+            else:
+                frame = dataset.read_manifest(folder) if is_set else dataset.import_folder(dataset.Source(folder, role))
+                parts.append((folder, frame))
+        if parts:
+            frame = _merge(parts, aside)
+        files = listing(aside)
+        counts = (frame["split"] + "/" + frame["kind"]).value_counts()
+        lineage = Lineage(
+            source=data,
+            revision=commit,
+            hash=dir_hash(files),
+            sources=sources,
+            files=len(files),
+            bytes=sum((aside / name).stat().st_size for name in files),
+            rows=len(frame),
+            counts={str(name): int(counts[name]) for name in sorted(counts.index)},
+        )
+        (aside / LINEAGE).write_text(json.dumps(asdict(lineage), indent=2) + "\n")
+    return lineage
+
+
+def _merge(parts: Sequence[tuple[Path, pd.DataFrame]], out: Path) -> pd.DataFrame:
+    """Copy the pictures of several folders below one, and write the manifest of them all."""
+    names = [folder.name for folder, _ in parts]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise FetchError(
+            f"two sources are called '{twice[0]}'; rename one of the folders, contents are told apart by it"
+        )
+    frames: list[pd.DataFrame] = []
+    copies: dict[str, Path] = {}
+    for folder, rows in parts:
+        prefix = {"image": "", "shard": ""}
+        if len(parts) > 1:
+            prefix = {"image": f"images/{folder.name}/", "shard": f"shards/{folder.name}/"}
+        frame = rows.copy()
+        column = frame["shard"].astype(bool).map({True: "shard", False: "image"})
+        for kind in ("image", "shard"):
+            stored = frame.loc[column == kind, kind]
+            copies |= {prefix[kind] + name: folder / name for name in stored.unique()}
+            frame.loc[column == kind, kind] = prefix[kind] + stored
+        frames.append(frame)
+    for name, source in tqdm(copies.items(), desc="copying", unit="file", disable=None):
+        target = out / storage.inside(name, str(source))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            shutil.copyfile(source, target)
+        except FileNotFoundError:
+            raise FetchError(f"{source}: in the manifest, but not there; restore the file or remove its row") from None
+    merged = dataset.as_manifest(pd.concat(frames, ignore_index=True))
+    dataset.write_manifest(merged, out)
+    return merged
+
+
+def _local(location: str, work: Path) -> Path:
+    """The folder that a location names, downloaded if it is in S3, with its proper name."""
+    if not storage.is_s3(location):
+        folder = Path(location).resolve()
+        if not folder.is_dir():
+            raise FetchError(f"{location}: no such folder; check the path")
+        return folder
+    folder = work / PurePosixPath(location.removeprefix("s3://")).name
+    storage.download(location, folder)
+    return folder
+
+
+def _open(location: str, revision: str, work: Path) -> tuple[Path, str, str]:
+    """The folder of the data, and for a DVC project the commit and the hash that pin it."""
+    if re.match(r"(https?|ssh|git|file)://|git@", location) or location.endswith(".git"):
+        project = work / "clone"
+        _git("clone", "--quiet", "--", location, str(project))
+        if revision:
+            _git("checkout", "--quiet", "--detach", _commit(project, revision, location), cwd=project)
+        pin = project / PIN
+        text = pin.read_text() if pin.is_file() else ""
+        commit = _commit(project, "HEAD", location)
+    else:
+        project = _local(location, work)
+        pin = project / PIN
+        if revision:
+            commit = _commit(project, revision, location)
+            text = _git("show", f"{commit}:./{PIN}", cwd=project)
+        else:
+            text, commit = (pin.read_text(), _describe(project)) if pin.is_file() else ("", "")
+        if not text:
+            return project, "", ""
+    if not text:
+        raise FetchError(f"{location}: no {PIN} in it; run `dvc add data` there and commit {PIN}")
+    return _pull(text, project, location, work), commit, _pinned(text, location).hash
+
+
+@dataclass(frozen=True)
+class _Pin:
+    hash: str
+    path: str
+
+
+def _pinned(text: str, location: str) -> _Pin:
+    try:
+        (out,) = yaml.safe_load(text)["outs"]
+        pin = _Pin(str(out["md5"]), str(out["path"]))
+        if out.get("hash") != "md5" or not pin.hash.endswith(".dir"):
+            raise ValueError("it pins no folder by md5")
+        storage.inside(pin.path, f"{location}/{PIN}")
+    except (yaml.YAMLError, TypeError, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise FetchError(
+            f"{location}/{PIN}: not a pin of one folder ({reason}); make it with `dvc add data`"
+        ) from error
+    return pin
+
+
+def read_pin(project: Path) -> str:
+    """The `.dir` hash that a project's `data.dvc` pins.
+
+    Raises:
+        FetchError: there is no `data.dvc`, or it pins something else than one folder.
+    """
+    path = project / PIN
+    if not path.is_file():
+        raise FetchError(f"{path}: not found; make it with `dvc add data`")
+    return _pinned(path.read_text(), str(project)).hash
+
+
+def _pull(text: str, project: Path, location: str, work: Path) -> Path:
+    """Pull what `data.dvc` pins into a throwaway project and prove every file."""
+    pin = _pinned(text, location)
+    name = PurePosixPath(pin.path).name
+    with _throwaway(project, work / "project") as repo:
+        remote = repo.config["core"]["remote"]
+        where = f"remote '{remote}' ({repo.config['remote'][remote]['url']})"
+        root = Path(repo.root_dir)
+        (root / PIN).write_text(text)
+        try:
+            repo.pull()
+        except Exception as error:  # DVC and the file systems below it raise many unrelated types
+            cause = _fault(repo, pin, name) or f"{' '.join(str(error).split())}; {_CHECK}"
+            raise FetchError(f"{location}: cannot pull {PIN} from {where}: {cause}") from error
+        folder = root / pin.path
+        found = listing(folder)
+        if dir_hash(found) != pin.hash:
+            cause = _fault(repo, pin, name)
+            if not cause:
+                listed = _pinned_list(repo, pin)
+                wrong = sorted(file for file in listed.keys() | found.keys() if listed.get(file) != found.get(file))
+                objects = ", ".join(listed[file] for file in wrong[:5] if file in listed)
+                cause = f"{_name_files(name, wrong)} differ from {PIN}; delete {objects} from {repo.cache.local.path}"
+            raise FetchError(f"{location}: what {where} gave is not what {PIN} pins: {cause}")
+    return folder
+
+
+def _pinned_list(repo: Any, pin: _Pin) -> dict[str, str]:
+    """The pinned files and their hashes, from the cache or the remote; empty if neither has the list as pinned."""
+    cached = _object(Path(repo.cache.local.path), pin.hash)
+    if cached.is_file():
+        content = cached.read_bytes()
+    else:
+        odb = repo.cloud.get_remote().odb
+        content = odb.fs.cat_file(odb.oid_to_path(pin.hash))
+    if hashlib.md5(content, usedforsecurity=False).hexdigest() + ".dir" != pin.hash:
+        return {}
+    return {entry["relpath"]: entry["md5"] for entry in json.loads(content)}
+
+
+def _object(store: Path, md5: str) -> Path:
+    return store / md5[:2] / md5[2:]
+
+
+def _fault(repo: Any, pin: _Pin, name: str) -> str:
+    """What is wrong with the remote, in words; empty if nothing is."""
+    try:
+        if not _holds(repo, pin.hash):
+            return f"it does not hold {pin.hash}; run `dvc push` where the data are, or correct the remote's URL"
+        listed = _pinned_list(repo, pin)
+        if not listed:
+            return f"the list of its files, {pin.hash}, is damaged; delete it there and `dvc push` a good copy"
+        lacking = sorted(file for file in listed if not _object(Path(repo.cache.local.path), listed[file]).is_file())
+        absent = [file for file in lacking if not _holds(repo, listed[file])]
+    except Exception as error:  # as in `_explained`
+        return f"{' '.join(str(error).split())}; {_CHECK}"
+    if absent:
+        return f"{_name_files(name, absent)} not there; run `dvc push` from a good copy"
+    objects = ", ".join(listed[file] for file in lacking[:5])
+    return f"{_name_files(name, lacking)} damaged; delete {objects} there and `dvc push` a good copy" if lacking else ""
+
+
+def _holds(repo: Any, md5: str) -> bool:
+    """Whether the default remote has an object; unlike DVC's own test, a refusal is no absence."""
+    odb = repo.cloud.get_remote().odb
+    return bool(odb.fs.exists(odb.oid_to_path(md5)))
+
+
+def _name_files(folder: str, files: Sequence[str]) -> str:
+    shown = ", ".join(f"{folder}/{file}" for file in files[:5])
+    return shown if len(files) <= 5 else f"{shown} and {len(files) - 5} more"
+
+
+@contextmanager
+def _throwaway(project: Path, root: Path) -> Iterator[Any]:
+    """An empty DVC project without git that has another one's remotes; its default remote is verified on reading.
+
+    It works where there is no git, leaves the other project and its cache alone, and DVC refuses a damaged object.
+    """
+    from dvc.config import Config
+    from dvc.exceptions import NotDvcRepoError
+    from dvc.repo import Repo
+
+    try:
+        home = Path(Repo.find_root(str(project)))
+    except NotDvcRepoError:
+        raise FetchError(
+            f"{project}: no .dvc/config there or above, so no remote is known; copy it beside {PIN}"
+        ) from None
+    theirs = Config(dvc_dir=str(home / ".dvc"))
+    remote = theirs["core"].get("remote")
+    if remote not in theirs["remote"]:
+        raise FetchError(f"{home}/.dvc/config: no default remote; run `dvc remote add --default NAME URL`")
+    remotes = {name: dict(options) for name, options in theirs["remote"].items()}
+    remotes[remote]["verify"] = True
+    ours: dict[str, Any] = {"core": {"remote": remote, "no_scm": True}, "remote": remotes}
+    if "dir" in theirs["cache"]:
+        ours["cache"] = {"dir": theirs["cache"]["dir"]}
+    (root / ".dvc").mkdir(parents=True)
+    ours["core"]["site_cache_dir"] = str(root / ".dvc" / "site")
+    (root / ".dvc" / "config").touch()
+    with Repo(str(root), config=ours) as repo:
+        # fsspec keeps file systems, their credentials and their listings, for the life of the process
+        type(repo.cloud.get_remote().fs.fs).clear_instance_cache()
+        yield repo
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # DVC and the file systems below it raise many unrelated types
+        reason = " ".join(str(error).split())
+        raise FetchError(f"{what}: {reason}; {_CHECK}") from error
+
+
+def publish(folder: Path, project: Path) -> str:
+    """Put a folder into a project's default remote, leaving the project itself as it is.
+
+    Args:
+        folder: what `data.dvc` shall pin.
+        project: a DVC project with a default remote.
+    Returns:
+        the text of the `data.dvc` that pins `folder` as `data`.
+    Raises:
+        FetchError: the project has no remote, or the remote does not take the objects.
+    """
+    with tempfile.TemporaryDirectory() as scratch, _throwaway(project, Path(scratch)) as repo:
+        shutil.copytree(folder, Path(scratch) / "data")
+        with _explained(f"{project}: cannot push to its remote '{repo.config['core']['remote']}'"):
+            repo.add(str(Path(scratch) / "data"))
+            repo.push()
+        return (Path(scratch) / PIN).read_text()
+
+
+def is_published(project: Path) -> bool:
+    """Whether a project's default remote holds what its `data.dvc` pins (the list, which DVC writes last)."""
+    pin = read_pin(project)
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        _throwaway(project, Path(scratch)) as repo,
+        _explained(f"{project}: cannot read its remote '{repo.config['core']['remote']}'"),
+    ):
+        return _holds(repo, pin)
+
+
+def listing(folder: Path) -> dict[str, str]:
+    """The MD5 of every file below a folder, by relative path."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+
+    def md5(path: Path) -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        hashes = list(tqdm(pool.map(md5, paths), total=len(paths), desc="hashing", unit="file", disable=None))
+    return {path.relative_to(folder).as_posix(): value for path, value in zip(paths, hashes, strict=True)}
+
+
+def dir_hash(files: dict[str, str]) -> str:
+    """The hash by which DVC 3 pins a folder: MD5 of the JSON list of its files, with `.dir` at the end.
+
+    Args:
+        files: the MD5 of each file by relative path, as `listing` gives.
+    """
+    entries = [{"md5": files[name], "relpath": name} for name in sorted(files)]
+    text = json.dumps(entries, sort_keys=True).encode()
+    return hashlib.md5(text, usedforsecurity=False).hexdigest() + ".dir"
+
+
+def _git(*arguments: str, cwd: Path | None = None) -> str:
+    environment = os.environ | {"GIT_TERMINAL_PROMPT": "0"}
+    try:
+        done = subprocess.run(["git", *arguments], cwd=cwd, capture_output=True, text=True, env=environment, check=True)
+    except FileNotFoundError:
+        raise FetchError("git is not installed, but a revision or a git URL was asked for; install git") from None
+    except subprocess.CalledProcessError as error:
+        lines = error.stderr.strip().splitlines() or ["no reason given"]
+        reason = next((line for line in lines if line.startswith("fatal: ")), lines[-1])
+        raise _GitRefused(f"git {arguments[0]} failed: {reason}; check the address and the revision") from error
+    return done.stdout
+
+
+def _commit(project: Path, revision: str, location: str) -> str:
+    """The commit that a revision names: a commit, a tag, a branch, or a branch of the origin."""
+    for name in (revision, f"origin/{revision}"):
+        try:
+            return _git(
+                "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}", cwd=project
+            ).strip()
+        except _GitRefused as error:
+            reason = error
+    raise FetchError(
+        f"{location}: no git revision '{revision}' there; check `git log` and `git fetch --tags`"
+    ) from reason
+
+
+def _describe(project: Path) -> str:
+    """The commit of a project's working tree, `-dirty` if the pin differs from it; empty where git knows none."""
+    if shutil.which("git") is None:
+        return ""
+    try:
+        commit = _git("rev-parse", "--verify", "--quiet", "HEAD", cwd=project).strip()
+    except _GitRefused:  # not a work tree, or one without a commit
+        return ""
+    return commit + ("-dirty" if _git("status", "--porcelain", "--", PIN, cwd=project) else "")

@@ -1,0 +1,417 @@
+"""The command line. Each command is one function here; what it needs is imported inside it, so that help is instant."""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from contrique import __version__
+from contrique.config import PROFILES, Config, resolve
+from contrique.errors import ContriqueError
+
+if TYPE_CHECKING:
+    from contrique.images import Picture
+
+SOME_FAILED = 1
+REFUSED = 2  # as argparse exits on a usage error
+
+
+class UsageError(ContriqueError):
+    """An argument that makes no sense; the message names it and what was expected."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: the command line without the program's name; that of the process by default.
+    Returns:
+        exit status: 0; 1 if some pictures could not be scored; 2 for a failure that the user can mend, told in one
+        line on stderr.
+    """
+    options = _parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):  # a file name need not be valid UTF-8
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        status: int = options.command(options) or 0
+        sys.stdout.flush()
+        return status
+    except ContriqueError as error:
+        print(f"contrique: {' '.join(str(error).split())}", file=sys.stderr)
+        return REFUSED
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13
+    except KeyboardInterrupt:
+        print("contrique: interrupted", file=sys.stderr)
+        return 128 + 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="contrique",
+        description="No-reference image quality: score pictures with the champion, look after the registry of models,\n"
+        "and run single stages by hand. The whole training pipeline: python -m pipelines --help",
+        epilog="The registry is mlruns/mlflow.db under the working directory, or where MLFLOW_TRACKING_URI points.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"contrique {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Any, text: str, example: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        added.set_defaults(command=command)
+        return added
+
+    def add_settings(command: argparse.ArgumentParser) -> None:
+        command.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="K=V",
+            help="an option of contrique/config.py, such as pretrain.steps=100; repeatable",
+        )
+
+    score = add(
+        "score",
+        _score,
+        "score pictures, 0 to 100, higher is better",
+        "contrique score photo.jpg holiday/ 'scans/*.tif' --format json\n\n"
+        "exit status: 0 if every picture was scored, 1 if some were not, 2 if there is no model or the usage is wrong",
+    )
+    score.add_argument("paths", nargs="+", metavar="PATH", help="file, folder (all below it) or quoted glob")
+    score.add_argument("--format", choices=("table", "json", "csv"), default="table", help="default: table")
+    score.add_argument("--model", default="champion", help="registry version or alias; default: champion")
+    add_settings(score)
+
+    features = add(
+        "features",
+        _features,
+        "write the frozen two-scale features of pictures",
+        "contrique features a.png b.png --encoder runs/x/encoder.safetensors --out features.npz",
+    )
+    features.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder (all below it) or quoted glob")
+    features.add_argument("--encoder", type=Path, required=True, help="a .safetensors file of a pretraining run")
+    features.add_argument(
+        "--out", type=Path, required=True, help="npz with the arrays `features` (N, 2 x width) and `images` (N,)"
+    )
+
+    models = add("models", _models, "list the registered versions, newest first", "contrique models --format json")
+    history = add("history", _history, "list every promotion, rollback and hold: who, when, why", "contrique history")
+    for listing in (models, history):
+        listing.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
+        add_settings(listing)
+
+    promote = add(
+        "promote",
+        _promote,
+        "make a registered version champion; the one before stays reachable as `previous`",
+        "contrique promote 3 --reason 'better on our scans'",
+    )
+    promote.add_argument("version", metavar="VERSION", help="a number from `contrique models`")
+    rollback = add(
+        "rollback",
+        _rollback,
+        "give the alias back to the champion before this one",
+        "contrique rollback --reason 'scores drift on night shots'",
+    )
+    for moving in (promote, rollback):
+        moving.add_argument("--reason", default="", help="for the history")
+        add_settings(moving)
+
+    distort = add(
+        "distort",
+        _distort,
+        "distort one picture, or draw a sheet of all distortions and levels",
+        "contrique distort photo.png --name jpeg --level 3 --seed 0 --out distorted.png\n"
+        "  contrique distort photo.png --sheet sheet.png",
+    )
+    distort.add_argument("image", type=Path, metavar="IMAGE")
+    distort.add_argument("--name", help="one of the 25; a wrong name lists them")
+    distort.add_argument("--level", type=int, help="1 to 5")
+    distort.add_argument("--seed", type=int, default=0, help="default: 0")
+    distort.add_argument("--out", type=Path, help="PNG to write")
+    distort.add_argument("--sheet", type=Path, help="PNG of all 25 x 5 to write, labelled")
+
+    synthesize = add(
+        "synthesize",
+        _synthesize,
+        "make the distorted set of pristine photographs",
+        "contrique synthesize photographs/ --out distorted/ --workers 2 --seed 0",
+    )
+    synthesize.add_argument("path", type=Path, metavar="PATH", help="folder of photographs, or a picture set")
+    synthesize.add_argument("--out", type=Path, required=True, help="folder of the set; an interrupted one goes on")
+    synthesize.add_argument("--workers", type=int, help="processes; default: one per core")
+    synthesize.add_argument("--seed", type=int, default=0, help="default: 0")
+    add_settings(synthesize)
+
+    validate = add(
+        "validate",
+        _validate,
+        "check pictures, labels and splits as the pipeline does, and write a report",
+        "contrique validate data/ --report validation.html\n"
+        "  contrique validate scans/ --pristine photographs/ --authentic phone/ --report validation.html",
+    )
+    validate.add_argument("path", metavar="PATH", help="picture set (manifest.parquet), or folder with labels.csv")
+    validate.add_argument("--pristine", action="append", default=[], help="folder to pretrain on; repeatable")
+    validate.add_argument("--authentic", action="append", default=[], help="folder to pretrain on; repeatable")
+    validate.add_argument("--report", type=Path, required=True, help="HTML page to write, with its JSON beside it")
+    add_settings(validate)
+
+    pretrain = add(
+        "pretrain",
+        _pretrain,
+        "train an encoder on pictures without labels",
+        "contrique pretrain --pristine photographs/ --authentic phone/ --out run/ --set pretrain.steps=200",
+    )
+    pretrain.add_argument("--pristine", action="append", required=True, help="folder to distort; repeatable")
+    pretrain.add_argument("--authentic", action="append", required=True, help="folder used as it is; repeatable")
+    pretrain.add_argument("--out", type=Path, required=True, help="folder of the run; an interrupted one goes on")
+    pretrain.add_argument("--profile", choices=sorted(PROFILES), default="demo", help="default: demo")
+    pretrain.add_argument("--seed", type=int, default=0, help="default: 0")
+    add_settings(pretrain)
+    return parser
+
+
+def _config(options: argparse.Namespace) -> Config:
+    overrides = {}
+    for text in options.set:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"--set {text}: expected NAME=VALUE, such as pretrain.steps=100")
+        try:
+            overrides[name] = json.loads(value)
+        except ValueError:  # a bare word, such as resnet18
+            overrides[name] = value
+    return resolve(getattr(options, "profile", "demo"), overrides)
+
+
+def _score(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from contrique import registry, scorer
+
+    config = _config(options).registry
+    if options.model == config.alias:
+        model = registry.load_champion(config)
+        if model is None:
+            raise registry.RegistryError(
+                f"model '{config.model}' has no {config.alias} yet; run the pipeline first, or set MLFLOW_TRACKING_URI"
+            )
+    else:
+        model = registry.load_model(options.model, config)
+    results = model.score_paths(options.paths)
+    hidden = True if sys.stdout.isatty() else None  # on a terminal the results themselves show the progress
+    bar = tqdm(results, desc="score", unit="img", file=sys.stderr, disable=hidden)
+    return SOME_FAILED if scorer.write(bar, sys.stdout, options.format) else 0
+
+
+def _features(options: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from contrique.encoder import load_encoder
+    from contrique.features import extract, save_features
+
+    encoder = load_encoder(options.encoder)
+    names = _found(options.images)
+    bar = tqdm(names, desc="features", unit="img", file=sys.stderr, disable=None)
+    values = extract((_read(name) for name in bar), encoder)
+    save_features(values, names, options.out)
+    print(f"{options.out}: {len(names)} pictures x {values.shape[1]} features")
+
+
+def _found(paths: Iterable[str]) -> list[str]:
+    from contrique.scorer import Failure, find_images
+
+    names = []
+    for found in find_images(paths):
+        if isinstance(found, Failure):
+            raise UsageError(found.error)
+        names.append(str(found))
+    return names
+
+
+def _read(path: str) -> "Picture":
+    """A picture large enough for the encoder; the error names its file."""
+    from contrique.encoder import MIN_SIDE
+    from contrique.images import read
+
+    picture = read(path)
+    if min(picture.shape[:2]) < MIN_SIDE:
+        raise UsageError(
+            f"{path}: {picture.shape[1]}x{picture.shape[0]} is under {MIN_SIDE} pixels a side; leave it out"
+        )
+    return picture
+
+
+def _models(options: argparse.Namespace) -> None:
+    from contrique import registry
+
+    found = registry.models(_config(options).registry)
+    columns = {
+        "version": "version",
+        "aliases": "alias",
+        "srcc": "SRCC",
+        "interval": "interval",
+        "labels": "labels",
+        "created": "created",
+        "data_hash": "data",
+        "run": "run",
+    }
+    _print(found, columns, options.format, "no model is registered yet; run the pipeline: python -m pipelines run")
+
+
+def _history(options: argparse.Namespace) -> None:
+    from contrique import registry
+
+    columns = {
+        "time": "time (UTC)",
+        "action": "action",
+        "replaced": "from",
+        "version": "to",
+        "who": "who",
+        "data_hash": "data",
+        "reason": "why",
+    }
+    _print(registry.history(_config(options).registry), columns, options.format, "nothing has happened yet")
+
+
+def _print(rows: Sequence[Any], columns: dict[str, str], form: str, empty: str) -> None:
+    if form == "json":
+        print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2, ensure_ascii=False))
+    elif not rows:
+        print(empty)
+    else:
+        table = [list(columns.values())] + [[_cell(getattr(row, name)) for name in columns] for row in rows]
+        widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
+        for line in table:
+            print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _cell(value: Any) -> str:
+    return (", ".join(value) if isinstance(value, tuple) else str(value)) or "-"
+
+
+def _promote(options: argparse.Namespace) -> None:
+    from contrique import registry
+
+    config = _config(options).registry
+    made = registry.promote(options.version, config, options.reason)
+    print(f"version {made.version} of '{made.name}' is {made.alias}")
+
+
+def _rollback(options: argparse.Namespace) -> None:
+    from contrique import registry
+
+    made = registry.rollback(_config(options).registry, options.reason)
+    print(f"version {made.version} of '{made.name}' is {made.alias} again")
+
+
+def _distort(options: argparse.Namespace) -> None:
+    if not options.sheet and None in (options.name, options.level, options.out):
+        raise UsageError("give --name, --level and --out for one distortion, or --sheet for all of them")
+    from contrique import distortions, images
+    from contrique.storage import write_aside
+
+    data = _bytes(options.image)
+    picture = images.decode(data, str(options.image)).pixels
+    made: dict[Path, Picture] = {}
+    if None not in (options.name, options.level, options.out):
+        generator = distortions.generator(images.content_hash(data), options.name, options.level, options.seed)
+        made[options.out] = images.as_uint8(
+            distortions.distort(images.as_float(picture), options.name, options.level, generator)
+        )
+    if options.sheet:
+        made[options.sheet] = distortions.contact_sheet(picture, options.seed)
+    for path, pixels in made.items():
+        with write_aside(path) as aside:
+            aside.write_bytes(images.encode_png(pixels))
+        print(path)
+
+
+def _bytes(path: Path) -> bytes:
+    from contrique.images import BadImage
+
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BadImage(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
+
+
+def _synthesize(options: argparse.Namespace) -> None:
+    from contrique import synthesis
+
+    config = _config(options).synthesis
+    if options.workers is not None:
+        config = dataclasses.replace(config, workers=options.workers)
+    with _pristine_set(options.path) as source:
+        made = synthesis.synthesize(source, options.out, seed=options.seed, config=config)
+    print(
+        f"{options.out}: {made.pictures} pictures of {made.photographs} photographs in {made.shards} shards, "
+        f"{made.bytes / 1e6:.0f} MB"
+    )
+
+
+@contextmanager
+def _pristine_set(path: Path) -> Iterator[Path]:
+    """`path` if it is a picture set; of a folder of photographs a passing one, which leaves them where they are."""
+    import tempfile
+
+    from contrique.dataset import MANIFEST, Source, import_folder, write_manifest
+
+    if (path / MANIFEST).is_file():
+        yield path
+        return
+    manifest = import_folder(Source(path, "pristine"))
+    with tempfile.TemporaryDirectory(prefix="contrique-") as folder:
+        passing = Path(folder)
+        (passing / "images").symlink_to(path.resolve(), target_is_directory=True)
+        write_manifest(manifest.assign(image="images/" + manifest["image"]), passing)
+        yield passing
+
+
+def _validate(options: argparse.Namespace) -> None:
+    import tempfile
+
+    from contrique import validation, versioning
+    from contrique.dataset import MANIFEST
+
+    config = _config(options).validation
+    with tempfile.TemporaryDirectory(prefix="contrique-") as folder:
+        dataset = Path(options.path)
+        if options.pristine or options.authentic or not (dataset / MANIFEST).is_file():
+            dataset = Path(folder) / "dataset"
+            versioning.fetch(dataset, data=options.path, pristine=options.pristine, authentic=options.authentic)
+        made = validation.validate(dataset, options.report, config)
+    counts = ", ".join(f"{count} {part}" for part, count in sorted(made.counts.items()))
+    print(f"{options.path}: valid, {made.rows} pictures ({counts}); report in {options.report}")
+
+
+def _pretrain(options: argparse.Namespace) -> None:
+    from contrique import pretrain, synthesis, versioning
+
+    config = _config(options)
+    dataset, distorted = options.out / "dataset", options.out / "distorted"
+    versioning.fetch(dataset, pristine=options.pristine, authentic=options.authentic)
+    synthesis.synthesize(dataset, distorted, seed=options.seed, config=config.synthesis)
+    made = pretrain.pretrain(dataset, distorted, options.out, config=config.pretrain, seed=options.seed)
+    print(
+        f"{options.out / 'encoder.safetensors'}: {made.steps} steps, {made.crops} crops, loss {made.loss_first:.3f} "
+        f"to {made.loss_last:.3f} in {made.minutes:.1f} minutes"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,278 @@
+import csv
+import io
+import itertools
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny_model
+import torch
+from PIL import Image
+
+from contrique import images, regressor
+from contrique.dataset import Source, import_folder, write_manifest
+from contrique.encoder import load_encoder
+from contrique.regressor import RegressorError
+from contrique.scorer import CSV_COLUMNS, DIRECTION, RANGE, Failure, Score, Scorer, ScorerError, find_images, write
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    return tiny_model.build(tmp_path_factory.mktemp("model") / "parts")
+
+
+@pytest.fixture(scope="module")
+def scorer(parts):
+    return Scorer(parts.encoder, parts.regressor, version="7")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Pictures of different sizes, some in sub-folders, beside files that are none."""
+    root = tmp_path_factory.mktemp("pictures")
+    for i, name in enumerate(["b.png", "a.PNG", "sub/c.png", "sub/deeper/d.bmp"]):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(tiny_model.picture(i, 70 + 13 * i, 101 - 9 * i)).save(root / name)
+    (root / "notes.txt").write_text("no picture")
+    return root
+
+
+def by_hand(picture, parts):
+    """The raw score from the definition, in float64: two scales, pooled, normalised, weighted."""
+    encoder = load_encoder(parts.encoder).double()
+    ridge, _ = regressor.load(parts.regressor)
+    height, width = picture.shape[:2]
+    half = np.asarray(Image.fromarray(picture).resize((width // 2, height // 2), Image.Resampling.BICUBIC))
+    features = []
+    for scale in (picture, half):
+        x = torch.from_numpy(scale.transpose(2, 0, 1)[None] / 255.0)
+        with torch.no_grad():
+            pooled = encoder.maps(x)[0].mean(dim=(1, 2)).numpy()
+        features.append(pooled / np.linalg.norm(pooled))
+    return float(np.concatenate(features) @ ridge.coef + ridge.intercept)
+
+
+def test_raw_and_score_follow_the_definition(scorer, parts):
+    pictures = [tiny_model.picture(i, 64 + i, 90) for i in range(8)]
+    raw = scorer.raw(pictures)
+    np.testing.assert_allclose(raw, [by_hand(picture, parts) for picture in pictures], atol=0.02)
+    expected = np.clip(100 * (raw + 20) / 140, 0, 100)
+    np.testing.assert_allclose(scorer.score(pictures), expected, rtol=1e-12)
+    assert np.ptp(raw) > 10  # the model tells pictures apart, else the rest would prove nothing
+
+
+def test_scores_stay_in_their_range(parts, tmp_path):
+    ridge, summary = regressor.load(parts.regressor)
+    for intercept, score in ((1e6, RANGE[1]), (-1e6, RANGE[0])):
+        regressor.save(regressor.Ridge(ridge.coef, intercept, 1.0), summary, tmp_path / str(intercept))
+        scorer = Scorer(parts.encoder, tmp_path / str(intercept))
+        assert list(scorer.score([tiny_model.picture(0)])) == [score]
+        assert abs(scorer.raw([tiny_model.picture(0)])[0] - intercept) < 1000
+
+
+def test_a_score_does_not_depend_on_its_neighbours(scorer, folder):
+    paths = [str(path) for path in find_images([folder])]
+    together = {item.path: item.score for item in scorer.score_paths(paths)}
+    backwards = {item.path: item.score for item in scorer.score_paths(reversed(paths))}
+    alone = {path: next(scorer.score_paths([path])).score for path in paths}
+    assert together == backwards == alone
+    assert len(set(together.values())) == 4
+
+
+def test_the_contract_comes_with_the_score(scorer, folder):
+    item = next(scorer.score_paths([folder / "b.png"]))
+    assert item == Score(
+        path=str(folder / "b.png"),
+        score=float(scorer.score([images.read(folder / "b.png")])[0]),
+        raw=float(scorer.raw([images.read(folder / "b.png")])[0]),
+        model="7",
+        labels="human",
+        range=RANGE,
+        direction=DIRECTION,
+    )
+
+
+def test_files_folders_and_globs(folder, monkeypatch):
+    def names(*given):
+        return [found.relative_to(folder).as_posix() for found in find_images(given)]
+
+    everything = ["a.PNG", "b.png", "sub/c.png", "sub/deeper/d.bmp"]
+    assert names(folder) == everything
+    assert names(folder / "sub" / "c.png", folder / "b.png") == ["sub/c.png", "b.png"]
+    assert names(f"{folder}/*.png") == ["b.png"]
+    assert names(f"{folder}/**/*.[pb][nm]*") == ["b.png", "sub/c.png", "sub/deeper/d.bmp"]
+    monkeypatch.chdir(folder)
+    assert [str(path) for path in find_images(["sub", "*.PNG"])] == ["sub/c.png", "sub/deeper/d.bmp", "a.PNG"]
+
+
+def test_a_name_with_glob_characters_is_a_file_first(tmp_path):
+    path = tmp_path / "a[1].png"
+    path.write_bytes(b"x")
+    (tmp_path / "a1.png").write_bytes(b"x")
+    assert list(find_images([path])) == [path]
+
+
+def test_bad_paths_fail_alone(scorer, folder, tmp_path):
+    good = folder / "b.png"
+    jpeg = io.BytesIO()
+    Image.fromarray(tiny_model.picture(0)).save(jpeg, "JPEG")
+    bad = {
+        "cut.jpg": (jpeg.getvalue()[:-300], "damaged or truncated"),
+        "empty.png": (b"", "the file is empty"),
+        "text.png": (b"hello", "not an image in a known format"),
+        "tiny.png": (images.encode_png(tiny_model.picture(0, 63, 200)), "under 64 pixels a side"),
+    }
+    for name, (data, _) in bad.items():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "nothing").mkdir()
+    expected = {str(tmp_path / name): reason for name, (_, reason) in bad.items()} | {
+        str(tmp_path / "absent.png"): "no such file",
+        str(tmp_path / "*.tif"): "matches no file",
+        str(tmp_path / "nothing"): "no image files below it",
+        str(tmp_path / ("long" * 100)): "cannot be read",
+        str(good / "below.png"): "no such file",
+    }
+    mixed = itertools.chain.from_iterable((path, good) for path in expected)
+    results = list(scorer.score_paths(mixed))
+    assert [item.path for item in results[0::2]] == list(expected)
+    for item in results[0::2]:
+        assert isinstance(item, Failure)
+        assert expected[item.path] in item.error
+        assert item.error.startswith(item.path)
+        assert "\n" not in item.error
+    assert len({item.score for item in results[1::2]}) == 1
+    assert len(results) == 2 * len(expected)
+
+
+def test_an_unreadable_folder_is_named(tmp_path):
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "a.png").write_bytes(b"x")
+    (tmp_path / "closed").chmod(0)
+    found = list(find_images([tmp_path]))
+    if os.geteuid() == 0:  # nothing is closed to root
+        assert found == [tmp_path / "a.png"]
+    else:
+        assert found[0] == tmp_path / "a.png"
+        assert found[1].path == str(tmp_path / "closed")
+    (tmp_path / "closed").chmod(0o700)
+
+
+def test_paths_are_taken_one_at_a_time(scorer, folder):
+    taken = []
+
+    def endless():
+        for number in itertools.count():
+            taken.append(number)
+            yield folder / "b.png"
+
+    first = list(itertools.islice(scorer.score_paths(endless()), 3))
+    assert len(first) == 3
+    assert taken == [0, 1, 2]
+
+
+def test_parts_that_do_not_belong_together(parts, tmp_path):
+    ridge, summary = regressor.load(parts.regressor)
+    short = {**summary.__dict__, "features_dim": 100}
+    regressor.save(regressor.Ridge(ridge.coef[:100], 0.0, 1.0), regressor.RegressorSummary(**short), tmp_path / "short")
+    with pytest.raises(ScorerError, match=r"fitted on 100 features, but .* gives 1024"):
+        Scorer(parts.encoder, tmp_path / "short")
+    flat = {**summary.__dict__, "label_low": 3.0, "label_high": 3.0}
+    regressor.save(ridge, regressor.RegressorSummary(**flat), tmp_path / "flat")
+    with pytest.raises(ScorerError, match="range of its labels is empty"):
+        Scorer(parts.encoder, tmp_path / "flat")
+    with pytest.raises(RegressorError, match="absent"):
+        Scorer(parts.encoder, tmp_path / "absent")
+
+
+@pytest.fixture(scope="module")
+def results(scorer, folder, tmp_path_factory):
+    odd = tmp_path_factory.mktemp("odd") / 'comma, "quote" é.png'
+    odd.write_bytes((folder / "b.png").read_bytes())
+    return list(scorer.score_paths([folder / "b.png", "absent.png", odd]))
+
+
+def test_json_is_a_list_of_objects(results):
+    file = io.StringIO()
+    assert write(results, file, "json") == 1
+    items = json.loads(file.getvalue())
+    assert [item["path"] for item in items] == [item.path for item in results]
+    assert set(items[1]) == {"path", "error"}
+    assert set(items[0]) == {"path", "score", "raw", "range", "direction", "model", "labels"}
+    assert items[0]["score"] == results[0].score
+    assert items[0]["range"] == [0, 100]
+    assert items[0]["direction"] == "higher is better"
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_json_is_whole_for_few_results(results, count):
+    file = io.StringIO()
+    write(results[:count], file, "json")
+    assert len(json.loads(file.getvalue())) == count
+
+
+def test_csv_has_the_same_columns_for_all(results):
+    file = io.StringIO()
+    assert write(results, file, "csv") == 1
+    rows = list(csv.DictReader(io.StringIO(file.getvalue())))
+    assert [row["path"] for row in rows] == [item.path for item in results]
+    assert all(tuple(row) == CSV_COLUMNS for row in rows)
+    assert float(rows[0]["score"]) == results[0].score
+    assert (rows[0]["low"], rows[0]["high"], rows[0]["error"]) == ("0.0", "100.0", "")
+    assert rows[1]["score"] == ""
+    assert "no such file" in rows[1]["error"]
+
+
+def test_the_table_says_how_to_read_it(results):
+    file = io.StringIO()
+    assert write(results, file) == 1
+    lines = file.getvalue().splitlines()
+    assert f"{results[0].score:.1f}  {results[0].path}" in lines[1]
+    assert "absent.png: no such file" in lines[2]
+    assert lines[-1] == ("2 scored, 1 failed | scale 0 to 100, higher is better | model 7, learned from human labels")
+
+
+def test_results_are_written_as_they_come(results):
+    for form in ("table", "json", "csv"):
+        file = io.StringIO()
+        seen = []
+
+        def items(file=file, seen=seen):
+            for item in results:
+                seen.append(len(file.getvalue()))
+                yield item
+
+        write(items(), file, form)
+        assert seen[0] < seen[1] < seen[2] < len(file.getvalue())
+
+
+@pytest.fixture
+def sets(tmp_path):
+    """Two picture sets whose pictures differ but whose file names are the same."""
+    folders = [tmp_path / "given", tmp_path / "made"]
+    for i, root in enumerate(folders):
+        root.mkdir()
+        for j in range(3):
+            Image.fromarray(tiny_model.picture(10 * i + j)).save(root / f"{j}.png")
+        write_manifest(import_folder(Source(root, "pristine")), root)
+    return folders
+
+
+def test_rescore_finds_each_rows_picture(scorer, sets):
+    manifests = [pd.read_parquet(root / "manifest.parquet") for root in sets]
+    rows = pd.concat(manifests).iloc[[4, 0, 5, 2]]
+    wanted = [sets[1] / "1.png", sets[0] / "0.png", sets[1] / "2.png", sets[0] / "2.png"]
+    champion = scorer.rescore(*sets)
+    assert champion.version == "7"
+    np.testing.assert_array_equal(champion(rows), scorer.raw(images.read(path) for path in wanted))
+
+
+def test_rescore_refuses_rows_it_cannot_find(scorer, sets):
+    rows = pd.read_parquet(sets[1] / "manifest.parquet")
+    with pytest.raises(ScorerError, match=r"3 pictures to rescore are in none .* first 0.png"):
+        scorer.rescore(sets[0])(rows)
+    (sets[0] / "1.png").unlink()
+    with pytest.raises(images.BadImage, match=r"1\.png"):
+        scorer.rescore(Path(sets[0]))(pd.read_parquet(sets[0] / "manifest.parquet"))

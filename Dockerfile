@@ -1,0 +1,71 @@
+# One image for every task of the pipelines, in two targets: cpu and gpu.
+#
+#   make image                                  # cpu
+#   make image TARGET=gpu BASE=python:3.11-slim-bookworm@sha256:...
+#
+# BASE needs Python 3.11 with venv, on Debian or Ubuntu; PyTorch's wheels bring their own CUDA.
+
+ARG BASE=python:3.11-slim-bookworm
+
+FROM ${BASE} AS base
+# git: the versions of the data are git revisions
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends git \
+    && rm -rf /var/lib/apt/lists/*
+ENV PATH=/opt/venv/bin:$PATH \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_NO_CACHE_DIR=1 \
+    PYTHONUNBUFFERED=1 \
+    DVC_NO_ANALYTICS=1 \
+    GX_ANALYTICS_ENABLED=false \
+    MLFLOW_DISABLE_TELEMETRY=true
+WORKDIR /app
+
+FROM base AS source
+COPY requirements.lock pyproject.toml README.md ./
+COPY contrique contrique
+COPY components components
+COPY pipelines pipelines
+COPY mlflow mlflow
+RUN python3 -m venv /opt/venv
+
+FROM source AS packages-cpu
+# The default index serves the CUDA build; this one the CPU build of the same versions.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+RUN pip install --no-deps --index-url "${TORCH_INDEX}" --constraint requirements.lock torch torchvision \
+    && pip install --constraint requirements.lock --editable ".[platform]"
+
+FROM source AS packages-gpu
+RUN pip install --constraint requirements.lock torch torchvision \
+    && pip install --constraint requirements.lock --editable ".[platform]"
+
+FROM base AS cpu
+COPY --from=packages-cpu /opt/venv /opt/venv
+COPY --from=packages-cpu /app /app
+ARG VERSION=unknown
+ARG REVISION=unknown
+ENV CONTRIQUE_REVISION=${REVISION}
+LABEL org.opencontainers.image.title="contrique" \
+    org.opencontainers.image.description="Every task of the CONTRIQUE pipelines, on CPUs" \
+    org.opencontainers.image.version="${VERSION}" \
+    org.opencontainers.image.revision="${REVISION}" \
+    org.opencontainers.image.licenses="Apache-2.0"
+RUN useradd --uid 1000 --create-home contrique
+USER 1000
+CMD ["contrique", "--help"]
+
+FROM base AS gpu
+COPY --from=packages-gpu /opt/venv /opt/venv
+COPY --from=packages-gpu /app /app
+ARG VERSION=unknown
+ARG REVISION=unknown
+ENV CONTRIQUE_REVISION=${REVISION}
+LABEL org.opencontainers.image.title="contrique" \
+    org.opencontainers.image.description="Every task of the CONTRIQUE pipelines, on NVIDIA GPUs" \
+    org.opencontainers.image.version="${VERSION}" \
+    org.opencontainers.image.revision="${REVISION}" \
+    org.opencontainers.image.licenses="Apache-2.0"
+RUN useradd --uid 1000 --create-home contrique
+USER 1000
+CMD ["contrique", "--help"]

@@ -1,0 +1,82 @@
+# `make` lists the targets. `make demo` needs nothing installed but Python 3.11, git and make.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+STAMP := $(VENV)/.installed
+PYTHON ?= $(shell for name in python3.11 python3 python; do \
+	"$$name" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo "$$name" && break; done)
+
+TARGET ?= cpu
+BASE ?= python:3.11-slim-bookworm
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+IMAGE ?= contrique-python:$(VERSION)
+DOCKER ?= docker
+
+export MLFLOW_DISABLE_TELEMETRY := true
+export GX_ANALYTICS_ENABLED := false
+export DVC_NO_ANALYTICS := 1
+
+.PHONY: help setup data demo test lint format compile ui image lock clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do printf '  make %-9s %s\n' "$$name" "$$text"; done
+
+setup: $(STAMP) ## make .venv with everything installed, the package itself editable
+
+$(STAMP): requirements.lock pyproject.toml
+	@[ -n "$(PYTHON)" ] || { echo "Python 3.11 is needed and was not found; install it, or: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "Making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "Installing PyTorch: the largest part, a few minutes on a fast line"
+	@$(PIP) install --quiet $$(grep -E '^torch(vision)?==' requirements.lock)
+	@echo "Installing $$(grep -c == requirements.lock) pinned packages"
+	@$(PIP) install --quiet -r requirements.lock
+	@$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+
+data: setup ## build the sample photographs if need be, and pull them with DVC
+	@$(BIN)/python -m contrique.sample_data
+	@$(BIN)/dvc pull
+
+demo: setup data ## the whole pipeline on the sample photographs, minutes on a laptop
+	@$(BIN)/python -m pipelines run --data . --profile demo --seed 0
+
+test: setup ## every test
+	@$(BIN)/python -m pytest
+
+lint: setup ## ruff, mypy --strict and hadolint
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy --strict contrique
+	@$(BIN)/hadolint Dockerfile
+
+format: setup ## let ruff mend and format the code
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+compile: setup ## write training.yaml for Kubeflow
+	@$(BIN)/python -m pipelines compile --out training.yaml
+
+ui: setup ## open the MLflow UI on the runs and models of this folder
+	@$(BIN)/mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlruns/mlflow.db}"
+
+image: ## build the container image: make image TARGET=gpu BASE=python:3.11-slim-bookworm@sha256:...
+	$(DOCKER) build --target $(TARGET) --build-arg BASE=$(BASE) --build-arg VERSION=$(VERSION) \
+		--build-arg REVISION=$$(git rev-parse HEAD) -t $(IMAGE) .
+
+lock: ## write requirements.lock from what .venv holds now
+	@$(PIP) freeze --all --exclude-editable --exclude pip \
+		| sed -E '/^(cuda-|nvidia-|triton==)/ s/$$/; sys_platform == "linux"/' > requirements.lock.new
+	@mv requirements.lock.new requirements.lock
+	@touch $(STAMP)
+	@echo "requirements.lock: $$(grep -c == requirements.lock) pins"
+
+clean: ## remove runs and caches; keeps .venv, the data and the registry
+	rm -rf runs build dist training.yaml .pytest_cache .ruff_cache .mypy_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

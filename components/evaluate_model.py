@@ -1,0 +1,50 @@
+"""Stage 7: how well challenger and champion rank pictures they never saw."""
+
+from kfp import dsl
+
+from components import component
+
+
+@component
+def evaluate_model(
+    dataset: dsl.Input[dsl.Dataset],
+    distorted: dsl.Input[dsl.Dataset],
+    features: dsl.Input[dsl.Dataset],
+    regressor: dsl.Input[dsl.Model],
+    profile: str,
+    overrides: dict,
+    seed: int,
+    result: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
+) -> None:
+    """Run the protocol on content-wise splits and rescore the champion on the challenger's test pictures.
+
+    Args:
+        dataset: validated picture set, read by the champion.
+        distorted: synthesized picture set, read by the champion.
+        features: feature set of the challenger.
+        regressor: folder with ridge.npz and regressor.json.
+        profile: demo or paper.
+        overrides: options that differ from the profile.
+        seed: of the splits and of the resampling behind each interval.
+        result: folder with evaluation.json and test_scores.parquet.
+        metrics: the correlations, as the run page shows them.
+    """
+    from pathlib import Path
+
+    from contrique import config, evaluation, registry
+
+    settings = config.resolve(profile, overrides)
+    champion = registry.load_champion(settings.registry)
+    metrics.metadata.update(
+        evaluation.evaluate_set(
+            Path(features.path),
+            Path(regressor.path),
+            Path(result.path),
+            config=settings.evaluation,
+            seed=seed,
+            alphas=settings.regressor,
+            champion=champion and champion.rescore(Path(dataset.path), Path(distorted.path)),
+            champion_version=champion.version if champion else "",
+        ).figures()
+    )

@@ -1,0 +1,29 @@
+"""Stage 6: ridge regression from features to scores."""
+
+from kfp import dsl
+
+from components import component
+
+
+@component
+def fit_regressor(
+    features: dsl.Input[dsl.Dataset],
+    profile: str,
+    overrides: dict,
+    regressor: dsl.Output[dsl.Model],
+) -> None:
+    """Fit the ridge on the training part, its alpha chosen on the validation part.
+
+    Args:
+        features: feature set.
+        profile: demo or paper.
+        overrides: options that differ from the profile.
+        regressor: folder with ridge.npz and regressor.json.
+    """
+    from pathlib import Path
+
+    from contrique.config import resolve
+    from contrique.regressor import fit_set
+
+    settings = resolve(profile, overrides).regressor
+    regressor.metadata.update(vars(fit_set(Path(features.path), Path(regressor.path), config=settings)))

@@ -1,0 +1,36 @@
+"""Stage 9, on hold: nothing is registered, the champion stays."""
+
+from kfp import dsl
+
+from components import component
+
+
+@component
+def keep_champion(
+    dataset: dsl.Input[dsl.Dataset],
+    verdict: dsl.Input[dsl.Artifact],
+    profile: str,
+    overrides: dict,
+) -> dict:
+    """Record the hold on the run and leave the registry as it is.
+
+    Args:
+        dataset: picture set, for its lineage.
+        verdict: JSON file of the gate.
+        profile: demo or paper.
+        overrides: options that differ from the profile.
+
+    Returns:
+        name, version and alias of the champion; empty if there is none.
+    """
+    from pathlib import Path
+
+    from contrique import config, registry
+
+    champion = registry.keep_champion(
+        Path(verdict.path),
+        Path(dataset.path, "lineage.json"),
+        config=config.resolve(profile, overrides).registry,
+        run=registry.this_pipeline_run(),
+    )
+    return vars(champion) if champion else {}

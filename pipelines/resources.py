@@ -1,0 +1,85 @@
+"""What each stage asks of the cluster: every number in one place.
+
+It stands here and not in `contrique.config` because it describes Kubernetes, not the science: `contrique` knows no
+orchestrator, and none of these values changes a result.
+"""
+
+from dataclasses import dataclass
+
+GPU = "nvidia.com/gpu"
+
+# Kubernetes Secrets and the ConfigMap that a cluster provides (docs/kubeflow.md); nothing of them is a parameter.
+S3_SECRET = ("contrique-s3", {"access-key": "AWS_ACCESS_KEY_ID", "secret-key": "AWS_SECRET_ACCESS_KEY"})
+MLFLOW_SECRET = ("contrique-mlflow", {"username": "MLFLOW_TRACKING_USERNAME", "password": "MLFLOW_TRACKING_PASSWORD"})
+S3_ENDPOINTS = {"s3-endpoint": "AWS_ENDPOINT_URL", "s3-region": "AWS_DEFAULT_REGION"}
+MLFLOW_ENDPOINTS = {"mlflow-uri": "MLFLOW_TRACKING_URI", "s3-endpoint": "MLFLOW_S3_ENDPOINT_URL"}
+ENDPOINTS = "contrique-endpoints"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Resources of one task.
+
+    Attributes:
+        title: what the run page calls the task.
+        cpu, memory: requested; memory is the limit too, so that a leak kills the task and not its neighbours.
+        hours: after which the task is stopped.
+        gpus: how many, of the kind GPU.
+        shm: size of /dev/shm in memory, counted in `memory`; the container default of 64 MiB kills DataLoader workers.
+        retries: after a failure, with exponential backoff; 0 where a second try can only fail alike.
+        cache: whether the same inputs may reuse an earlier run's outputs.
+        because: why it is cached or not.
+        s3, mlflow: whether the task is given the credentials and endpoints.
+    """
+
+    title: str
+    cpu: str
+    memory: str
+    hours: int
+    cache: bool
+    because: str
+    gpus: int = 0
+    shm: str = ""
+    retries: int = 2
+    s3: bool = False
+    mlflow: bool = False
+
+
+STAGES: dict[str, Stage] = {
+    "fetch_data": Stage(
+        "Fetch and prove the data", "2", "4Gi", 4, False, "the same name can hold other data today", s3=True
+    ),
+    "validate_data": Stage(
+        "Validate the data", "4", "8Gi", 2, True, "the same pictures pass the same expectations", retries=0
+    ),
+    "synthesize_distortions": Stage(
+        "Synthesize distortions", "16", "16Gi", 24, True, "seeded: the same photographs give the same bytes"
+    ),
+    "pretrain_encoder": Stage(
+        "Pretrain the encoder",
+        "12",
+        "64Gi",
+        96,
+        True,
+        "seeded, and the dearest stage by far",
+        gpus=1,
+        shm="16Gi",
+        mlflow=True,
+    ),
+    "extract_features": Stage(
+        "Extract features", "8", "32Gi", 8, True, "a pure function of pictures and weights", gpus=1, shm="8Gi"
+    ),
+    "fit_regressor": Stage("Fit the regressor", "4", "16Gi", 2, True, "a pure function of features and labels"),
+    "evaluate_model": Stage(
+        "Evaluate challenger and champion", "4", "16Gi", 4, False, "the champion may have changed", mlflow=True
+    ),
+    "decide_promotion": Stage(
+        "Decide on promotion", "1", "2Gi", 1, False, "it follows the evaluation, which is never cached", retries=0
+    ),
+    "register_model": Stage(
+        "Register the champion", "1", "4Gi", 1, False, "the registry must change in this run", mlflow=True
+    ),
+    "keep_champion": Stage("Keep the champion", "1", "2Gi", 1, False, "the hold belongs to this run", mlflow=True),
+    "write_report": Stage("Write the report", "1", "4Gi", 1, False, "the report belongs to this run"),
+}
+BACKOFF = {"backoff_duration": "60s", "backoff_factor": 2.0, "backoff_max_duration": "900s"}

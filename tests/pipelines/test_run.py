@@ -1,0 +1,355 @@
+"""The real pipeline through KFP's local runner: to both verdicts, and to each way of failing with its own message."""
+
+import contextlib
+import io
+import json
+import os
+import pty
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.ndimage
+
+from contrique import dataset, images, registry, versioning
+from contrique.config import RegistryConfig
+from pipelines import local
+from pipelines.__main__ import main
+
+# Six contents, two distortions at two levels, three steps: every stage is the real one, small.
+SPLITS = ["pretrain", "pretrain", "pretrain", "train", "train", "validation", "test", "test"]
+TINY = {
+    "validation.near_duplicate_bits": 2,
+    "evaluation.near_duplicate_bits": 2,
+    "evaluation.resamples": 100,
+    "pretrain.crop": 64,
+    "pretrain.images": 8,
+    "pretrain.log_every": 1,
+    "pretrain.steps": 3,
+    "pretrain.threads": 1,
+    "pretrain.workers": 0,
+    "synthesis.distortions": ["gaussian_blur", "jpeg"],
+    "synthesis.levels": [3, 5],
+    "synthesis.workers": 1,
+}
+CONFIG = RegistryConfig()
+
+
+def photograph(seed: int) -> images.Picture:
+    """A smooth random picture: nothing like any other. Shape (96, 128, 3), uint8."""
+    rough = scipy.ndimage.gaussian_filter(np.random.default_rng(seed).random((96, 128, 3)), (4, 4, 0))
+    return images.as_uint8((rough - rough.min()) / np.ptp(rough))
+
+
+def picture_set(folder: Path, **labelled: list[float]) -> Path:
+    """Photographs for pretraining, and judged ones: to be distorted, or with a `mos` if that is given."""
+    (folder / "images").mkdir(parents=True)
+    rows = []
+    for number, split in enumerate([*SPLITS, "pretrain", "pretrain"]):
+        path = folder / "images" / f"{number}.png"
+        path.write_bytes(images.encode_png(photograph(number)))
+        kind = "authentic" if number >= len(SPLITS) else "pristine"
+        row = {"image": f"images/{number}.png", "reference": f"scene {number}", "kind": kind, "split": split}
+        if split != "pretrain" and labelled:
+            row |= {"kind": "authentic", "mos": labelled["mos"][number - 3]}
+        rows.append(row | dataset.describe(path))
+    dataset.write_manifest(dataset.as_manifest(rows), folder)
+    return folder
+
+
+def run(data: Path, **options: Any) -> tuple[int, str, str]:
+    """`python -m pipelines run`: exit status, standard output, standard error."""
+    params = [f"--param={name}={json.dumps(value)}" for name, value in (TINY | options).items()]
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main(["run", "--data", os.path.relpath(data), *params])
+    return status, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A working directory with a registry of its own, and in it a DVC project with its remote."""
+    folder = tmp_path_factory.mktemp("place")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.setenv("OMP_NUM_THREADS", "1")
+        project = folder / "project"
+        (project / ".dvc").mkdir(parents=True)
+        config = "[core]\n    remote = store\n    analytics = false\n    no_scm = true\n['remote \"store\"']\n"
+        (project / ".dvc" / "config").write_text(config + "    url = ../../store\n    verify = true\n")
+        (project / "data.dvc").write_text(versioning.publish(picture_set(folder / "built"), project))
+        yield folder
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that ended, and what the registry held then."""
+
+    status: int
+    out: str
+    err: str
+    root: Path
+    champion: str
+    versions: list[str]
+
+
+def finished(place: Path, **options: Any) -> Finished:
+    status, out, err = run(place / "project", **options)
+    model = registry.load_champion(CONFIG)
+    versions = [model.version for model in registry.models(CONFIG)]
+    return Finished(status, out, err, max((place / "runs").iterdir()), model.version if model else "", versions)
+
+
+@pytest.fixture(scope="module")
+def promoted(place: Path) -> Finished:
+    return finished(place, **{"gate.floor": -1.0})
+
+
+@pytest.fixture(scope="module")
+def held(place: Path, promoted: Finished) -> Finished:
+    return finished(place, **{"gate.floor": 1.1, "pretrain.steps": 1})
+
+
+def ran(run: Finished) -> set[str]:
+    return {path.parent.name for path in run.root.glob("*/*/executor_output.json")}
+
+
+@pytest.mark.slow
+@pytest.mark.pipeline
+class TestPromote:
+    def test_ends_with_a_summary(self, place, promoted):
+        assert (promoted.status, promoted.err) == (0, "")
+        lines = promoted.out.splitlines()
+        assert re.search(r"Data      [0-9a-f]{32}\.dir: 10 pictures", promoted.out)
+        assert re.search(r"Training  3 steps, loss \d+\.\d+ first, \d+\.\d+ last", promoted.out)
+        for metric in ("SRCC", "PLCC", "KRCC", "RMSE"):
+            assert re.search(rf"{metric}.* -?\d\.\d+  \[-?\d\.\d+, -?\d\.\d+\]  n = \d+", promoted.out), metric
+        assert [line for line in lines if line.startswith("Labels    weak labels")]
+        assert "MOS" not in promoted.out
+        assert [line for line in lines if line.startswith("Verdict   promote: ")]
+        assert "Registry  contrique version 1, alias champion" in lines
+        assert all(command in promoted.out for command in ("mlflow ui", "contrique score", "pipelines compile"))
+
+    def test_every_stage_ran_and_one_branch(self, promoted):
+        assert "register-model" in ran(promoted)
+        assert "keep-champion" not in ran(promoted)
+        assert len(ran(promoted)) == 10
+
+    def test_registers_the_champion(self, promoted):
+        assert (promoted.champion, promoted.versions) == ("1", ["1"])
+
+    def test_one_mlflow_run_with_loss_and_configuration(self, place, promoted):
+        client = registry.tracking(CONFIG)
+        experiment = client.get_experiment_by_name(CONFIG.experiment).experiment_id
+        (found,) = client.search_runs([experiment], f"tags.`{registry.PIPELINE_RUN}` = '{promoted.root.name}'")
+        assert {"loss", "lr"} <= found.data.metrics.keys()
+        assert [point.step for point in client.get_metric_history(found.info.run_id, "loss")] == [1, 2, 3]
+        assert found.data.params["pretrain.steps"] == "3"
+
+    def test_the_lineage_is_the_pin(self, place, promoted):
+        (output,) = promoted.root.glob("*/fetch-data/executor_output.json")
+        (dataset,) = json.loads(output.read_text())["artifacts"]["dataset"]["artifacts"]
+        assert dataset["metadata"]["hash"] == versioning.read_pin(place / "project")
+
+    def test_the_report_stands_alone(self, promoted):
+        page = (promoted.root / "report.html").read_text()
+        assert "weak labels" in page
+        assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
+
+    def test_the_log_keeps_what_the_terminal_does_not_show(self, promoted):
+        assert "executor_input" in (promoted.root / "run.log").read_text()
+        assert "executor_input" not in promoted.out
+
+
+@pytest.mark.slow
+@pytest.mark.pipeline
+class TestHold:
+    def test_says_why(self, held):
+        assert held.status == 0
+        assert "is below the floor 1.100" in held.out
+        assert "nothing registered; the champion stays: contrique version 1, alias champion" in held.out
+
+    def test_no_new_version_and_the_champion_unchanged(self, promoted, held):
+        assert (held.champion, held.versions) == (promoted.champion, promoted.versions)
+
+    def test_the_other_branch_ran(self, held):
+        assert "keep-champion" in ran(held)
+        assert "register-model" not in ran(held)
+
+    def test_the_champion_was_rescored_on_the_same_pictures(self, held):
+        (result,) = held.root.glob("*/evaluate-model/result")
+        evaluation = json.loads((result / "evaluation.json").read_text())
+        assert evaluation["champion_version"] == "1"
+        assert evaluation["champion"]["n"] == evaluation["challenger"]["n"]
+
+
+@pytest.mark.slow
+@pytest.mark.pipeline
+class TestFailures:
+    """Each stops the run, exits 2, and ends with one message that names what is wrong and where the log is."""
+
+    def test_a_flipped_byte_in_the_remote(self, place):
+        listing = versioning.listing(place / "built")
+        md5 = listing["images/4.png"]
+        stored = place / "store" / "files" / "md5" / md5[:2] / md5[2:]
+        good = stored.read_bytes()
+        stored.chmod(0o644)
+        stored.write_bytes(bytes([good[0] ^ 1]) + good[1:])
+        try:
+            status, out, err = run(place / "project")
+        finally:
+            stored.write_bytes(good)
+        assert status == 2
+        assert "images/4.png" in err
+        assert "✓" not in out, "no later stage may run"
+
+    def test_a_truncated_jpeg(self, place, tmp_path):
+        folder = picture_set(tmp_path / "set")
+        manifest = dataset.read_manifest(folder)
+        whole = io.BytesIO()
+        images.Image.fromarray(photograph(1)).save(whole, "JPEG")
+        path = folder / "images" / "1.jpg"
+        path.write_bytes(whole.getvalue()[:900])
+        facts = dataset.describe(path)
+        for column, value in ({"image": "images/1.jpg"} | facts).items():
+            manifest.loc[1, column] = value
+        dataset.write_manifest(manifest, folder)
+        self.fails_in_validation(folder, r"images/1\.jpg.*truncated")
+
+    def test_a_nan_score(self, place, tmp_path):
+        folder = picture_set(tmp_path / "set", mos=[1.0, 2.0, float("nan"), 4.0, 5.0])
+        self.fails_in_validation(folder, r"images/5\.png")
+
+    def test_a_reference_on_both_sides(self, place, tmp_path):
+        folder = picture_set(tmp_path / "set", mos=[1.0, 2.0, 3.0, 4.0, 5.0])
+        manifest = dataset.read_manifest(folder)
+        manifest.loc[3, "reference"] = manifest.loc[6, "reference"]
+        dataset.write_manifest(manifest, folder)
+        self.fails_in_validation(folder, r"scene 6")
+
+    @staticmethod
+    def fails_in_validation(folder: Path, message: str) -> None:
+        status, out, err = run(folder)
+        assert status == 2
+        assert re.search(message, err), err
+        assert err.startswith("error: Validate the data: ")
+        assert "Traceback" not in err
+        assert "run.log" in err.splitlines()[-1]
+        assert [line[0] for line in out.splitlines()] == ["✓", "✗"], "no later stage may run"
+
+
+class TestArguments:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--data", "x", "--param", "pretrain.stepz=1"], "pretrain.stepz"),
+            (["--data", "x", "--param", "pretrain.steps=many"], "many"),
+            (["--data", "x", "--param", "steps"], "NAME=VALUE"),
+            (["--data", "x", "--profile", "large"], "large"),
+            ([], "--data"),
+        ],
+    )
+    def test_a_bad_one_is_found_before_anything_runs(self, arguments, message, capsys, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        assert main(["run", *arguments]) == 2
+        assert message in capsys.readouterr().err
+        assert not list(tmp_path.iterdir())
+
+
+def task(code: str) -> list[str]:
+    """A command as KFP makes them, for a stage that runs `code`."""
+    told = json.dumps({"outputs": {"outputFile": "/run/fit-regressor/executor_output.json"}})
+    return [sys.executable, "-c", code, "--executor_input", told]
+
+
+class TestTerminal:
+    """What a person sees of a task."""
+
+    def test_progress_bars_reach_a_terminal(self, tmp_path):
+        code = "from tqdm import tqdm\nfor _ in tqdm(range(3), desc='busy', disable=None): pass\nprint('a line')"
+        main_end, screen_end = pty.openpty()
+        with os.fdopen(screen_end, "w") as screen, (tmp_path / "log").open("w") as log:
+            assert local.Terminal(log, screen, {}).run_task(task(code)) == 0
+            seen = os.read(main_end, 100_000).decode()
+        os.close(main_end)
+        assert "busy: 100%" in seen
+        assert "✓ Fit the regressor" in seen
+        assert "a line" not in seen
+        assert "a line" in (tmp_path / "log").read_text().splitlines()
+
+    def test_without_a_terminal_there_is_one_line(self, tmp_path):
+        screen = io.StringIO()
+        code = "from tqdm import tqdm\nfor _ in tqdm(range(3), desc='busy', disable=None): pass"
+        with (tmp_path / "log").open("w") as log:
+            local.Terminal(log, screen, {}).run_task(task(code))
+        assert re.fullmatch(r"✓ Fit the regressor \(\d+\.\d s\)\n", screen.getvalue())
+
+    @pytest.mark.parametrize(
+        ("code", "reason"),
+        [
+            (
+                "from contrique.images import BadImage\nraise BadImage('a.jpg: empty')",
+                "Fit the regressor: a.jpg: empty",
+            ),
+            (
+                "from contrique.images import BadImage\n"
+                "try: {}['k']\nexcept KeyError as error: raise BadImage('two\\nlines') from error",
+                "Fit the regressor: two\nlines",
+            ),
+            ("import os; os.kill(os.getpid(), 9)", "Fit the regressor: killed by signal 9"),
+            ("from contrique import nothing_such", "unexpected failure\nTraceback"),
+        ],
+    )
+    def test_a_failure_is_explained(self, code, reason, tmp_path):
+        with (tmp_path / "log").open("w") as log:
+            terminal = local.Terminal(log, io.StringIO(), {})
+            assert terminal.run_task(["bash", "-c", '"$@"; exit $?', "-", *task(code)]) != 0
+        assert reason in terminal.reason
+
+
+class TestBranches:
+    """The guard against KFP's local runner, which can skip a branch and report success."""
+
+    @pytest.fixture
+    def finished(self, tmp_path):
+        verdict = tmp_path / "verdict.json"
+        verdict.write_text(json.dumps({"promote": True}))
+        artifacts = {"decide_promotion": {"verdict": local.Artifact(verdict, {})}}
+        return lambda *ran: local.Run(tmp_path, artifacts, dict.fromkeys(ran))
+
+    def test_the_verdicts_own_branch_is_accepted(self, finished):
+        local.check_branches(finished("decide_promotion", "register_model"))
+
+    @pytest.mark.parametrize("ran", [[], ["keep_champion"], ["register_model", "keep_champion"]])
+    def test_anything_else_is_refused(self, finished, ran):
+        with pytest.raises(local.RunFailed, match="register_model"):
+            local.check_branches(finished("decide_promotion", *ran))
+
+
+def test_the_local_document_differs_in_retries_alone():
+    """What is tested here is what runs on a cluster."""
+    from pipelines.training import training
+
+    whole, without = training.pipeline_spec, local.without_retries(training).pipeline_spec
+    assert whole.root.dag.tasks["pretrain-encoder"].HasField("retry_policy")
+    for spec in (whole, without):
+        for component in (spec.root, *spec.components.values()):
+            for one in component.dag.tasks.values():
+                one.ClearField("retry_policy")
+    assert whole.components == without.components
+    assert whole.root == without.root
+    assert whole.deployment_spec == without.deployment_spec
+
+
+def test_a_folder_that_is_not_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "--data", "nowhere"]) == 2
+    assert "nowhere" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "runs")

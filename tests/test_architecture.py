@@ -1,0 +1,149 @@
+"""The walls of the house: who may import whom, what a component may hold, what stays out of where."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LAYERS = ("contrique", "components", "pipelines")
+ONLY_IMPORTERS = {
+    "dvc": {"contrique/versioning.py"},
+    "dvc_data": {"contrique/versioning.py"},
+    "great_expectations": {"contrique/validation.py"},
+    "mlflow": {"contrique/registry.py"},
+    "boto3": {"contrique/storage.py"},
+    "botocore": {"contrique/storage.py"},
+}
+# Modules through which files, networks, clocks or other processes are reached.
+IO = {"datetime", "glob", "os", "pathlib", "requests", "shutil", "socket", "subprocess", "tempfile", "time", "urllib"}
+
+
+def sources(*layers: str) -> list[Path]:
+    return [path for layer in layers for path in sorted((ROOT / layer).rglob("*.py"))]
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Full names of every module imported anywhere in a file; of `from a import b`, both a and a.b."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{name_of(path)}: relative import"
+            yield str(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def roots(path: Path) -> set[str]:
+    return {name.partition(".")[0] for name in imports(path)}
+
+
+@pytest.mark.parametrize("path", sources("contrique"), ids=name_of)
+def test_contrique_knows_no_orchestrator(path):
+    assert not roots(path) & {"kfp", "components", "pipelines"}
+
+
+@pytest.mark.parametrize("path", sources("components"), ids=name_of)
+def test_components_know_only_contrique(path):
+    assert "pipelines" not in roots(path)
+    others = {name for name in imports(path) if name.startswith("components.")} - {"components.component"}
+    assert not others, "a component imports another"
+
+
+@pytest.mark.parametrize("package", ONLY_IMPORTERS)
+def test_each_platform_library_has_one_importer(package):
+    importers = {name_of(path) for path in sources(*LAYERS) if package in roots(path)}
+    assert importers <= ONLY_IMPORTERS[package]
+
+
+def test_the_only_importers_do_import():
+    """Or the test above would pass on a renamed module."""
+    for package in ("dvc", "great_expectations", "mlflow", "boto3"):
+        assert any(package in roots(ROOT / name) for name in ONLY_IMPORTERS[package]), package
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "contrique/gate.py", ROOT / "contrique/loss.py", *sources("contrique/distortions")], ids=name_of
+)
+def test_pure_modules_do_no_io(path):
+    assert not roots(path) & IO
+    calls = {node.func.id for node in ast.walk(ast.parse(path.read_text())) if _is_plain_call(node)}
+    assert not calls & {"open", "print", "input"}
+
+
+def _is_plain_call(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+
+
+@pytest.mark.parametrize("path", [p for p in sources("components") if p.name != "__init__.py"], ids=name_of)
+def test_a_component_is_thin(path):
+    functions = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]
+    assert [function.name for function in functions] == [path.stem]
+    (function,) = functions
+    assert ast.get_docstring(function)
+    assert len(function.body) - 1 <= 5, "the body may hold five statements after its docstring"
+    nested = [node for node in ast.walk(function) if isinstance(node, ast.For | ast.While | ast.If | ast.Try)]
+    assert not nested, "control flow belongs into contrique"
+
+
+def test_pipelines_compute_nothing():
+    for path in sources("pipelines"):
+        assert not roots(path) & {"numpy", "pandas", "torch", "sklearn", "scipy"}, name_of(path)
+
+
+def test_mlflow_is_the_installed_package():
+    """A package in the folder mlflow/ would shadow it."""
+    import mlflow
+
+    assert not list((ROOT / "mlflow").rglob("__init__.py"))
+    assert mlflow.__version__ == _pins(ROOT / "requirements.lock")["mlflow"]
+
+
+def _pins(lock: Path) -> dict[str, str]:
+    lines = [line.partition(";")[0].strip() for line in lock.read_text().splitlines()]
+    assert all(line.count("==") == 1 for line in lines), "the lock holds plain pins and nothing else"
+    return {name.lower().replace("_", "-"): version for name, version in (line.split("==") for line in lines)}
+
+
+def test_the_lock_agrees_with_the_project():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [
+        *project["dependencies"],
+        *(name for extra in project["optional-dependencies"].values() for name in extra),
+    ]
+    pins = _pins(ROOT / "requirements.lock")
+    exact = dict(wish.split("==") for wish in wanted if "==" in wish)
+    assert {"torch", "torchvision", "kfp", "mlflow", "dvc"} <= exact.keys()
+    assert {name: pins[name] for name in exact} == exact
+
+
+def test_the_lock_is_what_is_installed():
+    """As `make lock` writes it; what else is in the environment is nobody's business."""
+    from importlib.metadata import version
+
+    pins = _pins(ROOT / "requirements.lock")
+    assert {name: version(name) for name in ("torch", "numpy", "kfp", "mlflow", "pyarrow")} == {
+        name: pins[name] for name in ("torch", "numpy", "kfp", "mlflow", "pyarrow")
+    }
+
+
+@pytest.mark.parametrize("module", ["contrique.cli", "pipelines.__main__"])
+def test_help_imports_nothing_heavy(module):
+    """So that `--help` answers at once."""
+    code = (
+        f"import sys\nsys.argv = ['program', '--help']\nfrom {module} import main\n"
+        "try:\n    main()\nexcept SystemExit as ended:\n    assert not ended.code\n"
+        "heavy = {'torch', 'kfp', 'mlflow', 'great_expectations', 'dvc', 'sklearn', 'pandas', 'scipy', 'matplotlib'}\n"
+        "assert not heavy & set(sys.modules), sorted(heavy & set(sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "usage" in done.stdout

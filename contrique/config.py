@@ -28,6 +28,8 @@ class ValidationConfig:
     max_side: int = 16_384
     mos_range: tuple[float, float] = (-1000.0, 1000.0)
     near_duplicate_bits: int = 6  # of 64: re-encoded and resized copies differ by fewer
+    min_pretrain_contents: int = 2
+    min_judged_contents: int = 3  # one each to train, validate and test with; none at all is a pretraining set
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ class EvaluationConfig:
     few_contents: int = 10  # below this, leave-one-content-out
     resamples: int = 1000
     confidence: float = 0.95
+    near_duplicate_bits: int = ValidationConfig.near_duplicate_bits
 
 
 @dataclass(frozen=True)

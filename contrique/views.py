@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from contrique.dataset import DatasetError, picture
+from contrique.dataset import DatasetError, picture, rows_of
 from contrique.images import Picture, half_scale
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Views(Dataset[Batch]):
     ) -> None:
         self.crop, self.seed = crop, seed
         self.folders = [Path(folder) for folder in pool["folder"]]
-        self.records = list(pool.itertuples(index=False))
+        self.records = rows_of(pool)
         self.label = pool["label"].to_numpy(np.int64)
         self.authentic = np.flatnonzero(self.label < 0)
         self.synthetic = np.flatnonzero(self.label >= 0)

@@ -72,17 +72,17 @@ def test_pool_leaves_judged_contents_out(sets: tuple[Path, Path]) -> None:
 @pytest.mark.slow
 def test_the_loss_falls(sets: tuple[Path, Path], tmp_path: Path) -> None:
     tracked: list[tuple[int, dict[str, float]]] = []
-    config = replace(TINY, steps=40, lr=5e-4)
+    config = replace(TINY, steps=25, lr=5e-4)
     summary = pretrain(*sets, tmp_path, config=config, seed=0, track=lambda m, step: tracked.append((step, m)))
-    assert summary.steps == 40
-    assert summary.crops == 40 * 20
+    assert summary.steps == 25
+    assert summary.crops == 25 * 20
     assert summary.loss_last < summary.loss_first - 0.2
     history = [json.loads(line) for line in (tmp_path / HISTORY).read_text().splitlines()]
-    assert [entry["step"] for entry in history] == list(range(1, 41))
+    assert [entry["step"] for entry in history] == list(range(1, 26))
     assert set(tracked[0][1]) == {"loss", "lr", "grad_norm", "crops_per_s", "wait_share"}
     assert max(entry["lr"] for entry in history) == pytest.approx(5e-4, rel=0.02)
     assert history[-1]["lr"] < 0.01 * 5e-4
-    assert read_metadata(tmp_path / ENCODER)["crops"] == 800
+    assert read_metadata(tmp_path / ENCODER)["crops"] == 500
     assert load_encoder(tmp_path / ENCODER).width == 512
 
 
@@ -153,7 +153,7 @@ def test_divergence_stops_with_the_step_and_the_pictures(sets: tuple[Path, Path]
 
 
 def test_minutes_finish_the_cosine(sets: tuple[Path, Path], tmp_path: Path) -> None:
-    summary = pretrain(*sets, tmp_path, config=replace(TINY, minutes=0.1))
+    summary = pretrain(*sets, tmp_path, config=replace(TINY, minutes=0.05))
     history = [json.loads(line) for line in (tmp_path / HISTORY).read_text().splitlines()]
     assert summary.steps > TINY.steps
     assert summary.minutes < 0.4

@@ -9,7 +9,7 @@ import skimage.color
 import torch
 
 from contrique import images
-from contrique.dataset import DatasetError
+from contrique.dataset import DatasetError, as_manifest
 from contrique.views import COLOUR_SPACES, Views, _half_crop, colour_views, two_views
 
 
@@ -82,10 +82,12 @@ def pool(tmp_path: Path) -> pd.DataFrame:
                 name = f"{kind}{content}{label}.png"
                 (tmp_path / name).write_bytes(images.encode_png(photograph(80, 80, seed=10 * content + label)))
                 rows.append({
-                    "image": name, "shard": "", "folder": str(tmp_path), "reference": f"c{content}",
+                    "image": name, "folder": str(tmp_path),
+                    "reference": f"c{content}",
                     "label": label if kind == "distorted" else -1,
                 })  # fmt: skip
-    return pd.DataFrame(rows)
+    frame = pd.DataFrame(rows)
+    return as_manifest(frame).assign(folder=frame["folder"], label=frame["label"])
 
 
 def views(pool: pd.DataFrame, seed: int = 0, balanced: bool = False, images: int = 10) -> Views:

@@ -138,6 +138,7 @@ class Config:
 PROFILES: dict[str, Config] = {
     "paper": Config(),
     "demo": Config(
+        synthesis=SynthesisConfig(weak_labels_per_photograph=51),
         pretrain=PretrainConfig(
             arch="resnet18",
             crop=64,
@@ -147,7 +148,7 @@ PROFILES: dict[str, Config] = {
             optimizer="adamw",
             lr=2e-4,
             lr_views=120,
-            steps=400,
+            steps=300,
             checkpoint_every=100,
         ),
     ),

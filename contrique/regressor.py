@@ -11,16 +11,17 @@ Three ways to the same coefficients, by the sizes at hand:
 - one training set: the eigenvectors of its Gram matrix;
 - many training sets, all large parts of one set (random splits): conjugate gradients for all splits and alphas at once,
   preconditioned by the eigenvectors of the shared Gram matrix. The whole set's Gram differs little from that of any
-  70 % of it, so that some ten to thirty steps reach `TOLERANCE`; the rare system that does not get there is solved
-  exactly.
+  70 % of it, so that on average some twenty steps reach `TOLERANCE`, which keeps predictions within about 1e-5 of their
+  standard deviation; the rare system that does not get there is solved exactly.
 """
 
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -38,12 +39,15 @@ from contrique.storage import write_aside
 COEFFICIENTS: Final = "ridge.npz"
 DESCRIPTION: Final = "regressor.json"
 FORMAT: Final = 1
-TOLERANCE: Final = 1e-7  # of the conjugate gradients' residual, relative, in the preconditioner's norm
+TOLERANCE: Final = 3e-8  # of the conjugate gradients' residual, relative, in the preconditioner's norm
+REDUCTION: Final = 1e-4  # of it by one run of float32 steps
 MAX_STEPS: Final = 200
+MAX_REFINEMENTS: Final = 6
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.intp]
 Task = tuple[Rows, Rows]
+Operator = Callable[[Any, Rows], Any]
 
 
 class RegressorError(ContriqueError):
@@ -184,51 +188,56 @@ def _predict_by_kernel(kernel: Array, labels: Array, task: Task, alphas: Array) 
 
 
 def _predict_by_gram(x: Array, y: Array, tasks: Sequence[Task], alphas: Array) -> list[Array]:
-    """Preconditioned conjugate gradients, one column a (task, alpha), all sharing each pass over the features."""
-    n, tasks_n = len(x), len(tasks)
-    member = np.zeros((n, tasks_n))
+    """Conjugate gradients, one column a (task, alpha), all sharing each pass over the features.
+
+    Steps in float32, residuals in float64 (iterative refinement): half the time of float64 alone, and as exact.
+    """
+    member = np.zeros((len(x), len(tasks)), dtype=np.float32)
     for t, (train, _) in enumerate(tasks):
         member[train, t] = 1
-    counts = member.sum(axis=0)
+    counts = member.sum(axis=0, dtype=np.float64)
     known = np.where(member.any(axis=1), y, 0)  # labels of rows that no task trains on may be NaN
     x_means, y_means = (x.T @ member) / counts, (known @ member) / counts  # (D, T), (T,)
     right = x.T @ (member * (known[:, None] - y_means))  # (D, T); the centring of x drops out of it
+    task_of, alpha_of = np.repeat(np.arange(len(tasks)), len(alphas)), np.tile(alphas, len(tasks))
 
-    # float32 is enough for a preconditioner: the residuals below are float64
-    values, vectors = linalg.eigh((x.T @ x).astype(np.float32), driver="evd", overwrite_a=True, check_finite=False)
-    values = np.maximum(values, values[-1] * np.finfo(np.float32).eps)[:, None]
-
-    task_of, alpha_of = np.repeat(np.arange(tasks_n), len(alphas)), np.tile(alphas, tasks_n)
-
-    def precondition(columns: Array, live: Rows) -> Array:
-        scale = values * (counts[task_of[live]] / n) + alpha_of[live]
-        rotated = (vectors.T @ columns.astype(np.float32)) / scale.astype(np.float32)
-        return np.asarray(vectors @ rotated, dtype=np.float64)
-
-    def apply(columns: Array, live: Rows) -> Array:
+    def apply(rows: Any, means: Any, columns: Any, live: Rows) -> Any:
+        """(centred Gram of each column's training rows + alpha) times the column, in the type of the arguments."""
         t = task_of[live]
-        projected = (x @ columns) * member[:, t]
-        return np.asarray(x.T @ projected - x_means[:, t] * projected.sum(axis=0) + alpha_of[live] * columns)
+        projected = rows @ columns
+        projected *= member[:, t]
+        image = rows.T @ projected
+        image -= means[:, t] * projected.sum(axis=0)
+        image += alpha_of[live].astype(columns.dtype) * columns
+        return image
 
-    live = np.arange(len(task_of))  # columns not yet solved
+    narrow, narrow_means = x.astype(np.float32), x_means.astype(np.float32)
+    values, vectors = linalg.eigh(narrow.T @ narrow, driver="evd", overwrite_a=True, check_finite=False)
+    values = np.maximum(values, values[-1] * np.finfo(np.float32).eps)[:, None]
+    share = (counts / len(x)).astype(np.float32)
+
+    def precondition(columns: Any, live: Rows) -> Any:
+        return vectors @ ((vectors.T @ columns) / (values * share[task_of[live]] + alpha_of[live].astype(np.float32)))
+
     weights = np.zeros((x.shape[1], len(task_of)))
-    residual, direction, energy = right[:, task_of], np.zeros_like(weights), np.ones(len(live))
-    enough = np.zeros(0)
+    live = np.arange(len(task_of))  # columns not yet solved
+    residual = right[:, task_of]
+    enough = TOLERANCE**2 * np.einsum("dk,dk->k", residual, precondition(residual.astype(np.float32), live))
     with tqdm(total=len(live), desc="ridge", unit="fit", delay=2, disable=None) as bar:
-        for step in range(MAX_STEPS):
-            downhill = precondition(residual, live)
-            previous, energy = energy, np.einsum("dk,dk->k", residual, downhill)
-            enough = enough if step else TOLERANCE**2 * energy
+        for _ in range(MAX_REFINEMENTS):
+            size = np.maximum(np.abs(residual).max(axis=0), np.finfo(float).tiny)  # float32 has little range
+            scaled = (residual / size).astype(np.float32)
+            step = _conjugate_gradients(
+                scaled, live, partial(apply, narrow, narrow_means), precondition, enough / size**2
+            )
+            weights[:, live] += step * size
+            residual = right[:, task_of[live]] - apply(x, x_means, weights[:, live], live)
+            energy = np.einsum("dk,dk->k", residual, precondition(residual.astype(np.float32), live))
             go = energy > enough
             bar.update(int(np.count_nonzero(~go)))
-            direction = (downhill + direction * (energy / previous))[:, go]
-            live, residual, energy, enough = live[go], residual[:, go], energy[go], enough[go]
+            live, residual, enough = live[go], residual[:, go], enough[go]
             if not len(live):
                 break
-            image = apply(direction, live)
-            length = energy / np.einsum("dk,dk->k", direction, image)
-            weights[:, live] += length * direction
-            residual = residual - length * image
     for t in np.unique(task_of[live]):  # did not converge
         columns = live[task_of[live] == t]
         train = tasks[t][0]
@@ -237,6 +246,36 @@ def _predict_by_gram(x: Array, y: Array, tasks: Sequence[Task], alphas: Array) -
         ((x[held_out] - x_means[:, t]) @ weights[:, task_of == t]).T + y_means[t]
         for t, (_, held_out) in enumerate(tasks)
     ]
+
+
+def _conjugate_gradients(right: Any, names: Rows, apply: Operator, precondition: Operator, enough: Array) -> Any:
+    """Approximate solutions of many systems at once, each until its residual's energy is `enough` or REDUCTION of it.
+
+    Args:
+        right: right-hand sides. Shape (D, K), float32.
+        names: what `apply` and `precondition` call each system. Shape (K,).
+        apply, precondition: from columns and their names to as many columns.
+        enough: energy (residual times preconditioned residual) at which a system is solved. Shape (K,).
+    Returns:
+        shape (D, K), float32.
+    """
+    solution, residual, direction = np.zeros_like(right), right, np.zeros_like(right)
+    live, energy = np.arange(right.shape[1]), np.ones(right.shape[1], dtype=np.float32)
+    for step in range(MAX_STEPS):
+        downhill = precondition(residual, names[live])
+        previous, energy = energy, np.einsum("dk,dk->k", residual, downhill)
+        if step == 0:
+            enough = np.maximum(enough, REDUCTION**2 * energy)
+        go = energy > enough
+        direction = (downhill + direction * (energy / previous))[:, go]
+        live, residual, energy, enough = live[go], residual[:, go], energy[go], enough[go]
+        if not len(live):
+            break
+        image = apply(direction, names[live])
+        length = energy / np.einsum("dk,dk->k", direction, image)
+        solution[:, live] += length * direction
+        residual = residual - length * image
+    return solution
 
 
 def choose(candidates: Array, labels: Array) -> int:

@@ -251,6 +251,8 @@ def _pull(text: str, project: Path, location: str, work: Path) -> Path:
         where = f"remote '{remote}' ({repo.config['remote'][remote]['url']})"
         root = Path(repo.root_dir)
         (root / PIN).write_text(text)
+        with _explained(f"{location}: cannot pull {PIN} from {where}"):
+            _holds(repo, pin.hash)  # where no server answers, a pull takes half a minute to say so
         try:
             repo.pull()
         except Exception as error:  # DVC and the file systems below it raise many unrelated types

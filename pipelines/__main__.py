@@ -8,6 +8,8 @@ from typing import Any
 
 from contrique.errors import ContriqueError
 
+_WEEK = 7 * 24 * 3600.0  # seconds that --wait waits at most
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one subcommand; 0 on success, 2 on a failure that the user can mend, whose message goes to stderr."""
@@ -88,6 +90,10 @@ class UsageError(ContriqueError):
     """A command-line argument that makes no sense."""
 
 
+class SubmitFailed(ContriqueError):
+    """The cluster cannot be reached, refuses, or the run failed there."""
+
+
 def compile_pipeline(options: argparse.Namespace) -> None:
     """Write the compiled pipeline."""
     from kfp import compiler
@@ -120,22 +126,37 @@ def _absolute(location: str) -> str:
 
 def submit(options: argparse.Namespace) -> None:
     """Start a run on a cluster, and wait for it if asked to."""
+    import logging
+    import warnings
+
     import kfp
+    import kfp_server_api
+    import urllib3
 
     from pipelines.training import training
 
-    client = kfp.Client(host=options.host)
-    started = client.create_run_from_pipeline_func(
-        training,
-        arguments=_arguments(options),
-        run_name=options.name,
-        experiment_name=options.experiment,
-    )
-    print(f"{options.host}/#/runs/details/{started.run_id}")
-    if options.wait:
-        ended = client.wait_for_run_completion(started.run_id, timeout=7 * 24 * 3600)
-        if ended.state != "SUCCEEDED":
-            raise UsageError(f"run {started.run_id} ended as {ended.state}; open it at the address above")
+    arguments = _arguments(options)
+    warnings.simplefilter("ignore", FutureWarning)  # KFP's client warns of servers older than 2.0 in any case
+    logging.disable(logging.ERROR)  # and logs a traceback for each try to reach the server
+    try:
+        client = kfp.Client(host=options.host)
+        started = client.create_run_from_pipeline_func(
+            training, arguments=arguments, run_name=options.name, experiment_name=options.experiment
+        )
+        print(f"{options.host.rstrip('/')}/#/runs/details/{started.run_id}")
+        if not options.wait:
+            return
+        ended = client.wait_for_run_completion(started.run_id, timeout=_WEEK)
+    except (TimeoutError, kfp_server_api.ApiException, urllib3.exceptions.HTTPError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise SubmitFailed(
+            f"{options.host}: the Kubeflow Pipelines API did not do as asked ({reason}); check --host and the login"
+        ) from error
+    finally:
+        logging.disable(logging.NOTSET)
+    print(f"run {started.run_id}: {ended.state}")
+    if ended.state != "SUCCEEDED":
+        raise SubmitFailed(f"run {started.run_id} ended as {ended.state}; the address above shows where")
 
 
 if __name__ == "__main__":

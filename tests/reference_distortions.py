@@ -225,12 +225,12 @@ def quantization(image, thresholds, draws):
     spread = np.full((len(values), len(values)), np.inf)  # of the class of values i .. j
     for i in range(len(values)):
         for j in range(i, len(values)):
-            mean = np.average(values[i : j + 1], weights=counts[i : j + 1])
-            spread[i, j] = (counts[i : j + 1] * (values[i : j + 1] - mean) ** 2).sum()
-    cost, back = spread[0].copy(), []
+            inside, weight = values[i : j + 1], counts[i : j + 1]
+            spread[i, j] = weight @ (inside - weight @ inside / weight.sum()) ** 2
+    cost, back = spread[0], []
     for _ in range(thresholds):
-        options = np.array([[cost[i - 1] + spread[i, j] if i else np.inf for i in range(j + 1)] + [np.inf] * (
-            len(values) - j - 1) for j in range(len(values))])  # fmt: skip
+        options = np.full(spread.shape, np.inf)  # [last value, first value] of the topmost class
+        options[:, 1:] = (cost[:-1, None] + spread[1:]).T
         back.append(options.argmin(axis=1))
         cost = options.min(axis=1)
     ends, j = [], len(values) - 1

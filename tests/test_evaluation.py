@@ -85,7 +85,7 @@ def test_leave_one_content_out_equals_the_slow_nested_loop():
             inner.append(metrics.srcc(predicted[fold.train], y[fold.train]))
         assert index == int(np.argmax(inner))
         reference = SklearnRidge(alpha=ALPHAS[index]).fit(x[fold.train], y[fold.train]).predict(x[fold.test])
-        np.testing.assert_allclose(got, reference, atol=1e-5 * y.std())
+        np.testing.assert_allclose(got, reference, atol=1e-4 * y.std())
 
 
 def test_random_splits_choose_on_validation_and_fit_on_train():
@@ -96,7 +96,7 @@ def test_random_splits_choose_on_validation_and_fit_on_train():
         models = [SklearnRidge(alpha=alpha).fit(x[fold.train], y[fold.train]) for alpha in ALPHAS]
         agreement = [metrics.srcc(model.predict(x[fold.validation]), y[fold.validation]) for model in models]
         assert agreement[index] == max(agreement)
-        np.testing.assert_allclose(got, models[index].predict(x[fold.test]), atol=1e-5 * y.std())
+        np.testing.assert_allclose(got, models[index].predict(x[fold.test]), atol=1e-4 * y.std())
 
 
 @pytest.mark.parametrize("contents", [5, 12])

@@ -22,8 +22,9 @@ from contrique.errors import ContriqueError
 from contrique.pretrain import CHECKPOINTS, ENCODER, HISTORY, Diverged, pool_of, pretrain
 
 TINY = PretrainConfig(
-    arch="resnet18", crop=32, images=10, authentic_share=0.2, sampler="balanced", contents_per_class=2, optimizer="adamw",
-    lr=2e-4, lr_views=20, steps=6, precision="float32", threads=1, workers=0, checkpoint_every=2, log_every=1,
+    arch="resnet18", crop=32, images=10, authentic_share=0.2, sampler="balanced", contents_per_class=2,
+    optimizer="adamw", lr=2e-4, lr_views=20, steps=6, precision="float32", threads=1, workers=0, checkpoint_every=2,
+    log_every=1,
 )  # fmt: skip
 
 

@@ -181,7 +181,7 @@ def _edge_mask(images: Tensor) -> Tensor:
     grey = F.pad(_mix(images, [GREY]), (1, 1, 1, 1), mode="replicate")
     dx = grey[..., 1:-1, 2:] - grey[..., 1:-1, :-2]
     dy = grey[..., 2:, 1:-1] - grey[..., :-2, 1:-1]
-    edges = _gaussian(torch.hypot(dx, dy), 4).flatten(1)
+    edges = _gaussian(torch.sqrt(dx * dx + dy * dy), 4).flatten(1)
     low, high = edges.amin(1, keepdim=True), edges.amax(1, keepdim=True)
     edges = torch.where(high > low, (edges - low) / (high - low).clamp(min=1e-30), edges).clamp(0.1, 1)
     count = edges.shape[1]

@@ -189,7 +189,7 @@ def edge_mask(image: Image) -> Plane:
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     dx = cv2.Sobel(grey, cv2.CV_32F, 1, 0, ksize=1, borderType=REPLICATE)
     dy = cv2.Sobel(grey, cv2.CV_32F, 0, 1, ksize=1, borderType=REPLICATE)
-    edges = _gaussian(cv2.magnitude(dx, dy), 4)
+    edges = _gaussian(np.sqrt(dx * dx + dy * dy), 4)  # cv2.magnitude rounds differently from one call to the next
     low, high = edges.min(), edges.max()
     if high > low:
         edges = (edges - low) / (high - low)
@@ -268,9 +268,14 @@ def jpeg2000(image: Image, ratio: float, draws: Draws) -> Image:
         return from_bytes(np.asarray(decoded))
 
 
+def encode_jpeg(pixels: NDArray[np.uint8], quality: float) -> bytes:
+    """libjpeg-turbo, chroma at half resolution (libjpeg's default, as MATLAB's imwrite)."""
+    return cast(bytes, simplejpeg.encode_jpeg(pixels, int(quality), "RGB", "420", fastdct=False))
+
+
 def jpeg(image: Image, quality: float, draws: Draws) -> Image:
-    """JPEG, chroma at half resolution (libjpeg's default, as MATLAB's imwrite)."""
-    data = simplejpeg.encode_jpeg(to_bytes(image), int(quality), "RGB", "420", fastdct=False)
+    """JPEG at a quality."""
+    data = encode_jpeg(to_bytes(image), quality)
     return from_bytes(simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False))
 
 

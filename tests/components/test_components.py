@@ -1,0 +1,139 @@
+"""Components as plain functions, and as what they compile to."""
+
+import importlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from kfp import dsl
+
+from components import IMAGE
+from contrique import dataset, images, registry
+from contrique.errors import ContriqueError
+from contrique.evaluation import EVALUATION, TEST_SCORES
+from pipelines.resources import STAGES
+
+SETTINGS = {"profile": "demo", "overrides": {}}
+
+
+def component(name: str) -> dsl.base_component.BaseComponent:
+    return getattr(importlib.import_module(f"components.{name}"), name)
+
+
+def artifact(kind: type[dsl.Artifact], path: Path) -> dsl.Artifact:
+    return kind(name=path.name, uri=str(path))
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_runs_in_the_image_as_it_is(name):
+    container = component(name).component_spec.implementation.container
+    assert container.image == IMAGE
+    assert "pip" not in " ".join(container.command[:3])
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_is_described_with_every_input(name):
+    spec = component(name).component_spec
+    assert spec.description
+    assert not [key for key, one in (spec.inputs or {}).items() if not one.description]
+
+
+def folder_of_pictures(folder: Path, seeds: range) -> str:
+    folder.mkdir()
+    for seed in seeds:
+        pixels = np.random.default_rng(seed).integers(0, 256, (80, 96, 3), np.uint8)
+        (folder / f"{seed}.png").write_bytes(images.encode_png(pixels))
+    return str(folder)
+
+
+@pytest.fixture
+def fetched(tmp_path):
+    """Five rated pictures, each a scene of its own, and two to pretrain on."""
+    pictures = artifact(dsl.Dataset, tmp_path / "out" / "dataset")
+    rated, clean = folder_of_pictures(tmp_path / "rated", range(5)), folder_of_pictures(tmp_path / "clean", range(5, 7))
+    labels = pd.DataFrame({"image": [f"{number}.png" for number in range(5)], "mos": [1.0, 2.0, 3.0, 4.0, 5.0]})
+    labels.to_csv(Path(rated, "labels.csv"), index=False)
+    component("fetch_data").python_func(data=rated, revision="", pristine=[clean], authentic=[], dataset=pictures)
+    return pictures
+
+
+def test_fetch_data_records_the_lineage(fetched):
+    assert fetched.metadata == json.loads(Path(fetched.path, "lineage.json").read_text())
+    assert sum(fetched.metadata["counts"].values()) == fetched.metadata["rows"] == 7
+
+
+def test_validate_data_reports_and_counts(fetched, tmp_path):
+    report, summary = artifact(dsl.HTML, tmp_path / "report"), artifact(dsl.Metrics, tmp_path / "summary")
+    component("validate_data").python_func(dataset=fetched, report=report, summary=summary, **SETTINGS)
+    assert "<html" in Path(report.path).read_text()
+    assert summary.metadata["rows"] == 7
+    json.dumps(summary.metadata)
+
+
+def test_validate_data_refuses(fetched, tmp_path):
+    """With the overrides that it was given: numbers come as floats from a cluster."""
+    report, summary = artifact(dsl.HTML, tmp_path / "report"), artifact(dsl.Metrics, tmp_path / "summary")
+    with pytest.raises(ContriqueError, match=r"0\.png"):
+        component("validate_data").python_func(
+            dataset=fetched, report=report, summary=summary, profile="demo", overrides={"validation.min_side": 90.0}
+        )
+
+
+@pytest.fixture
+def evaluation(tmp_path):
+    """The test part of an evaluation whose challenger ranks as the labels do."""
+    folder = tmp_path / "evaluation"
+    folder.mkdir()
+    labels = np.arange(12.0)
+    rows = {"image": labels.astype(str), "reference": [f"scene {i % 3}" for i in range(12)], "distortion": "jpeg"}
+    scores = pd.DataFrame(rows | {"label": labels, "challenger": labels**3, "champion": np.nan})
+    scores.to_parquet(folder / TEST_SCORES)
+    facts = {"has_champion": False, "champion_version": "", "resamples": 20, "confidence": 0.95, "seed": 0}
+    (folder / EVALUATION).write_text(json.dumps(facts))
+    return artifact(dsl.Artifact, folder)
+
+
+@pytest.mark.parametrize(("floor", "answer"), [(1, "promote"), (1.01, "hold")])
+def test_decide_promotion_answers_in_one_word(evaluation, floor, answer, tmp_path):
+    verdict = artifact(dsl.Artifact, tmp_path / "verdict")
+    said = component("decide_promotion").python_func(
+        evaluation=evaluation, verdict=verdict, profile="demo", overrides={"gate.floor": floor}
+    )
+    assert said == answer
+    assert json.loads(Path(verdict.path).read_text())["promote"] is (answer == "promote")
+
+
+def test_keep_champion_leaves_the_registry_alone(fetched, evaluation, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("CONTRIQUE_RUN", "a-run")
+    verdict, overrides = artifact(dsl.Artifact, tmp_path / "verdict"), {"gate.floor": 2}
+    component("decide_promotion").python_func(
+        evaluation=evaluation, verdict=verdict, profile="demo", overrides=overrides
+    )
+    kept = component("keep_champion").python_func(dataset=fetched, verdict=verdict, profile="demo", overrides=overrides)
+    assert kept == {}
+    from contrique.config import RegistryConfig
+
+    assert registry.models(RegistryConfig()) == []
+    (event,) = registry.history(RegistryConfig())
+    assert (event.action, event.run, event.data_hash) == ("hold", "a-run", fetched.metadata["hash"])
+
+
+def test_a_step_without_its_run_says_so(monkeypatch):
+    monkeypatch.delenv("CONTRIQUE_RUN", raising=False)
+    with pytest.raises(registry.RegistryError, match="CONTRIQUE_RUN"):
+        registry.this_pipeline_run()
+
+
+def test_dataset_forms_are_those_that_components_name():
+    """File names that stand in component bodies, which cannot import them from here."""
+    from contrique import evaluation, pretrain, versioning
+
+    assert pretrain.ENCODER == "encoder.safetensors"
+    assert pretrain.HISTORY == "history.jsonl"
+    assert versioning.LINEAGE == "lineage.json"
+    assert evaluation.EVALUATION == "evaluation.json"
+    assert dataset.MANIFEST == "manifest.parquet"

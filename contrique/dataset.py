@@ -251,11 +251,11 @@ def assign_splits(references: pd.Series, fractions: tuple[float, float, float] =
     """Assign whole contents to train, validation and test, the same whatever the order of the rows.
 
     Contents are ranked by a hash of their name, so that the assignment needs no seed and two runs on the same
-    contents agree. Each part gets at least one content.
+    contents agree. In that order they fill test, then validation, then train; each part gets at least one.
 
     Args:
         references: the content of each row.
-        fractions: of train, validation and test; they sum to 1.
+        fractions: shares of the rows of train, validation and test; they sum to 1.
     Returns:
         the split of each row, index as given.
     Raises:
@@ -264,11 +264,15 @@ def assign_splits(references: pd.Series, fractions: tuple[float, float, float] =
     contents = sorted(set(references), key=lambda name: hashlib.sha256(name.encode()).hexdigest())
     if len(contents) < 3:
         raise DatasetError(f"{len(contents)} contents cannot be split into train, validation and test; give at least 3")
-    n_test = max(1, round(fractions[2] * len(contents)))
-    n_validation = max(1, round(fractions[1] * len(contents)))
-    part = dict.fromkeys(contents[:n_test], "test")
-    part |= dict.fromkeys(contents[n_test : n_test + n_validation], "validation")
-    return references.map(lambda name: part.get(name, "train")).astype("str")
+    rows = references.value_counts()
+    part: dict[str, str] = {}
+    for name, fraction, later in (("test", fractions[2], 2), ("validation", fractions[1], 1)):
+        filled = 0
+        while not filled or (filled < round(fraction * len(references)) and len(contents) > later):
+            content = contents.pop(0)
+            part[content] = name
+            filled += int(rows[content])
+    return references.map(lambda content: part.get(content, "train")).astype("str")
 
 
 def judged_rows(manifest: pd.DataFrame) -> pd.DataFrame:

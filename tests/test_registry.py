@@ -400,8 +400,9 @@ def test_a_version_that_was_never_completed_is_no_champion(store, models):
     client.create_model_version("contrique", "runs:/0/x")
     with pytest.raises(RegistryError, match="version 1 of 'contrique' was never completed"):
         registry.promote("1", CONFIG)
-    with pytest.raises(RegistryError, match="no version '9'"):
-        registry.promote("9", CONFIG)
+    for version in ("9", "0", "nine"):
+        with pytest.raises(RegistryError, match=f"no version '{version}'"):
+            registry.promote(version, CONFIG)
     with pytest.raises(RegistryError, match="no version 'best'"):
         registry.load_model("best", CONFIG)
     with pytest.raises(RegistryError, match="no previous champion"):
@@ -412,7 +413,7 @@ def test_a_version_that_was_never_completed_is_no_champion(store, models):
 def test_lost_artifacts_are_named(store, models):
     register(models[0], "monday", expected="")
     shutil.rmtree(store / "mlruns" / "artifacts" / "models")
-    with pytest.raises(RegistryError, match="files of version 1 cannot be fetched"):
+    with pytest.raises(RegistryError, match=r"fetching version 1 failed .* check the artifact store"):
         registry.load_champion(CONFIG)
 
 

@@ -137,8 +137,8 @@ def test_noise_has_its_variance(name, variance, device):
 
 @pytest.mark.parametrize("side", [(32, 32), (33, 57), (64, 32)])
 def test_any_size_and_content(side):
-    kinds = [np.zeros((*side, 3)), np.ones((*side, 3)), np.full((*side, 3), 0.4), np.random.default_rng(0).random((*side, 3))]  # fmt: skip
-    inputs = tensor([kind.astype(np.float32) for kind in kinds])
+    noise = np.random.default_rng(0).random((*side, 3), dtype=np.float32)
+    inputs = tensor([noise, *(np.full((*side, 3), grey, np.float32) for grey in (0, 0.4, 1))])
     for name, level in itertools.product(distortions.NAMES, (1, 5)):
         found = distortions.distort_batch(inputs, [name] * 4, [level] * 4, generator())
         assert torch.isfinite(found).all(), (name, level)

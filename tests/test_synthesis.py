@@ -23,8 +23,12 @@ from contrique.config import SynthesisConfig
 from contrique.synthesis import SynthesisError, Version
 
 SMALL = SynthesisConfig(
-    distortions=("jpeg", "white_noise", "motion_blur"), levels=(2, 5), max_side=64, weak_labels_per_photograph=3, workers=1
-)  # fmt: skip
+    distortions=("jpeg", "white_noise", "motion_blur"),
+    levels=(2, 5),
+    max_side=64,
+    weak_labels_per_photograph=0,  # their import of torch takes each worker seconds
+    workers=1,
+)
 
 
 def write_photographs(folder: Path, count: int, side: int = 80) -> Path:
@@ -55,12 +59,12 @@ def synthesize(source, out, seed=0, **changes):
 
 def test_makes_every_version_of_every_photograph(source, tmp_path):
     summary = synthesize(source, tmp_path)
-    assert summary == synthesis.SynthesisSummary(4, 4 * 7, 4 * 3, 4, 0, summary.bytes)
+    assert summary == synthesis.SynthesisSummary(4, 4 * 7, 0, 4, 0, summary.bytes)
     assert summary.bytes == sum(path.stat().st_size for path in (tmp_path / "shards").glob("*.tar"))
     manifest = dataset.read_manifest(tmp_path)
     pristine = dataset.read_manifest(source).set_index("reference")
     keys = set(zip(manifest["reference"], manifest["distortion"], manifest["level"], strict=True))
-    distorted = itertools.product(SMALL.distortions, SMALL.levels)
+    distorted = list(itertools.product(SMALL.distortions, SMALL.levels))
     assert keys == {(ref, *key) for ref in pristine.index for key in [("", 0), *distorted]}
     assert set(manifest["split"]) == {"pretrain"}
     assert manifest["image"].is_unique
@@ -82,7 +86,7 @@ def test_makes_every_version_of_every_photograph(source, tmp_path):
 def test_weak_labels_are_the_full_reference_scores(source, tmp_path):
     from contrique.weak_labels import weak_label
 
-    synthesize(source, tmp_path)
+    assert synthesize(source, tmp_path, weak_labels_per_photograph=3).weak_labels == 12
     manifest = dataset.read_manifest(tmp_path)
     pristine = {
         row.reference: dataset.picture(tmp_path, row) for row in manifest[manifest["kind"] == "pristine"].itertuples()
@@ -112,8 +116,8 @@ def test_weak_labels_are_balanced_over_distortions():
 
 
 def test_worker_count_does_not_matter(source, tmp_path):
-    synthesize(source, tmp_path / "one", workers=1)
-    synthesize(source, tmp_path / "three", workers=3)
+    synthesize(source, tmp_path / "one", weak_labels_per_photograph=2, workers=1)
+    synthesize(source, tmp_path / "three", weak_labels_per_photograph=2, workers=3)
     assert digest(tmp_path / "one") == digest(tmp_path / "three")
 
 
@@ -172,7 +176,7 @@ def test_shards_of_other_inputs_are_made_anew(source, tmp_path, change):
 
 
 def test_only_the_shard_of_a_changed_photograph_is_made_anew(source, tmp_path):
-    changing = tmp_path / "source"
+    changing = tmp_path / "set"
     shutil.copytree(source, changing)
     synthesize(changing, tmp_path / "a")
     photo = sorted(changing.glob("*.png"))[1]
@@ -239,8 +243,9 @@ def test_killed_run_goes_on_to_the_same_bytes(tmp_path, workers):
     assert not (tmp_path / "out" / dataset.MANIFEST).exists()
     (shards / ".000007.tar.0123abcd.tmp").write_bytes(b"half")  # whatever the moment of the kill, such a one goes
     subprocess.run(command(*arguments), check=True, capture_output=True)
-    config = SynthesisConfig(max_side=0, weak_labels_per_photograph=0, workers=1, distortions=("jpeg2000", "color_quantization"))  # fmt: skip
-    synthesis.synthesize(source, tmp_path / "whole", seed=0, config=config)
+    synthesize(
+        source, tmp_path / "whole", distortions=("jpeg2000", "color_quantization"), levels=(1, 2, 3, 4, 5), max_side=0
+    )
     assert digest(tmp_path / "out") == digest(tmp_path / "whole")
 
 
@@ -276,10 +281,10 @@ def test_workers_die_with_a_killed_parent(tmp_path):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_full_disk_is_one_clear_error(source, tmp_path, workers):
-    """On a real file system of one megabyte."""
+    """On a real file system with room for about two of the four shards."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", str(disk)], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=120k", "tmpfs", str(disk)], capture_output=True)
     if mounted.returncode:
         pytest.skip("mounting a small file system needs root")
     try:
@@ -331,7 +336,7 @@ def test_memory_stays_flat(tmp_path):
         arguments = [sys.executable, "-c", PEAK, str(source), str(tmp_path / f"out{count}")]
         peaks.append(int(subprocess.run(arguments, check=True, capture_output=True, text=True).stdout))
     made = sum(path.stat().st_size for path in (tmp_path / "out40/shards").glob("*.tar")) / 1024
-    assert made > 60_000  # kilobytes: keeping the pictures would show
+    assert made > 3 * 12_000  # kilobytes: keeping the pictures would show
     assert peaks[1] < peaks[0] + 12_000
 
 

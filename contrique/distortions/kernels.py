@@ -26,6 +26,7 @@ PATCH = 16  # side of the patches of non_eccentricity
 REACH = 8  # how far they move
 BLOCK = 32  # side of the blocks of color_block
 JITTER_ITERATIONS = 5
+CV2_DFT_AREA = 120  # cv2.filter2D takes the DFT above
 TV_WEIGHT = 0.8  # of the noise's sigma: the best PSNR over the five levels of denoise
 TV_ITERATIONS = 10  # twice as many gain less than 0.1 dB
 
@@ -103,6 +104,22 @@ def _gaussian(image: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
     return cast(NDArray[np.float32], cv2.GaussianBlur(image, (size, size), sigma, borderType=REPLICATE))
 
 
+def _correlate(image: Image, kernel: NDArray[np.float32]) -> Image:
+    """Correlation with an odd-sided kernel, in strips of rows small enough that cv2 does not turn to slow DFTs."""
+    height, width = image.shape[:2]
+    down, right = kernel.shape[0] // 2, kernel.shape[1] // 2
+    strip = CV2_DFT_AREA // kernel.shape[1]
+    if strip >= kernel.shape[0]:
+        return cast(Image, cv2.filter2D(image, -1, kernel, borderType=REPLICATE))
+    padded = cv2.copyMakeBorder(image, down, down, right, right, REPLICATE)
+    total = np.zeros_like(image)
+    for start in range(0, kernel.shape[0], strip):
+        part = kernel[start : start + strip]
+        top = start + part.shape[0] // 2
+        total += cv2.filter2D(padded, -1, part)[top : top + height, right : right + width]
+    return total
+
+
 # 1 to 3: blur
 
 
@@ -139,7 +156,7 @@ def disk(radius: float) -> NDArray[np.float32]:
 
 def lens_blur(image: Image, radius: float, draws: Draws) -> Image:
     """Pillbox filter."""
-    return cast(Image, cv2.filter2D(image, -1, disk(radius), borderType=REPLICATE))
+    return _correlate(image, disk(radius))
 
 
 @lru_cache(maxsize=1024)
@@ -167,7 +184,7 @@ def motion(length: float, angle: int) -> NDArray[np.float32]:
 def motion_blur(image: Image, length: float, draws: Draws) -> Image:
     """Linear motion at an angle drawn from 0, 1, ..., 180 degrees."""
     angle = int(draws.uniform((1,))[0] * 181)
-    return cast(Image, cv2.filter2D(image, -1, motion(length, angle), borderType=REPLICATE))
+    return _correlate(image, motion(length, angle))
 
 
 # 4 to 8: colour
@@ -176,8 +193,8 @@ def motion_blur(image: Image, length: float, draws: Draws) -> Image:
 def color_diffusion(image: Image, amount: float, draws: Draws) -> Image:
     """Lab: a and b blurred with sigma 1.5 * amount + 2, times amount."""
     lightness, *colours = cv2.split(to_lab(image))
-    blurred = _gaussian(cv2.merge(colours), 1.5 * amount + 2) * np.float32(amount)
-    return from_lab(cv2.merge([lightness, *cv2.split(blurred)]))
+    diffused = [_gaussian(colour, 1.5 * amount + 2) * np.float32(amount) for colour in colours]
+    return from_lab(cv2.merge([lightness, *diffused]))
 
 
 def edge_mask(image: Image) -> Plane:
@@ -369,7 +386,9 @@ def jitter(image: Image, sigma: float, draws: Draws) -> Image:
     columns = np.arange(width, dtype=np.float32)
     for _ in range(JITTER_ITERATIONS):
         down, right = _scaled_normal(draws, (2, height, width), sigma**2)
-        image = cv2.remap(image, right + columns, down + rows, cv2.INTER_CUBIC, borderMode=REPLICATE)
+        down += rows
+        right += columns
+        image = cv2.remap(image, right, down, cv2.INTER_CUBIC, borderMode=REPLICATE)
     return image
 
 
@@ -427,7 +446,7 @@ def otsu_thresholds(histogram: NDArray[Any], thresholds: int) -> NDArray[np.int6
     for _ in range(thresholds):
         total = gain + best
         cuts.append(total.argmax(axis=1))
-        best = total.max(axis=1)
+        best = np.take_along_axis(total, cuts[-1][:, None], axis=1)[:, 0]
     ends = np.empty(thresholds, dtype=np.int64)
     end = len(bins)
     for k in reversed(range(thresholds)):

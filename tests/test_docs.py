@@ -1,0 +1,76 @@
+"""The commands and links of README and docs: each command is understood by the program that it names."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import contrique.cli
+import pipelines.__main__
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+
+
+def commands(program: str) -> list[str]:
+    """Indented commands of all pages that start with `program`; continued lines joined, comments cut."""
+    found = []
+    for page in PAGES:
+        text = page.read_text().replace("\\\n", " ")
+        found += [line.strip() for line in text.splitlines() if line.startswith(f"    {program} ")]
+    return sorted(set(found))
+
+
+@pytest.mark.parametrize("command", commands("make"))
+def test_make_targets_exist(command: str) -> None:
+    arguments = shlex.split(command, comments=True)[1:]
+    done = subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", commands("contrique"))
+def test_contrique_commands_parse(command: str) -> None:
+    contrique.cli._parser().parse_args(shlex.split(command, comments=True)[1:])
+
+
+@pytest.mark.parametrize("command", commands("python -m pipelines"))
+def test_pipelines_commands_parse(command: str) -> None:
+    pipelines.__main__._parser().parse_args(shlex.split(command, comments=True)[3:])
+
+
+@pytest.mark.parametrize("command", [c for c in commands("python") if " benchmarks/" in c])
+def test_benchmarks_understand_their_options(command: str) -> None:
+    words = shlex.split(command, comments=True)
+    told = subprocess.run([sys.executable, *words[1:2], "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for option in (word for word in words if word.startswith("--")):
+        assert option.partition("=")[0] in told.stdout
+
+
+def test_dvc_commands_run(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / ".dvc", tmp_path / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp", "*.local"))
+    dvc = Path(sys.executable).with_name("dvc")
+    ran = commands("dvc remote")
+    assert len(ran) == 2
+    subprocess.run([dvc, "config", "core.no_scm", "true"], cwd=tmp_path, check=True)
+    for command in ran:
+        subprocess.run([dvc, *shlex.split(command)[1:]], cwd=tmp_path, check=True, capture_output=True)
+    config = (tmp_path / ".dvc" / "config").read_text()
+    assert "remote = team" in config
+    assert config.count("verify = true") == 2
+
+
+def test_links_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_page_has_commands_to_check() -> None:
+    assert len(commands("make")) >= 3
+    assert len(commands("contrique")) >= 4
+    assert len(commands("python -m pipelines")) >= 3

@@ -8,7 +8,8 @@ from typing import Any
 
 from contrique.errors import ContriqueError
 
-_WEEK = 7 * 24 * 3600.0  # seconds that --wait waits at most
+_ENDED = {"SUCCEEDED", "SKIPPED", "FAILED", "CANCELED"}  # states of a run in KFP's API
+_POLL_SECONDS = 10
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -127,6 +128,7 @@ def _absolute(location: str) -> str:
 def submit(options: argparse.Namespace) -> None:
     """Start a run on a cluster, and wait for it if asked to."""
     import logging
+    import time
     import warnings
 
     import kfp
@@ -143,10 +145,11 @@ def submit(options: argparse.Namespace) -> None:
         started = client.create_run_from_pipeline_func(
             training, arguments=arguments, run_name=options.name, experiment_name=options.experiment
         )
-        print(f"{options.host.rstrip('/')}/#/runs/details/{started.run_id}")
         if not options.wait:
             return
-        ended = client.wait_for_run_completion(started.run_id, timeout=_WEEK)
+        # not KFP's own wait_for_run_completion: it waits on for a run that was cancelled
+        while (ended := client.get_run(started.run_id)).state not in _ENDED:
+            time.sleep(_POLL_SECONDS)
     except (TimeoutError, kfp_server_api.ApiException, urllib3.exceptions.HTTPError) as error:
         reason = " ".join(str(error).split())[:300]
         raise SubmitFailed(

@@ -103,8 +103,8 @@ def main() -> None:
     if "brisque" in arguments.only:
         from contrique import baselines
 
-        learner, candidates = baselines.svr_learner()
-        results["brisque + svr"] = judge(baselines.brisque, learner, candidates, weak, judged, "brisque + svr")
+        learner = baselines.svr_learner()
+        results["brisque + svr"] = judge(baselines.brisque, learner, baselines.COSTS, weak, judged, "brisque + svr")
         arguments.out.write_text(json.dumps(results, indent=1))
 
 

@@ -86,7 +86,7 @@ class FeaturesConfig:
 class RegressorConfig:
     """Ridge regression from features to scores."""
 
-    alphas: tuple[float, ...] = tuple(10.0**k for k in range(-3, 7))
+    alphas: tuple[float, ...] = tuple(10.0**k for k in range(-4, 4))
 
 
 @dataclass(frozen=True)

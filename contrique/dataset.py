@@ -187,17 +187,26 @@ def import_folder(source: Source) -> pd.DataFrame:
     if not folder.is_dir():
         raise DatasetError(f"{folder}: no such folder; check the path")
     name = folder.resolve().name
-    rows = _labelled_rows(folder) if source.role == "labelled" else _unlabelled_rows(folder, source.role)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        described = pool.map(lambda row: describe(folder / row["image"]), rows)
-        for row, facts in tqdm(zip(rows, described, strict=True), name, len(rows), unit="picture", disable=None):
-            row["dataset"] = name
-            row["reference"] = f"{name}:{row['reference']}"
-            row.update(facts)
-    frame = as_manifest(rows)
+    rows = read_labels(folder / LABELS) if source.role == "labelled" else _unlabelled_rows(folder, source.role)
+    frame = describe_rows(rows, folder, name)
     if source.role == "labelled" and not frame["split"].astype(bool).any():
         frame["split"] = assign_splits(frame["reference"])
     return frame
+
+
+def describe_rows(rows: Sequence[dict[str, Any]], folder: Path, name: str) -> pd.DataFrame:
+    """Complete rows that name `image` and `reference` below a folder to a manifest, by `describe`.
+
+    Args:
+        rows: `image` relative to `folder`; `reference` tells the contents of this set apart.
+        name: of the set; it becomes `dataset` and the front of `reference`.
+    """
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        described = pool.map(lambda row: describe(folder / row["image"]), rows)
+        bar = tqdm(zip(rows, described, strict=True), name, len(rows), unit="picture", disable=None)
+        return as_manifest(
+            [row | {"dataset": name, "reference": f"{name}:{row['reference']}"} | facts for row, facts in bar]
+        )
 
 
 def _unlabelled_rows(folder: Path, role: str) -> list[dict[str, Any]]:
@@ -208,8 +217,15 @@ def _unlabelled_rows(folder: Path, role: str) -> list[dict[str, Any]]:
     return [{"image": path, "reference": path, "kind": role, "split": "pretrain"} for path in relative]
 
 
-def _labelled_rows(folder: Path) -> list[dict[str, Any]]:
-    path = folder / LABELS
+def read_labels(path: Path) -> list[dict[str, Any]]:
+    """Manifest rows of a CSV file of scores (see `import_folder`); its images are relative to its own folder.
+
+    Returns:
+        rows with image, reference, kind, distortion, level, mos (higher is better) and split.
+    Raises:
+        DatasetError: it is missing, unreadable, lacks a column, or names an image that is not there.
+    """
+    folder = path.parent
     if not path.is_file():
         raise DatasetError(
             f"{path}: not found; a labelled folder needs it with columns image and mos (or dmos). "

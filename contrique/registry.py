@@ -64,6 +64,7 @@ _REQUIREMENTS = (
     "torchvision",
     "tqdm",
 )  # of scoring alone; MLflow adds itself
+_STORES = ("boto3", "botocore", "mlflow", "requests", "sqlalchemy", "urllib3")  # whose exceptions are a store's
 _PICKLES = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
 _EVENT = "contrique.event."  # prefix of the tags of the registered model that are its history
 
@@ -312,7 +313,7 @@ def register(
     current = _champion(client, config)
     if current:
         own = _version(client, config, current)
-        if own.run_id == mlrun.id and own.tags["model.hash"] == tags["model.hash"]:  # this step, tried again
+        if own.run_id == mlrun.id and own.tags.get("model.hash") == tags["model.hash"]:  # this step, tried again
             return Registered(config.model, current, config.alias)
     _compare(current, expected_champion, config)
     for file in (evaluation, verdict, lineage):
@@ -396,16 +397,10 @@ def load_model(version: str, config: RegistryConfig) -> "Scorer":
     from mlflow.artifacts import download_artifacts
 
     with tempfile.TemporaryDirectory() as fetched:
-        try:
+        with _explained(f"fetching version {number}", "check the artifact store and its credentials"):
             # the sub-folder alone: fetching a whole model makes MLflow write into a local store
-            folder = Path(
-                download_artifacts(artifact_uri=f"models:/{config.model}/{number}/artifacts", dst_path=fetched)
-            )
-        except Exception as error:  # each artifact store raises its own types
-            raise RegistryError(
-                f"{_uri()}: the files of version {number} cannot be fetched ({_line(error)}); "
-                "check the artifact store and its credentials"
-            ) from error
+            address = f"models:/{config.model}/{number}/artifacts"
+            folder = Path(download_artifacts(artifact_uri=address, dst_path=fetched))
         return Scorer(folder / _ENCODER, folder / _REGRESSOR, version=number)
 
 
@@ -541,15 +536,13 @@ def _exists(uri: str) -> bool:
 
 
 @contextmanager
-def _explained(doing: str) -> Iterator[None]:
-    """Turn MLflow's exceptions into one line that names the address and what was tried."""
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
+def _explained(doing: str, remedy: str = "start the server, or correct or unset MLFLOW_TRACKING_URI") -> Iterator[None]:
+    """Turn the failures of MLflow and its stores into one line that names the address and what was tried."""
     try:
         yield
-    except (MlflowException, SQLAlchemyError) as error:
-        remedy = "start the server, or correct or unset MLFLOW_TRACKING_URI"
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in _STORES and not isinstance(error, OSError):
+            raise
         raise RegistryError(f"MLflow at {_uri()}: {doing} failed ({_line(error)}); {remedy}") from error
 
 
@@ -565,7 +558,8 @@ def _create_once(create: Any, name: str, **arguments: Any) -> bool:
     try:
         create(name, **arguments)
     except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+        # MLflow looks up what is there already, which may be gone again by then
+        if error.error_code not in ("RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"):
             raise
         return False
     return True
@@ -574,25 +568,40 @@ def _create_once(create: Any, name: str, **arguments: Any) -> bool:
 @contextmanager
 def _lock(client: "MlflowClient", name: str) -> Iterator[None]:
     """Hold `<name>.lock` in the tracking store; see the module's docstring for what it is and its limits."""
-    from mlflow.exceptions import MlflowException
-
     lock = f"{name}.lock"
-    seen, since = None, 0.0
+    seen, since = 0, 0.0
     while not _create_once(client.create_registered_model, lock, description=f"held by {_who()}, since {_now()}"):
-        try:
-            holder = client.get_registered_model(lock).creation_timestamp
-        except MlflowException:  # let go of in between
-            continue
+        holder = _lock_time(client, lock)
         if holder != seen:
             seen, since = holder, time.monotonic()
         elif time.monotonic() - since > LOCK_SECONDS:
             print(f"breaking {lock}: its holder is gone", file=sys.stderr)
             client.delete_registered_model(lock)
         time.sleep(0.1)
+    mine = _lock_time(client, lock)
     try:
         yield
     finally:
-        client.delete_registered_model(lock)
+        if mine and _lock_time(client, lock) == mine:  # else it was broken, and another may hold it
+            client.delete_registered_model(lock)
+
+
+def _lock_time(client: "MlflowClient", lock: str) -> int:
+    """When a lock was taken, in milliseconds; 0 if nobody holds it."""
+    model = _found(client.get_registered_model, lock)
+    return model.creation_timestamp if model else 0
+
+
+def _found(get: Any, *arguments: Any) -> Any:
+    """What `get` gives, None if there is no such thing."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return get(*arguments)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
 
 
 def _model_tags(client: "MlflowClient", config: RegistryConfig) -> dict[str, str]:
@@ -606,15 +615,8 @@ def _aliases(client: "MlflowClient", config: RegistryConfig) -> dict[str, str]:
 
 
 def _model(client: "MlflowClient", config: RegistryConfig) -> Any:
-    from mlflow.exceptions import MlflowException
-
     with _explained("reading the registry"):
-        try:
-            return client.get_registered_model(config.model)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            return None
+        return _found(client.get_registered_model, config.model)
 
 
 def _champion(client: "MlflowClient", config: RegistryConfig) -> str:
@@ -622,14 +624,11 @@ def _champion(client: "MlflowClient", config: RegistryConfig) -> str:
 
 
 def _version(client: "MlflowClient", config: RegistryConfig, version: str) -> "ModelVersion":
-    from mlflow.exceptions import MlflowException
-
-    try:
-        found = client.get_model_version(config.model, version)
-    except MlflowException as error:
-        raise RegistryError(
-            f"model '{config.model}' has no version '{version}'; see `contrique models` ({_line(error)})"
-        ) from error
+    number = version if version.isdecimal() else "0"  # MLflow counts from 1 and refuses what is no number
+    with _explained("reading the registry"):
+        found = _found(client.get_model_version, config.model, number)
+    if found is None:
+        raise RegistryError(f"model '{config.model}' has no version '{version}'; see `contrique models`")
     if found.tags.get(STATE) != COMPLETE:
         raise RegistryError(f"version {version} of '{config.model}' was never completed; delete it and train again")
     return found
@@ -698,7 +697,7 @@ def _log_version(
         raise RegistryError(f"{script}: the model's script is missing; install the project from its source tree")
     text = {"direction", "model", "labels", "error"}
     outputs = [
-        mlflow.types.ColSpec("string" if name in text else "double", name, required=name in ("direction", "model"))
+        mlflow.types.ColSpec("string" if name in text else "double", name, required=False)
         for name in CSV_COLUMNS
         if name != "path"
     ]

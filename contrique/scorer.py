@@ -19,6 +19,8 @@ from contrique.errors import ContriqueError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from contrique.encoder import Encoder
+
 Scores = NDArray[np.float64]
 Format = Literal["table", "json", "csv"]
 RANGE = (0.0, 100.0)
@@ -97,6 +99,11 @@ class Scorer:
     def labels(self) -> str:
         """`human` or `weak`."""
         return self._fitted.labels
+
+    @property
+    def encoder(self) -> "Encoder":
+        """The frozen encoder, for other regressors on the same features."""
+        return self._encoder
 
     def raw(self, pictures: Iterable[images.Picture]) -> Scores:
         """The regressor's output, on the scale of its training labels.

@@ -1,7 +1,8 @@
 """The registered model: base64 images in, scores with their contract out (an MLflow models-from-code script).
 
 `contrique.registry.register` logs this file with the encoder, the regressor and the package's code, so that
-`mlflow models serve -m models:/contrique@champion --env-manager local` needs nothing else.
+`mlflow models serve -m models:/contrique@champion --env-manager local` needs nothing else but the virtual environment's
+`bin` on PATH (MLflow starts uvicorn by its name). MLflow's loaders put the model's copy of the code before any other.
 
 The folder must never hold an `__init__.py`: it would shadow the installed package `mlflow`.
 """

@@ -47,8 +47,8 @@ data: setup ## build the sample photographs if need be, and pull them with DVC
 demo: setup data ## the whole pipeline on the sample photographs, minutes on a laptop
 	@$(BIN)/python -m pipelines run --data . --profile demo --seed 0
 
-test: setup ## every test
-	@$(BIN)/python -m pytest
+test: setup ## every test, two files at a time
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: setup ## ruff, mypy --strict and hadolint
 	@$(BIN)/ruff check .

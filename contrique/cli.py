@@ -16,9 +16,11 @@ from contrique.errors import ContriqueError
 
 if TYPE_CHECKING:
     from contrique.images import Picture
+    from contrique.scorer import Scorer
 
 SOME_FAILED = 1
 REFUSED = 2  # as argparse exits on a usage error
+_ENCODER, _REGRESSOR = "encoder.safetensors", "regressor"  # in a folder of `adapt`
 
 
 class UsageError(ContriqueError):
@@ -93,7 +95,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     score.add_argument("paths", nargs="+", metavar="PATH", help="file, folder (all below it) or quoted glob")
     score.add_argument("--format", choices=("table", "json", "csv"), default="table", help="default: table")
-    score.add_argument("--model", default="champion", help="registry version or alias; default: champion")
+    score.add_argument(
+        "--model", default="champion", help="registry version, alias, or a folder of `adapt`; default: champion"
+    )
     add_settings(score)
 
     features = add(
@@ -182,6 +186,32 @@ def _parser() -> argparse.ArgumentParser:
     pretrain.add_argument("--profile", choices=sorted(PROFILES), default="demo", help="default: demo")
     pretrain.add_argument("--seed", type=int, default=0, help="default: 0")
     add_settings(pretrain)
+
+    adapt = add(
+        "adapt",
+        _adapt,
+        "fit a new head to 50 to 500 scores of your own, on the encoder of a model",
+        "contrique adapt --labels scans/my.csv --out adapted/ && contrique score new.png --model adapted/",
+    )
+    adapt.add_argument(
+        "--labels",
+        type=Path,
+        required=True,
+        help="CSV with the columns image (relative to it), mos or dmos, and reference where pictures share a content",
+    )
+    adapt.add_argument("--model", default="champion", help="registry version or alias; default: champion")
+    adapt.add_argument("--out", type=Path, default=Path("adapted"), help="folder to make; default: adapted")
+    adapt.add_argument("--seed", type=int, default=0, help="default: 0")
+    add_settings(adapt)
+
+    checkpoint = add(
+        "import-checkpoint",
+        _import_checkpoint,
+        "turn a checkpoint of the original CONTRIQUE into an encoder file; any other file is refused",
+        "contrique import-checkpoint CONTRIQUE_checkpoint25.tar --out encoder.safetensors",
+    )
+    checkpoint.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="file written by torch.save")
+    checkpoint.add_argument("--out", type=Path, required=True, help=".safetensors file to write")
     return parser
 
 
@@ -201,21 +231,32 @@ def _config(options: argparse.Namespace) -> Config:
 def _score(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from contrique import registry, scorer
+    from contrique import scorer
 
-    config = _config(options).registry
-    if options.model == config.alias:
-        model = registry.load_champion(config)
-        if model is None:
-            raise registry.RegistryError(
-                f"model '{config.model}' has no {config.alias} yet; run the pipeline first, or set MLFLOW_TRACKING_URI"
-            )
-    else:
-        model = registry.load_model(options.model, config)
+    model = _model(options)
     results = model.score_paths(options.paths)
     hidden = True if sys.stdout.isatty() else None  # on a terminal the results themselves show the progress
     bar = tqdm(results, desc="score", unit="img", file=sys.stderr, disable=hidden)
     return SOME_FAILED if scorer.write(bar, sys.stdout, options.format) else 0
+
+
+def _model(options: argparse.Namespace) -> "Scorer":
+    """The version, alias or folder of `contrique adapt` that --model names."""
+    from contrique import registry
+    from contrique.scorer import Scorer
+
+    folder = Path(options.model)
+    if (folder / _ENCODER).is_file():
+        return Scorer(folder / _ENCODER, folder / _REGRESSOR, version=str(folder))
+    config = _config(options).registry
+    if options.model != config.alias:
+        return registry.load_model(options.model, config)
+    model = registry.load_champion(config)
+    if model is None:
+        raise registry.RegistryError(
+            f"model '{config.model}' has no {config.alias} yet; run the pipeline first, or set MLFLOW_TRACKING_URI"
+        )
+    return model
 
 
 def _features(options: argparse.Namespace) -> None:
@@ -411,6 +452,45 @@ def _pretrain(options: argparse.Namespace) -> None:
         f"{options.out / 'encoder.safetensors'}: {made.steps} steps, {made.crops} crops, loss {made.loss_first:.3f} "
         f"to {made.loss_last:.3f} in {made.minutes:.1f} minutes"
     )
+
+
+def _adapt(options: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from contrique import regressor
+    from contrique.dataset import read_labels
+    from contrique.encoder import save_encoder
+    from contrique.features import extract
+    from contrique.storage import write_aside
+
+    if options.out.exists():
+        raise UsageError(f"{options.out}: is there already; remove it, or give another --out")
+    rows = read_labels(options.labels)
+    model = _model(options)
+    bar = tqdm(rows, desc="features", unit="img", file=sys.stderr, disable=None)
+    features = extract((_read(str(options.labels.parent / row["image"])) for row in bar), model.encoder)
+    made = regressor.adapt(
+        features,
+        [row["mos"] for row in rows],
+        [row["reference"] for row in rows],
+        config=_config(options).regressor,
+        seed=options.seed,
+    )
+    with write_aside(options.out) as aside:
+        aside.mkdir()
+        save_encoder(model.encoder, aside / _ENCODER, {"adapted_from": model.version})
+        regressor.save(made.ridge, made.summary, aside / _REGRESSOR)
+    print(
+        f"{options.out}: {made.summary.n} pictures of {made.summary.contents} contents, alpha {made.summary.alpha:g}; "
+        f"SRCC out of fold {made.srcc:.3f} [{made.low:.3f}, {made.high:.3f}]"
+    )
+
+
+def _import_checkpoint(options: argparse.Namespace) -> None:
+    from contrique.encoder import WIDTHS, import_checkpoint
+
+    arch = import_checkpoint(options.checkpoint, options.out)
+    print(f"{options.out}: {arch}, {WIDTHS[arch]} channels, from {options.checkpoint}")
 
 
 if __name__ == "__main__":

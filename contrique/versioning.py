@@ -24,7 +24,7 @@ import pandas as pd
 import yaml
 from tqdm import tqdm
 
-from contrique import dataset, storage
+from contrique import dataset, public_sets, storage
 from contrique.errors import ContriqueError
 
 PIN = "data.dvc"
@@ -88,7 +88,8 @@ def fetch(
     Args:
         out: the picture set to write, with `lineage.json`; an existing one is replaced.
         data: a DVC project (a folder with `data.dvc`, or a git URL), a picture set (`manifest.parquet`), a labelled
-            folder (`labels.csv`), or any of these below `s3://bucket/prefix`. Empty to pretrain only.
+            folder (`labels.csv`), a public set as NAME:PATH (`public_sets.SETS`), or any of these below
+            `s3://bucket/prefix`. Empty to pretrain only.
         revision: git revision whose `data.dvc` is pulled; empty for the working tree's.
         pristine: folders of undistorted pictures without labels, local or s3://.
         authentic: folders of pictures with distortions of their own, without labels.
@@ -97,6 +98,7 @@ def fetch(
     Raises:
         FetchError: nothing to fetch, an unknown revision, an unreachable remote, a missing or a damaged file.
         dataset.DatasetError: a folder that is no picture set and cannot be imported as one.
+        public_sets.PublicSetError: a download that is not the public set it is said to be, or not all of it.
         storage.StorageError: an S3 location that cannot be read.
     """
     if not (data or pristine or authentic):
@@ -109,17 +111,27 @@ def fetch(
         for number, (location, role) in enumerate(asked):
             work = Path(scratch) / str(number)
             work.mkdir()
-            if role == "labelled":
+            public, path = public_sets.split_name(location) if role == "labelled" else ("", location)
+            if public:
+                if revision:
+                    raise FetchError(f"{location}: a public set has no revision '{revision}'; leave the revision out")
+                folder, pinned = _local(path, work), ""
+            elif role == "labelled":
                 folder, commit, pinned = _open(location, revision, work)
             else:
                 folder, pinned = _local(location, work), ""
             sources[location] = pinned or dir_hash(listing(folder))
-            is_set = role == "labelled" and (folder / dataset.MANIFEST).is_file()
+            is_set = role == "labelled" and not public and (folder / dataset.MANIFEST).is_file()
             if pinned and is_set and len(asked) == 1:
                 folder.replace(aside)  # as pinned, to the byte
                 frame = dataset.read_manifest(aside)
             else:
-                frame = dataset.read_manifest(folder) if is_set else dataset.import_folder(dataset.Source(folder, role))
+                if public:
+                    frame = public_sets.read(public, folder)
+                elif is_set:
+                    frame = dataset.read_manifest(folder)
+                else:
+                    frame = dataset.import_folder(dataset.Source(folder, role))
                 parts.append((folder, frame))
         if parts:
             frame = _merge(parts, aside)

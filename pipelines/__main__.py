@@ -121,8 +121,13 @@ def run(options: argparse.Namespace) -> None:
 
 def _absolute(location: str) -> str:
     """A path that exists, made absolute, for a task need not share this directory; a URL as it is."""
-    path = Path(location).expanduser()
-    return str(path.resolve()) if path.exists() else location
+    from contrique.public_sets import split_name
+
+    name, given = split_name(location)
+    path = Path(given).expanduser()
+    if not path.exists():
+        return location
+    return f"{name}:{path.resolve()}" if name else str(path.resolve())
 
 
 def submit(options: argparse.Namespace) -> None:

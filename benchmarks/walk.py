@@ -1,7 +1,7 @@
 """How good is an encoder? SRCC against human scores, two ways, beside untrained encoders and BRISQUE + SVR.
 
     python benchmarks/walk.py --dataset RUN/dataset --distorted RUN/distorted --encoder RUN/encoder.safetensors \
-        --judged live=PATH --judged tid2013=PATH --out walk.json
+        --judged live=PATH --judged tid2013=PATH --cache RUN/features --out walk.json
 
 (a) human labels, leave-one-content-out; (b) opinion-unaware: fitted on the weak labels of the synthesized pretraining
 photographs, judged on human scores it never saw. Takes about a quarter of an hour per encoder on two cores.
@@ -33,23 +33,34 @@ def describe_all(folder: Path, rows: pd.DataFrame, describe: Describe, label: st
     return np.stack([describe(picture) for picture in tqdm(pictures, total=len(rows), desc=label, mininterval=10)])
 
 
+def described(cache: Path, sets: dict[str, tuple[Path, pd.DataFrame]], describe: Describe) -> dict[str, np.ndarray]:
+    """Features of each set, computed once: they are most of the time."""
+    if not cache.is_file():
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(
+            cache, **{name: describe_all(*chosen, describe, f"{cache.stem}: {name}") for name, chosen in sets.items()}
+        )
+    with np.load(cache) as file:
+        return {name: file[name] for name in sets}
+
+
 def of_encoder(encoder: Encoder) -> Describe:
     return lambda picture: extract_one(picture, encoder, "bfloat16")
 
 
 def judge(
-    describe: Describe, learner: evaluation.Learner, candidates: Sequence[float], weak: tuple[Path, pd.DataFrame],
-    judged: dict[str, tuple[Path, pd.DataFrame]], label: str,
+    features: dict[str, np.ndarray], learner: evaluation.Learner, candidates: Sequence[float],
+    sets: dict[str, tuple[Path, pd.DataFrame]], label: str,
 ) -> dict[str, dict[str, dict[str, object]]]:  # fmt: skip
     config = EvaluationConfig()
-    weak_features = describe_all(*weak, describe, f"{label}: weak-labelled")
+    weak = sets["weak"][1]
     result: dict[str, dict[str, dict[str, object]]] = {}
-    for name, (folder, rows) in judged.items():
-        features = describe_all(folder, rows, describe, f"{label}: {name}")
+    for name in (name for name in sets if name != "weak"):
+        rows = sets[name][1]
         truth = (list(rows["mos"]), list(rows["reference"]), list(rows["distortion"]))
-        a = evaluation.cross_validate(features, *truth, learner, candidates, config=config, seed=0)
+        a = evaluation.cross_validate(features[name], *truth, learner, candidates, config=config, seed=0)
         b = evaluation.opinion_unaware(
-            weak_features, list(weak[1]["weak_label"]), list(weak[1]["reference"]), features, *truth, learner,
+            features["weak"], list(weak["weak_label"]), list(weak["reference"]), features[name], *truth, learner,
             candidates, config=config, seed=0,
         )  # fmt: skip
         result[name] = {
@@ -76,6 +87,7 @@ def main() -> None:
     parser.add_argument("--encoder", type=Path, required=True)
     parser.add_argument("--judged", action="append", required=True, metavar="NAME=FOLDER")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--cache", type=Path, required=True, help="folder for features; of one encoder and its sets")
     parser.add_argument("--only", nargs="*", default=["trained", "untrained", "brisque"])
     parser.add_argument("--weak-pictures", type=int, default=2000, help="weak-labelled pictures to fit (b) on")
     parser.add_argument("--threads", type=int, default=2)
@@ -89,7 +101,7 @@ def main() -> None:
     made = dataset.read_manifest(arguments.distorted)
     rows = made[made["weak_label"].notna() & (made["split"] == "pretrain")]
     rows = rows.sample(min(len(rows), arguments.weak_pictures), random_state=0).sort_index().reset_index(drop=True)
-    weak = (arguments.distorted, rows)
+    sets = {"weak": (arguments.distorted, rows)} | judged
     alphas = sorted(RegressorConfig().alphas)
     ridge = evaluation.ridge_learner(alphas)
 
@@ -98,13 +110,14 @@ def main() -> None:
     encoders |= {f"untrained {seed}": lambda s=seed: _untrained(arguments.encoder, s) for seed in UNTRAINED_SEEDS}
     for label, make in encoders.items():
         if label.split()[0] in arguments.only:
-            results[label] = judge(of_encoder(make()), ridge, alphas, weak, judged, label)
+            features = described(arguments.cache / f"{label}.npz", sets, of_encoder(make()))
+            results[label] = judge(features, ridge, alphas, sets, label)
             arguments.out.write_text(json.dumps(results, indent=1))
     if "brisque" in arguments.only:
         from contrique import baselines
 
-        learner = baselines.svr_learner()
-        results["brisque + svr"] = judge(baselines.brisque, learner, baselines.COSTS, weak, judged, "brisque + svr")
+        features = described(arguments.cache / "brisque.npz", sets, baselines.brisque)
+        results["brisque + svr"] = judge(features, baselines.svr_learner(), baselines.COSTS, sets, "brisque + svr")
         arguments.out.write_text(json.dumps(results, indent=1))
 
 

@@ -86,7 +86,7 @@ class FeaturesConfig:
 class RegressorConfig:
     """Ridge regression from features to scores."""
 
-    alphas: tuple[float, ...] = tuple(10.0**k for k in range(-4, 4))
+    alphas: tuple[float, ...] = tuple(10.0 ** (k / 2) for k in range(-6, 5))
 
 
 @dataclass(frozen=True)

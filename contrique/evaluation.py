@@ -430,8 +430,9 @@ def opinion_unaware(
 ) -> Judgement:
     """Fitted on weak labels of some photographs, judged on human scores of others.
 
-    The candidate is chosen by weak labels too, on as many photographs as the protocol would test with; the fit is on
-    the rest. Scores are in the unit of the weak labels, so an RMSE is told after the logistic only.
+    The candidate is chosen by weak labels too, on as many photographs as the protocol would test with, fitted on the
+    rest; then it is fitted again on all of them. Scores are in the unit of the weak labels, so an RMSE is told after
+    the logistic only.
 
     Args:
         weak_features, weak_labels, weak_contents: to fit on. Shapes (M, D), (M,) and length M, two contents or more.
@@ -452,9 +453,10 @@ def opinion_unaware(
     fold = Fold(np.flatnonzero(~chosen), np.flatnonzero(chosen), len(groups) + np.arange(len(np.asarray(labels))))
     both = np.concatenate([np.asarray(weak_features), np.asarray(features)])
     known = np.concatenate([np.asarray(weak_labels, np.float64), np.full(len(fold.test), np.nan)])
-    scores, best = out_of_fold(both, known, [*groups, *contents], [fold], learner)
+    _, best = out_of_fold(both, known, [*groups, *contents], [fold], learner)
+    scores = learner(both, known, [(np.arange(len(groups)), fold.test)])[0][best[0]]
     return judge(
-        [(np.arange(len(fold.test)), scores[0])],
+        [(np.arange(len(fold.test)), scores)],
         labels,
         contents,
         distortions,

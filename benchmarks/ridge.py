@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=3000)
     parser.add_argument("--features", type=int, default=1024)
     parser.add_argument("--alphas", type=int, default=20, help="from 1e-3 to 1e6")
-    parser.add_argument("--splits", type=int, default=10, help="70 % of the contents train, 30 % are held out")
+    parser.add_argument("--splits", type=int, default=10, help="70 %% of the contents train, 30 %% are held out")
     parser.add_argument("--contents", type=int, default=80)
     parser.add_argument("--reference-alphas", type=int, default=5, help="how many the scikit-learn loop is timed on")
     parser.add_argument("--repeats", type=int, default=3, help="the fastest of each side counts")

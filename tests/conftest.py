@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -83,12 +84,13 @@ def s3(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
 
 
 def _free_ports(number: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(number)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
+    """Ports below the range from which the system hands them out to others in the meantime."""
+    ports: list[int] = []
+    while len(ports) < number:
+        port = secrets.randbelow(12_000) + 20_000
+        with socket.socket() as one:
+            if port not in ports and one.connect_ex(("127.0.0.1", port)):
+                ports.append(port)
     return ports
 
 
@@ -100,7 +102,7 @@ def _wait_for_bucket(environment: dict[str, str], server: subprocess.Popen[bytes
         aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
         region_name=environment["AWS_DEFAULT_REGION"],
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180  # a few seconds unless the machine is busy
     while True:
         try:
             client.create_bucket(Bucket="contrique")

@@ -13,7 +13,7 @@ import contrique.cli
 import pipelines.__main__
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "RESULTS.md"])
 
 
 def commands(program: str) -> list[str]:

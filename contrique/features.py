@@ -65,7 +65,9 @@ def extract(pictures: Iterable[Picture], encoder: "Encoder", precision: str = "f
 def extract_set(
     dataset: Path, distorted: Path, encoder: Path, out: Path, *, config: FeaturesConfig | None = None
 ) -> int:
-    """Features of every labelled picture: the judged rows of `dataset`, the weak-labelled rows of `distorted`.
+    """Features of every picture whose label is used: the judged rows of `dataset`, weak-labelled rows of `distorted`.
+
+    Weak labels of `pretrain` photographs serve the opinion-unaware figure, so they are left out without human labels.
 
     Args:
         dataset: a picture set.
@@ -86,7 +88,7 @@ def extract_set(
     net = load_encoder(encoder).to("cuda" if torch.cuda.is_available() else "cpu")
     given, made = read_manifest(dataset), read_manifest(distorted)
     judged = judged_rows(given)
-    weak = made[made["weak_label"].notna()]
+    weak = made[made["weak_label"].notna() & (bool(len(judged)) | (made["split"] != "pretrain"))]
     rows = pd.concat([judged, weak], ignore_index=True)
     folders = [dataset] * len(judged) + [distorted] * len(weak)
     pictures = (picture(folder, row) for folder, row in zip(folders, rows.itertuples(), strict=True))

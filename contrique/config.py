@@ -148,7 +148,7 @@ PROFILES: dict[str, Config] = {
             optimizer="adamw",
             lr=2e-4,
             lr_views=120,
-            steps=240,
+            steps=300,
             checkpoint_every=100,
         ),
         gate=GateConfig(floor=0.3),  # what minutes of training reach on weak labels; it is no quality to ship

@@ -22,7 +22,9 @@ from contrique.config import RegistryConfig
 from pipelines import local
 from pipelines.__main__ import main
 
-# Six contents, two distortions at two levels, three steps: every stage is the real one, small.
+pytestmark = pytest.mark.timeout(1200)  # a whole run is one test's setup: a minute on quiet cores, ten on busy ones
+
+# Ten photographs, two distortions at two levels, three steps: every stage is the real one, small.
 SPLITS = ["pretrain", "pretrain", "pretrain", "train", "train", "validation", "test", "test"]
 TINY = {
     "validation.near_duplicate_bits": 2,

@@ -54,8 +54,8 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
         "-s3",
         "-master.telemetry=false",
     ]
-    command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.config={folder / 's3.json'}", "-s3.port.iceberg=0"]
-    command += ["-s3.autoCreateBucket=false"]
+    command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.config={folder / 's3.json'}"]
+    command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false"]
     command += ["-volume.max=20", "-master.volumeSizeLimitMB=64"]
     command += [f"-{name}={port}" for name, port in ports.items()]
     environment = {

@@ -18,12 +18,12 @@ from contrique.distortions.palette import minimum_variance_palette
 
 EVERY = list(itertools.product(distortions.NAMES, range(1, 6)))
 
-# the largest error of any pixel on photographs; Lab is OpenCV's cube root in float32, times a gain of up to 12
+# the largest error of any pixel on photographs; Lab: 16-bit tables and OpenCV's white point, times a gain of up to 12
 TOLERANCE = {
     "color_diffusion": 2e-3,
-    "saturation_lab": 4e-3,
-    "sharpen": 2e-3,
-    "brighten": 2e-4,
+    "saturation_lab": 3e-3,
+    "sharpen": 3e-4,
+    "brighten": 1e-4,
     "color_shift": 1e-4,
     "jitter": 1e-4,
 }
@@ -136,6 +136,48 @@ def test_jpeg2000_reaches_its_ratio(level):
     pixels = data.astronaut()
     ratio = distortions.parameter("jpeg2000", level)
     assert pixels.nbytes / len(kernels.encode_jpeg2000(pixels, ratio)) == pytest.approx(ratio, rel=0.03)
+
+
+@pytest.mark.parametrize("level", range(1, 6))
+def test_jpeg2000_is_openjpeg_at_that_ratio(level):
+    """The step coarser than OpenJPEG's own costs next to nothing at the same size."""
+    ratio = distortions.parameter("jpeg2000", level)
+    losses = []
+    for picture in (data.astronaut, data.coffee, data.chelsea):
+        pixels = picture()
+        buffer = io.BytesIO()
+        options = {"quality_mode": "rates", "quality_layers": [ratio], "irreversible": True, "mct": 1, "no_jp2": True}
+        Image.fromarray(pixels).save(buffer, "JPEG2000", **options)
+        found = kernels.encode_jpeg2000(pixels, ratio)
+        assert len(found) == pytest.approx(pixels.nbytes / ratio, rel=0.03)
+        decoded = (np.asarray(Image.open(io.BytesIO(data))) for data in (found, buffer.getvalue()))
+        losses.append(np.subtract(*(cv2.PSNR(each, pixels) for each in decoded)))
+    assert np.mean(losses) > -0.1
+    assert min(losses) > -0.3
+
+
+@pytest.mark.parametrize("planes", [1, 3, 5])
+def test_jpeg2000_of_coarser_steps_is_the_scaled_picture(planes):
+    """Without rate control both decoders give the scaled picture's own error, times 2**planes."""
+    pixels = data.astronaut()[:128, :128]
+    scaled = np.rint((pixels.astype(float) - 128) / 2**planes) + 128
+    buffer = io.BytesIO()
+    Image.fromarray(scaled.astype(np.uint8)).save(buffer, "JPEG2000", irreversible=True, mct=1, no_jp2=True)
+    codestream = kernels._coarser_step(buffer.getvalue(), planes)
+    error = np.asarray(Image.open(buffer)) - scaled
+    by_pillow = np.asarray(Image.open(io.BytesIO(codestream)))
+    by_opencv = cv2.imdecode(np.frombuffer(codestream, np.uint8), cv2.IMREAD_COLOR_RGB)
+    for decoded in (by_pillow, by_opencv):
+        found = decoded - ((scaled - 128) * 2**planes + 128)
+        assert found.std() < 2**planes * error.std()
+
+
+def test_jpeg2000_keeps_flat_pictures():
+    for grey in (0, 77, 255):
+        flat = np.full((200, 300, 3), grey, np.uint8)
+        for level in range(1, 6):
+            found = images.as_uint8(distort(images.as_float(flat), "jpeg2000", level))
+            assert np.abs(found.astype(int) - grey).max() <= 1
 
 
 def test_jpeg2000_beats_jpeg_at_the_same_size():
@@ -281,7 +323,7 @@ def test_random_distortions_differ_with_the_generator():
 def test_commutes_with_mirroring(name):
     image = photograph()
     mirrored = distort(image[:, ::-1].copy(), name, 4)[:, ::-1]
-    np.testing.assert_allclose(mirrored, distort(image, name, 4), atol=1e-5)
+    np.testing.assert_allclose(mirrored, distort(image, name, 4), atol=TOLERANCE.get(name, 1e-5))
 
 
 def test_reads_views_and_other_memory_orders():

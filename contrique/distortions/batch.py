@@ -20,10 +20,7 @@ from contrique.distortions import kernels
 
 SERIAL = frozenset({"color_quantization", "jpeg", "jpeg2000"})
 
-# OpenCV's constants, so that both banks agree
-RGB_TO_XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))
-WHITE = (0.950456, 1.0, 1.088754)
-GREY = (0.299, 0.587, 0.114)
+GREY = (0.299, 0.587, 0.114)  # OpenCV's
 
 
 class Draws:
@@ -133,7 +130,7 @@ def _mix(images: Tensor, matrix: Sequence[Sequence[float]] | np.ndarray) -> Tens
 
 def _to_lab(images: Tensor) -> Tensor:
     linear = torch.where(images > 0.04045, ((images + 0.055) / 1.055) ** 2.4, images / 12.92)
-    xyz = _mix(linear, np.array(RGB_TO_XYZ) / np.array(WHITE)[:, None])
+    xyz = _mix(linear, kernels.RGB_TO_XYZ / kernels.WHITE[:, None])
     root = torch.where(xyz > 0.008856, xyz.clamp(min=1e-9) ** (1 / 3), 7.787 * xyz + 16 / 116)
     x, y, z = root.unbind(1)
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], 1)
@@ -144,7 +141,7 @@ def _from_lab(lab: Tensor) -> Tensor:
     y = (lightness + 16) / 116
     root = torch.stack([y + a / 500, y, y - b / 200], 1)
     xyz = torch.where(root > 6 / 29, root**3, (root - 16 / 116) / 7.787)
-    linear = _mix(xyz, np.linalg.inv(RGB_TO_XYZ) * np.array(WHITE)).clamp(0, 1)
+    linear = _mix(xyz, np.linalg.inv(kernels.RGB_TO_XYZ) * kernels.WHITE).clamp(0, 1)
     return torch.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear)
 
 
@@ -384,29 +381,5 @@ def contrast(images: Tensor, amount: float, draws: Draws) -> Tensor:
 
 
 BATCHED: dict[str, Callable[[Tensor, float, Draws], Tensor]] = {
-    kernel.__name__: kernel
-    for kernel in (
-        gaussian_blur,
-        lens_blur,
-        motion_blur,
-        color_diffusion,
-        color_shift,
-        saturation_hsv,
-        saturation_lab,
-        white_noise,
-        color_noise,
-        impulse_noise,
-        multiplicative_noise,
-        denoise,
-        brighten,
-        darken,
-        mean_shift,
-        jitter,
-        non_eccentricity,
-        pixelate,
-        quantization,
-        color_block,
-        sharpen,
-        contrast,
-    )
+    name: globals()[name] for name in distortions.NAMES if name not in SERIAL
 }

@@ -27,12 +27,24 @@ REACH = 8  # how far they move
 BLOCK = 32  # side of the blocks of color_block
 JITTER_ITERATIONS = 5
 CV2_DFT_AREA = 120  # cv2.filter2D takes the DFT above
+QCD = 0x5C  # second byte of JPEG 2000's marker of the quantisation steps
 TV_WEIGHT = 0.8  # of the noise's sigma: the best PSNR over the five levels of denoise
 TV_ITERATIONS = 10  # twice as many gain less than 0.1 dB
 
 # MATLAB's rgb2ycbcr: BT.601, studio swing, on [0, 1].
 YCBCR = np.array([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]]) / 255
 YCBCR_OFFSET = np.array([16, 128, 128]) / 255
+
+# OpenCV's, so that both banks and OpenCV's way back from Lab agree
+RGB_TO_XYZ = np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
+WHITE = np.array([0.950456, 1.0, 1.088754])
+ROOTS_TO_LAB = np.array([[0, 116, 0], [500, -500, 0], [0, 200, -200]])  # then L - 16
+LAB_KNEE = (6 / 29) ** 3  # below it CIE's cube root is its tangent there
+LAB_SLOPE = (29 / 6) ** 2 / 3
+
+# glibc keeps freed blocks at hand only up to the size of the largest freed before, at most 32 MB. Without this one the
+# temporary arrays cost a page fault every 4 kB, which doubles the time of some kernels.
+np.empty(31 << 20, np.uint8)
 
 
 @lru_cache
@@ -47,6 +59,12 @@ def _normal_quantiles() -> NDArray[np.float32]:
 def _srgb_to_linear() -> NDArray[np.float32]:
     value = np.arange(65536) / 65535
     return np.where(value > 0.04045, ((value + 0.055) / 1.055) ** 2.4, value / 12.92).astype(np.float32)
+
+
+@lru_cache
+def _linear_to_srgb() -> NDArray[np.float32]:
+    value = np.arange(65536) / 65535
+    return np.where(value > 0.0031308, 1.055 * value ** (1 / 2.4) - 0.055, 12.92 * value).astype(np.float32)
 
 
 class Draws:
@@ -64,13 +82,16 @@ class Draws:
         words = self.rng.integers(0, 2**64 - 1, (count + 3) // 4, dtype=np.uint64, endpoint=True)
         return words.view(np.uint16)[:count].reshape(shape)
 
-    def normal(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """Standard normal values."""
-        return cast(NDArray[np.float32], cv2.LUT(self._words(shape), _normal_quantiles()))
+    def normal(self, shape: tuple[int, ...], sigma: float = 1) -> NDArray[np.float32]:
+        """Normal values of mean 0."""
+        return cast(NDArray[np.float32], cv2.LUT(self._words(shape), _normal_quantiles() * np.float32(sigma)))
 
-    def uniform(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """Uniform values in (0, 1), the middles of 65,536 equal bins."""
-        return (self._words(shape) + np.float32(0.5)) * np.float32(1 / 65536)
+    def uniform(self, shape: tuple[int, ...], low: float = 0, high: float = 1) -> NDArray[np.float32]:
+        """Uniform values in (low, high), the middles of 65,536 equal bins."""
+        width = (high - low) / 65536
+        values = np.multiply(self._words(shape), np.float32(width), dtype=np.float32)
+        values += np.float32(low + width / 2)
+        return values
 
 
 def to_bytes(image: Image) -> NDArray[np.uint8]:
@@ -83,15 +104,27 @@ def from_bytes(image: NDArray[np.uint8]) -> Image:
     return np.divide(image, np.float32(255), dtype=np.float32)
 
 
-def to_lab(image: Image) -> Image:
-    """sRGB to CIE Lab, D65. cv2's own path from sRGB interpolates a coarse table and errs by 0.2 in L."""
-    index = (image * np.float32(65535) + np.float32(0.5)).astype(np.uint16)
-    return cast(Image, cv2.cvtColor(cv2.LUT(index, _srgb_to_linear()), cv2.COLOR_LRGB2Lab))
+def _look_up(values: NDArray[np.float32], table: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A function of [0, 1] by its table of 65,536 values."""
+    index = cv2.addWeighted(values, 65535, values, 0, 0, dtype=cv2.CV_16U)  # rounds and saturates in one pass
+    return cast(NDArray[np.float32], cv2.LUT(index, table))
+
+
+def to_lab(image: Image, chroma: float = 1) -> Image:
+    """sRGB to CIE Lab, D65, a and b times `chroma`. OpenCV's own path is slower, and errs by 0.2 in L from sRGB."""
+    xyz = cv2.transform(_look_up(image, _srgb_to_linear()), RGB_TO_XYZ / WHITE[:, None])
+    dark = cv2.threshold(xyz, LAB_KNEE, 0, cv2.THRESH_TRUNC)[1]
+    logarithms = cv2.log(np.clip(xyz, np.float32(LAB_KNEE), np.inf, out=xyz), dst=xyz)
+    logarithms *= np.float32(1 / 3)
+    roots = cv2.scaleAdd(dark, LAB_SLOPE, cv2.exp(logarithms, dst=xyz), dst=dark)  # LAB_SLOPE * LAB_KNEE too large
+    matrix = ROOTS_TO_LAB * np.array([1, chroma, chroma])[:, None]
+    offset = np.array([-16, 0, 0]) - matrix.sum(axis=1) * LAB_SLOPE * LAB_KNEE
+    return cast(Image, cv2.transform(roots, np.column_stack([matrix, offset]), dst=roots))
 
 
 def from_lab(lab: Image) -> Image:
     """CIE Lab to sRGB, clipped to [0, 1]."""
-    return cast(Image, cv2.cvtColor(lab, cv2.COLOR_Lab2RGB))
+    return _look_up(cast(Image, cv2.cvtColor(lab, cv2.COLOR_Lab2LRGB)), _linear_to_srgb())
 
 
 def gaussian_size(sigma: float) -> int:
@@ -192,9 +225,8 @@ def motion_blur(image: Image, length: float, draws: Draws) -> Image:
 
 def color_diffusion(image: Image, amount: float, draws: Draws) -> Image:
     """Lab: a and b blurred with sigma 1.5 * amount + 2, times amount."""
-    lightness, *colours = cv2.split(to_lab(image))
-    diffused = [_gaussian(colour, 1.5 * amount + 2) * np.float32(amount) for colour in colours]
-    return from_lab(cv2.merge([lightness, *diffused]))
+    lightness, *colours = cv2.split(to_lab(image, amount))
+    return from_lab(cv2.merge([lightness, *(_gaussian(colour, 1.5 * amount + 2) for colour in colours)]))
 
 
 def edge_mask(image: Image) -> Plane:
@@ -206,15 +238,19 @@ def edge_mask(image: Image) -> Plane:
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     dx = cv2.Sobel(grey, cv2.CV_32F, 1, 0, ksize=1, borderType=REPLICATE)
     dy = cv2.Sobel(grey, cv2.CV_32F, 0, 1, ksize=1, borderType=REPLICATE)
-    edges = _gaussian(np.sqrt(dx * dx + dy * dy), 4)  # cv2.magnitude rounds differently from one call to the next
+    magnitude = np.sqrt(dx * dx + dy * dy)  # cv2.magnitude rounds differently from one call to the next
+    edges = _gaussian(magnitude, 4)
     low, high = edges.min(), edges.max()
     if high > low:
-        edges = (edges - low) / (high - low)
-    edges = np.clip(edges, np.float32(0.1), np.float32(1))
+        edges -= low
+        edges /= high - low
+    np.clip(edges, np.float32(0.1), np.float32(1), out=edges)
     counts = np.cumsum(np.bincount((edges.ravel() * np.float32(65535)).astype(np.uint16), minlength=65536))
     first, last = np.searchsorted(counts, np.array([0.01, 0.99]) * counts[-1]) / 65535
     if last > first:
-        return cast(Plane, np.clip((edges - np.float32(first)) / np.float32(last - first), 0, 1))
+        edges -= np.float32(first)
+        edges /= np.float32(last - first)
+        return np.clip(edges, 0, 1, out=edges)
     return cast(Plane, (edges > last).astype(np.float32))  # the limit of the stretch
 
 
@@ -228,11 +264,10 @@ def translate(plane: Plane, dy: int, dx: int) -> Plane:
 def color_shift(image: Image, amount: float, draws: Draws) -> Image:
     """Green moved by round(amount * a random unit vector), blended by the edge mask."""
     angle = 2 * math.pi * float(draws.uniform((1,))[0])
-    green = image[..., 1]
-    moved = translate(np.ascontiguousarray(green), round(amount * math.sin(angle)), round(amount * math.cos(angle)))
-    distorted = image.copy()
-    distorted[..., 1] += edge_mask(image) * (moved - green)
-    return distorted
+    green = cv2.extractChannel(image, 1)
+    change = translate(green, round(amount * math.sin(angle)), round(amount * math.cos(angle))) - green
+    change *= edge_mask(image)
+    return cast(Image, cv2.insertChannel(cv2.add(green, change, dst=change), image.copy(), 1))
 
 
 def color_quantization(image: Image, colours: float, draws: Draws) -> Image:
@@ -248,25 +283,55 @@ def color_quantization(image: Image, colours: float, draws: Draws) -> Image:
 def saturation_hsv(image: Image, factor: float, draws: Draws) -> Image:
     """HSV: S times factor. With V = max(R, G, B) that is V - factor * (V - x), without leaving RGB."""
     red, green, blue = cv2.split(image)
-    value = cv2.cvtColor(cv2.max(cv2.max(red, green), blue), cv2.COLOR_GRAY2RGB)
-    return cast(Image, cv2.addWeighted(value, 1 - factor, image, factor, 0))
+    value = cv2.cvtColor(cv2.max(cv2.max(red, green, dst=red), blue, dst=red), cv2.COLOR_GRAY2RGB)
+    return cast(Image, cv2.addWeighted(value, 1 - factor, image, factor, 0, dst=value))
 
 
 def saturation_lab(image: Image, factor: float, draws: Draws) -> Image:
     """Lab: a and b times factor."""
-    lab = to_lab(image)
-    lab[..., 1:] *= np.float32(factor)
-    return from_lab(lab)
+    return from_lab(to_lab(image, factor))
 
 
 # 9 and 10: codecs
 
 
+def spare_bit_planes(pixels: NDArray[np.uint8], target: float) -> int:
+    """How many of the lowest bit planes JPEG 2000 can leave out at a size of `target` bytes, as rate control would.
+
+    The size of a JPEG less what a flat picture takes tells how detailed the picture is. Fitted to photographs, so that
+    the coarser step costs 0.04 dB on average (docs/distortions.md).
+    """
+    size = len(simplejpeg.encode_jpeg(pixels, 75, "RGB", "420", fastdct=True))
+    detail = max(1.0, size - 623 - pixels[..., 0].size / 64)
+    return min(5, max(0, math.floor(1.5 + 0.65 * math.log2(detail / target))))
+
+
+def _coarser_step(codestream: bytes, planes: int) -> bytes:
+    """Multiply the quantisation steps of a JPEG 2000 codestream by 2**planes (the QCD marker, ISO/IEC 15444-1 A.6.4).
+
+    Exponents fall, guard bits rise as much: the coded bit planes stay those that they are.
+    """
+    data = bytearray(codestream)
+    marker = 2  # after SOC
+    while data[marker + 1] != QCD:
+        marker += 2 + int.from_bytes(data[marker + 2 : marker + 4])
+    data[marker + 4] += planes << 5
+    for exponent in range(marker + 5, marker + 2 + int.from_bytes(data[marker + 2 : marker + 4]), 2):
+        data[exponent] -= planes << 3
+    return bytes(data)
+
+
 def encode_jpeg2000(pixels: NDArray[np.uint8], ratio: float) -> bytes:
-    """OpenJPEG codestream of about `pixels.nbytes / ratio` bytes: 9/7 wavelet, colour transform, one layer."""
+    """OpenJPEG codestream of about `pixels.nbytes / ratio` bytes: 9/7 wavelet, colour transform, one layer.
+
+    OpenJPEG always quantises to one grey level and codes every bit plane, most of them for rate control to drop. Here
+    the picture is scaled down by 2**planes and the codestream's steps up as much, in about half of the time.
+    """
+    planes = spare_bit_planes(pixels, pixels.nbytes / ratio)
+    scaled = np.rint((np.arange(256) - 128) / 2**planes) + 128
     resolutions = min(6, int(math.log2(min(pixels.shape[:2]))) + 1)
     buffer = io.BytesIO()
-    Pillow.fromarray(pixels).save(
+    Pillow.fromarray(cv2.LUT(pixels, scaled.astype(np.uint8))).save(
         buffer,
         format="JPEG2000",
         quality_mode="rates",
@@ -276,7 +341,7 @@ def encode_jpeg2000(pixels: NDArray[np.uint8], ratio: float) -> bytes:
         mct=1,
         no_jp2=True,
     )
-    return buffer.getvalue()
+    return _coarser_step(buffer.getvalue(), planes)
 
 
 def jpeg2000(image: Image, ratio: float, draws: Draws) -> Image:
@@ -299,24 +364,20 @@ def jpeg(image: Image, quality: float, draws: Draws) -> Image:
 # 11 to 15: noise
 
 
-def _scaled_normal(draws: Draws, shape: tuple[int, ...], variance: float) -> NDArray[np.float32]:
-    noise = draws.normal(shape)
-    noise *= np.float32(math.sqrt(variance))
-    return noise
-
-
 def white_noise(image: Image, variance: float, draws: Draws) -> Image:
     """Gaussian noise in RGB."""
-    return image + _scaled_normal(draws, image.shape, variance)
+    noise = draws.normal(image.shape, math.sqrt(variance))
+    noise += image
+    return noise
 
 
 def color_noise(image: Image, variance: float, draws: Draws) -> Image:
     """Gaussian noise in MATLAB's YCbCr, clipped to [0, 1] there."""
     ycbcr = cv2.transform(image, np.column_stack([YCBCR, YCBCR_OFFSET]))
-    ycbcr += _scaled_normal(draws, image.shape, variance)
+    ycbcr += draws.normal(image.shape, math.sqrt(variance))
     np.clip(ycbcr, 0, 1, out=ycbcr)
     inverse = np.linalg.inv(YCBCR)
-    return cast(Image, cv2.transform(ycbcr, np.column_stack([inverse, -inverse @ YCBCR_OFFSET])))
+    return cast(Image, cv2.transform(ycbcr, np.column_stack([inverse, -inverse @ YCBCR_OFFSET]), dst=ycbcr))
 
 
 def impulse_noise(image: Image, density: float, draws: Draws) -> Image:
@@ -330,10 +391,8 @@ def impulse_noise(image: Image, density: float, draws: Draws) -> Image:
 
 def multiplicative_noise(image: Image, variance: float, draws: Draws) -> Image:
     """x + x n; n is uniform with mean 0 and this variance (MATLAB's imnoise 'speckle')."""
-    gain = draws.uniform(image.shape)
-    gain -= np.float32(0.5)
-    gain *= np.float32(math.sqrt(12 * variance))
-    gain += np.float32(1)
+    reach = math.sqrt(3 * variance)
+    gain = draws.uniform(image.shape, 1 - reach, 1 + reach)
     gain *= image
     return gain
 
@@ -351,19 +410,20 @@ def denoise(image: Image, variance: float, draws: Draws) -> Image:
 # 16 to 18: brightness
 
 
-def _midtone_curve(values: NDArray[np.float32], lift: float) -> NDArray[np.float32]:
-    """The parabola through (0, 0), (0.5, 0.5 + lift) and (1, 1), clipped: MATLAB's spline on three points."""
-    curved = (1 - values) * np.float32(4 * lift)
-    curved += np.float32(1)
+def _midtone_curve(values: NDArray[np.float32], lift: float, top: float = 1) -> NDArray[np.float32]:
+    """The parabola through 0, 0.5 + lift and 1 (times `top`) at 0, 0.5 and 1: MATLAB's spline on three points."""
+    curved = values * np.float32(-4 * lift / top)
+    curved += np.float32(1 + 4 * lift)
     curved *= values
-    return np.clip(curved, 0, 1, out=curved)
+    return np.clip(curved, 0, np.float32(top), out=curved)
 
 
 def brighten(image: Image, amount: float, draws: Draws) -> Image:
     """(2 * the curve of RGB + the curve of Lab's L) / 3, midpoint 0.5 + amount / 2."""
     lab = to_lab(image)
-    lab[..., 0] = _midtone_curve(lab[..., 0] * np.float32(0.01), amount / 2) * np.float32(100)
-    return cast(Image, cv2.addWeighted(_midtone_curve(image, amount / 2), 2 / 3, from_lab(lab), 1 / 3, 0))
+    cv2.insertChannel(_midtone_curve(cv2.extractChannel(lab, 0), amount / 2, top=100), lab, 0)
+    curved = _midtone_curve(image, amount / 2)
+    return cast(Image, cv2.addWeighted(curved, 2 / 3, from_lab(lab), 1 / 3, 0, dst=curved))
 
 
 def darken(image: Image, amount: float, draws: Draws) -> Image:
@@ -381,14 +441,9 @@ def mean_shift(image: Image, amount: float, draws: Draws) -> Image:
 
 def jitter(image: Image, sigma: float, draws: Draws) -> Image:
     """Five times: every pixel from a place N(0, sigma) away on each axis, bicubic (OpenCV's, a = -0.75)."""
-    height, width = image.shape[:2]
-    rows = np.arange(height, dtype=np.float32)[:, None]
-    columns = np.arange(width, dtype=np.float32)
     for _ in range(JITTER_ITERATIONS):
-        down, right = _scaled_normal(draws, (2, height, width), sigma**2)
-        down += rows
-        right += columns
-        image = cv2.remap(image, right, down, cv2.INTER_CUBIC, borderMode=REPLICATE)
+        down, right = draws.normal((2, *image.shape[:2]), sigma)
+        image = cv2.remap(image, right, down, cv2.INTER_CUBIC | cv2.WARP_RELATIVE_MAP, borderMode=REPLICATE)
     return image
 
 
@@ -441,16 +496,13 @@ def otsu_thresholds(histogram: NDArray[Any], thresholds: int) -> NDArray[np.int6
     width = mass[:, None] - mass  # [end, start] of a class
     with np.errstate(divide="ignore", invalid="ignore"):
         gain = np.where(width > 0, (moment[:, None] - moment) ** 2 / width, -np.inf)
-    best = gain[:, 0]
-    cuts = []
-    for _ in range(thresholds):
-        total = gain + best
-        cuts.append(total.argmax(axis=1))
-        best = np.take_along_axis(total, cuts[-1][:, None], axis=1)[:, 0]
+    best = [gain[:, 0]]  # [end] of the first k + 1 classes
+    for _ in range(thresholds - 1):
+        best.append((gain + best[-1]).max(axis=1))
     ends = np.empty(thresholds, dtype=np.int64)
     end = len(bins)
     for k in reversed(range(thresholds)):
-        end = cuts[k][end]
+        end = int((gain[end] + best[k]).argmax())
         ends[k] = bins[end - 1]
     return ends
 
@@ -465,7 +517,7 @@ def quantization(image: Image, thresholds: float, draws: Draws) -> Image:
     if high <= low:
         return image.copy()
     bins = cv2.convertScaleAbs(image - np.float32(low), alpha=255 / (high - low))
-    histogram = np.bincount(bins.ravel(), minlength=256)
+    histogram = cv2.calcHist([bins.reshape(len(bins), -1)], [0], None, [256], [0, 256]).ravel()
     if np.count_nonzero(histogram) <= count + 1:
         return image.copy()
     ends = otsu_thresholds(histogram, count)
@@ -489,9 +541,10 @@ def color_block(image: Image, blocks: float, draws: Draws) -> Image:
 
 def sharpen(image: Image, amount: float, draws: Draws) -> Image:
     """Unsharp mask of Lab's L: L + amount * (L - Gaussian sigma 3 of L) (MATLAB's imsharpen, radius 3)."""
-    lightness, *colours = cv2.split(to_lab(image))
-    sharp = cv2.addWeighted(lightness, 1 + amount, _gaussian(lightness, 3), -amount, 0)
-    return from_lab(cv2.merge([sharp, *colours]))
+    lab = to_lab(image)
+    lightness = cv2.extractChannel(lab, 0)
+    sharp = cv2.addWeighted(lightness, 1 + amount, _gaussian(lightness, 3), -amount, 0, dst=lightness)
+    return from_lab(cv2.insertChannel(sharp, lab, 0))
 
 
 def contrast_cubic(amount: float) -> tuple[float, float]:

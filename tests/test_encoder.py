@@ -4,7 +4,16 @@ import pytest
 import torch
 import torchvision
 
-from contrique.encoder import WIDTHS, Encoder, EncoderError, Projector, load_encoder, read_metadata, save_encoder
+from contrique.encoder import (
+    WIDTHS,
+    Conv3x3,
+    Encoder,
+    EncoderError,
+    Projector,
+    load_encoder,
+    read_metadata,
+    save_encoder,
+)
 
 
 @pytest.mark.parametrize("arch", sorted(WIDTHS))
@@ -29,6 +38,35 @@ def test_local_vectors_are_unit_norm_and_average_to_the_map() -> None:
     torch.testing.assert_close(local.norm(dim=2), torch.ones(2, 4))
     top_left = maps[:, :, :2, :2].mean((2, 3))
     torch.testing.assert_close(local[:, 0], torch.nn.functional.normalize(top_left, dim=1))
+
+
+def test_views_together_are_as_views_in_turn() -> None:
+    apart, together = Encoder("resnet18", 2), Encoder("resnet18", 2, views=2)
+    images = torch.rand(12, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    expected = torch.cat([apart.maps(view) for view in images.chunk(2)])
+    maps = together.maps(images)
+    for encoder, made in ((apart, expected), (together, maps)):
+        made.square().sum().backward()
+        encoder.eval()
+    torch.testing.assert_close(maps, expected, rtol=1e-4, atol=1e-4)
+    for (name, one), other in zip(apart.named_parameters(), together.parameters(), strict=True):
+        assert float((one.grad - other.grad).norm() / one.grad.norm()) < 1e-4, name
+    torch.testing.assert_close(together(images), apart(images), rtol=1e-4, atol=1e-5)  # by the running statistics
+    assert not torch.allclose(apart.train().maps(images), expected, rtol=1e-2, atol=1e-2)  # of both views at once
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_convolution_of_a_tiny_map_is_the_convolution(size: int) -> None:
+    generator = torch.Generator().manual_seed(size)
+    x = torch.randn(5, 6, size, size, dtype=torch.float64, generator=generator, requires_grad=True)
+    convolution = Conv3x3(6, 4, 3, padding=1, bias=False).double()
+    expected = torch.nn.functional.conv2d(x, convolution.weight, padding=1)
+    towards = torch.randn(expected.shape, dtype=torch.float64, generator=generator)
+    wanted = torch.autograd.grad(expected, (x, convolution.weight), towards)
+    got = convolution(x)
+    torch.testing.assert_close(got, expected)
+    for found, sought in zip(torch.autograd.grad(got, (x, convolution.weight), towards), wanted, strict=True):
+        torch.testing.assert_close(found, sought)
 
 
 def test_seed_decides_the_weights_and_leaves_the_global_generator() -> None:

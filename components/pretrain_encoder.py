@@ -14,7 +14,7 @@ def pretrain_encoder(
     seed: int,
     encoder: dsl.Output[dsl.Model],
 ) -> None:
-    """Train the encoder to tell distortions apart; loss and learning rate go to MLflow as they come.
+    """Train the encoder to tell distortions apart; loss, similarities and probe go to MLflow as they come.
 
     Args:
         dataset: validated picture set; its authentic photographs are one half of each batch.
@@ -38,6 +38,7 @@ def pretrain_encoder(
                 config=settings.pretrain,
                 seed=seed,
                 track=registry.this_run(settings).track,
+                synthesis=settings.synthesis,
             )
         )
     )

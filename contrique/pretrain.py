@@ -1,27 +1,29 @@
-"""Contrastive pretraining: one loop, checkpointed, resumable to the bit (spec sections 2 to 4)."""
+"""Contrastive pretraining: one loop, in one process or several, resumable to the bit (spec sections 2 to 4)."""
 
 import contextlib
 import dataclasses
 import json
 import math
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from contrique.config import PretrainConfig
+from contrique import distributed
+from contrique.checkpoints import Checkpoints, DamagedCheckpoint
+from contrique.config import PretrainConfig, SynthesisConfig
 from contrique.encoder import Encoder, Projector, save_encoder
 from contrique.errors import ContriqueError
 from contrique.loss import contrastive_loss
+from contrique.probe import Probe, split_off
 from contrique.storage import write_aside
-from contrique.views import Batch, Views, colour_views
+from contrique.views import COLOUR_SPACES, Batch, OnTheFly, Views, colour_views
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
 ENCODER = "encoder.safetensors"
 HISTORY = "history.jsonl"
 CHECKPOINTS = "checkpoints"
-_KEPT = 2
 
 Track = Callable[[dict[str, float], int], None]
 
@@ -58,29 +59,33 @@ class PretrainSummary:
     wait_share: float
 
 
-def pool_of(dataset: Path, distorted: Path, merge_identity: bool = True) -> "pd.DataFrame":
-    """The pictures to pretrain on: distorted ones of `pretrain` photographs, and authentic ones.
+def pool_of(
+    dataset: Path, distorted: Path, merge_identity: bool = True, on_the_fly: bool = False
+) -> "tuple[pd.DataFrame, pd.DataFrame]":
+    """The pictures to pretrain on, and those to probe the encoder with.
 
     Args:
-        dataset: the picture set that holds authentic pictures.
+        dataset: the picture set that holds authentic pictures and pristine photographs.
         distorted: the picture set synthesized from its pristine ones.
         merge_identity: as `contrique.distortions.class_id`.
+        on_the_fly: take the photographs themselves, and not the pictures made of them; `distorted` is not read.
     Returns:
-        manifest rows with `folder` and `label` (-1 for authentic ones).
+        rows of the split `pretrain`, synthetic and authentic, and rows of all other synthetic pictures: manifest rows
+        with `folder` and `label` (-1 for authentic ones).
     """
     import pandas as pd
 
     from contrique.dataset import read_manifest
     from contrique.distortions import class_id
 
-    given, made = read_manifest(dataset), read_manifest(distorted)
-    made = made[made["split"] == "pretrain"]
-    authentic = given[(given["split"] == "pretrain") & (given["kind"] == "authentic")]
+    given = read_manifest(dataset)
+    made = given[given["kind"] == "pristine"] if on_the_fly else read_manifest(distorted)
     labels = [class_id(name, level, merge_identity) for name, level in zip(made.distortion, made.level, strict=True)]
-    return pd.concat(
-        [made.assign(folder=str(distorted), label=labels), authentic.assign(folder=str(dataset), label=-1)],
-        ignore_index=True,
-    )
+    made = made.assign(folder=str(dataset if on_the_fly else distorted), label=labels)
+    authentic = given[(given["split"] == "pretrain") & (given["kind"] == "authentic")]
+    pretraining = made["split"] == "pretrain"
+    train = pd.concat([made[pretraining], authentic.assign(folder=str(dataset), label=-1)], ignore_index=True)
+    return train, made[~pretraining].reset_index(drop=True)
 
 
 def pretrain(
@@ -91,51 +96,52 @@ def pretrain(
     config: PretrainConfig | None = None,
     seed: int = 0,
     track: Track | None = None,
+    synthesis: SynthesisConfig | None = None,
 ) -> PretrainSummary:
     """Train an encoder and write `out/encoder.safetensors` and `out/history.jsonl`.
 
-    An interrupted run goes on from its last whole checkpoint in `out/checkpoints`; on a CPU with the same number
-    of threads its weights equal those of an uninterrupted run bit for bit (not under `minutes`: the clock rules there).
+    Started by torchrun, the processes share each step's pictures and compute what one process would; the first one
+    writes. An interrupted run goes on from its last whole checkpoint (`config.checkpoints`), with any number of
+    processes; on CPUs with the same number of processes and threads its weights equal those of an uninterrupted run
+    bit for bit (not under `minutes`: the clock rules there).
 
     Args:
         dataset: picture set with the authentic pictures.
         distorted: picture set of synthesized pictures; rows of the split `pretrain` are used.
         out: folder of the run.
         config: the recipe.
-        seed: of weights, order, crops and colour spaces.
-        track: called with metrics and the step every `log_every` steps: `loss`, `lr`, `grad_norm`, `crops_per_s`,
-            `wait_share`.
+        seed: of weights, order, crops and colour spaces, and of the distortions made on the fly.
+        track: called with metrics and the step: `loss`, `lr`, `grad_norm`, `positive_similarity` and
+            `negative_similarity` (means over pairs, divided by the temperature), `crops_per_s` and `wait_share` every
+            `log_every` steps, `probe_type` and `probe_level` every `probe_every` steps and at the end.
+        synthesis: what is made of each photograph where `config.synthesis` is `on_the_fly`.
     Returns:
         what was done.
     Raises:
         Diverged: the loss is not finite.
-        DatasetError: pictures are missing.
+        DatasetError: pictures are missing, or do not divide by the number of processes.
+        StorageError: checkpoints cannot be listed, or the last one not be stored.
     """
     config = config or PretrainConfig()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    views = Views(
-        pool_of(dataset, distorted, config.merge_identity),
-        images=config.images,
-        authentic_share=config.authentic_share,
-        crop=config.crop,
-        balanced=config.sampler == "balanced",
-        contents_per_class=config.contents_per_class,
-        seed=seed,
-    )
-    total = config.steps or math.ceil(config.epochs * views.steps_per_epoch)
-    with _threads(config.threads):
-        trainer = _Trainer(config, seed, device)
-        history, crops = trainer.resume(out)
+    with distributed.joined() as world, _threads(config.threads, world.local):
+        views, probe = _data(dataset, distorted, config, synthesis or SynthesisConfig(), seed, world)
+        total = config.steps or math.ceil(config.epochs * views.steps_per_epoch)
+        trainer = _Trainer(config, seed, world)
+        run = _Run(trainer, Checkpoints(config.checkpoints or str(out / CHECKPOINTS)), probe, track)
+        run.resume()
         started = time.monotonic()
-        history, crops, waited = _train(trainer, views, out, total, history, crops, track)
-    minutes = (time.monotonic() - started) / 60
-    metadata = {"config": dataclasses.asdict(config), "seed": seed, "steps": trainer.step, "crops": crops}
-    save_encoder(trainer.encoder, out / ENCODER, metadata)
-    losses = [entry["loss"] for entry in history]
+        waited = _train(run, views, total)
+        minutes = (time.monotonic() - started) / 60
+        past = run.past
+        if world.leads:
+            _write_history(out / HISTORY, past.history)
+            metadata = {"config": dataclasses.asdict(config), "seed": seed, "steps": past.step, "crops": past.crops}
+            save_encoder(trainer.encoder, out / ENCODER, metadata)
+    losses = [entry["loss"] for entry in past.history]
     tail = max(1, len(losses) // 20)
     return PretrainSummary(
-        steps=trainer.step,
-        crops=crops,
+        steps=past.step,
+        crops=past.crops,
         loss_first=sum(losses[:tail]) / tail,
         loss_last=sum(losses[-tail:]) / tail,
         minutes=minutes,
@@ -143,64 +149,105 @@ def pretrain(
     )
 
 
-def _train(
-    trainer: "_Trainer",
-    views: Views,
-    out: Path,
-    total: int,
-    history: list[dict[str, float]],
-    crops: int,
-    track: Track | None,
-) -> tuple[list[dict[str, float]], int, float]:
-    """The loop. Returns the history, the views seen and the share of the time spent waiting for data."""
+def _data(
+    dataset: Path,
+    distorted: Path,
+    config: PretrainConfig,
+    synthesis: SynthesisConfig,
+    seed: int,
+    world: distributed.World,
+) -> tuple[Views, Probe | None]:
+    """What to train on, and what to probe with if anything; the two share no content."""
+    import pandas as pd
+
+    making = _making(config, synthesis, seed) if config.synthesis == "on_the_fly" else None
+    pool, others = pool_of(dataset, distorted, config.merge_identity, on_the_fly=making is not None)
+    probe = None
+    if config.probe_every:
+        synthetic = pool["label"] >= 0
+        kept, held = split_off(pd.concat([pool[synthetic], others]))
+        pool = pd.concat([kept, pool[~synthetic]], ignore_index=True)
+        if len(held) and world.leads:
+            probe = Probe(held, config.crop, making)
+        elif world.leads:
+            print("too few photographs to hold some out: no probe of the encoder", file=sys.stderr)
+    views = Views(
+        pool,
+        images=config.images,
+        authentic_share=config.authentic_share,
+        crop=config.crop,
+        balanced=config.sampler == "balanced",
+        contents_per_class=config.contents_per_class,
+        seed=seed,
+        on_the_fly=making,
+        rank=world.rank,
+        ranks=world.size,
+    )
+    return views, probe
+
+
+def _making(config: PretrainConfig, synthesis: SynthesisConfig, seed: int) -> OnTheFly:
+    from contrique.distortions import class_id
+    from contrique.synthesis import versions
+
+    made = tuple(versions(synthesis))
+    return OnTheFly(made, tuple(class_id(*one, config.merge_identity) for one in made), synthesis.max_side, seed)
+
+
+def _train(run: "_Run", views: Views, total: int) -> float:
+    """The loop. Returns the share of the time spent waiting for data."""
     from tqdm import tqdm
 
+    trainer, past = run.trainer, run.past
     config = trainer.config
     clock = 60 * config.minutes
-    stop = total if not clock else sys.maxsize
     start = last = time.monotonic()
-    waited = waited_before = 0.0
-    seen = 0
-    losses: list[float] = []
-    bar = tqdm(total=None if clock else total, initial=trainer.step, desc="pretraining", unit="step", disable=None)
-    for batch in _loader(views, trainer.step, stop, config.workers):
-        waited += time.monotonic() - last
-        elapsed = time.monotonic() - start
-        progress = elapsed / clock if clock else trainer.step / total
-        if progress >= 1:
+    before = past.seconds
+    update: _Update | None = None
+    bar = tqdm(
+        total=None if clock else total,
+        initial=past.step,
+        desc="pretraining",
+        unit="step",
+        disable=None if trainer.world.leads else True,
+    )
+    for batch in _loader(views, past.step, sys.maxsize if clock else total, config.workers):
+        now = time.monotonic()
+        past.seconds = before + now - start
+        progress = distributed.of_the_first(past.seconds) / clock if clock else past.step / total
+        if progress >= 1 and past.step:  # the loader may have taken all the minutes to start
             break
-        lr = trainer.schedule(progress)
-        loss, grad_norm = trainer.update(batch, lr)
-        if not math.isfinite(loss):
-            names = [views.records[row].image for row in batch.rows.tolist()]
+        run.waited += now - last
+        lr = trainer.schedule(min(1.0, progress))
+        update = trainer.update(batch, lr)
+        if not math.isfinite(update.loss):
+            names = [views.pictures.name(row) for row in views.rows(past.step)]
             raise Diverged(
-                f"the loss is {loss} at step {trainer.step}; lower pretrain.lr (now {config.lr}) or look at the "
-                f"pictures of that step: {', '.join(names[:8])}, ... The last checkpoint stays in {out / CHECKPOINTS}"
+                f"the loss is {update.loss} at step {past.step}; lower pretrain.lr (now {config.lr}) or look at the "
+                f"pictures of that step: {', '.join(names[:8])}, ... The last checkpoint stays in "
+                f"{run.checkpoints.location}"
             )
-        trainer.step += 1
-        crops += 2 * len(batch.rows)
-        seen += 2 * len(batch.rows)
-        losses.append(loss)
+        past.step += 1
+        past.crops += 2 * config.images
+        past.losses.append(update.loss)
         bar.update()
-        done = trainer.step >= stop
-        if trainer.step % config.log_every == 0 or done:
-            elapsed = time.monotonic() - start
-            entry = {"step": trainer.step, "loss": sum(losses) / len(losses), "lr": lr, "grad_norm": grad_norm}
-            history.append(entry)
-            speed = {"crops_per_s": seen / elapsed, "wait_share": waited / elapsed}
-            if track:
-                track({name: value for name, value in (entry | speed).items() if name != "step"}, trainer.step)
-            bar.set_postfix_str(f"loss {entry['loss']:.3f}, {speed['crops_per_s']:.0f} crops/s")
-            losses = []
-        if trainer.step % config.checkpoint_every == 0 or done:
-            trainer.save(out, history, crops)
+        probing = bool(config.probe_every) and past.step % config.probe_every == 0
+        if past.step % config.log_every == 0 or probing:
+            entry = run.log(update, lr, time.monotonic() - start)
+            bar.set_postfix_str(f"loss {entry['loss']:.3f}, {entry['crops_per_s']:.0f} crops/s")
+        if probing:
+            run.examine()
+        if past.step % config.checkpoint_every == 0:
+            run.save()
         last = time.monotonic()
-        waited_before = waited
-        if done:
-            break
     bar.close()
-    _write_history(out / HISTORY, history)
-    return history, crops, waited_before / max(1e-9, time.monotonic() - start)
+    spent = time.monotonic() - start
+    past.seconds = before + spent
+    if past.losses and update:
+        run.log(update, lr, spent)
+    run.examine()
+    run.save(last=True)
+    return run.waited / max(1e-9, spent)
 
 
 def _write_history(path: Path, history: list[dict[str, float]]) -> None:
@@ -208,102 +255,234 @@ def _write_history(path: Path, history: list[dict[str, float]]) -> None:
         aside.write_text("".join(json.dumps(entry) + "\n" for entry in history))
 
 
+@dataclass
+class _Past:
+    """What a run has behind it, beside weights and optimizer.
+
+    Attributes:
+        step: optimizer steps made.
+        crops: views seen, by all ranks.
+        seconds: time spent, up to the last step.
+        losses: of the steps since the last entry of the history.
+        history: what was logged.
+    """
+
+    step: int = 0
+    crops: int = 0
+    seconds: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+class _Run:
+    """A trainer, its past, and where that is kept and told."""
+
+    def __init__(self, trainer: "_Trainer", checkpoints: Checkpoints, probe: Probe | None, track: Track | None) -> None:
+        self.trainer, self.checkpoints, self.probe = trainer, checkpoints, probe
+        self.track = track if trainer.world.leads else None
+        self.past = _Past()
+        self.saved = -1
+        self.first_crop = 0
+        self.waited = 0.0
+
+    def log(self, update: "_Update", lr: float, spent: float) -> dict[str, float]:
+        """Add an entry to the history and tell it; `spent`: seconds since this process began to train."""
+        past = self.past
+        positive, negative = _similarities(update.z, update.labels, self.trainer.config.temperature)
+        entry = {
+            "loss": sum(past.losses) / len(past.losses),
+            "lr": lr,
+            "grad_norm": update.grad_norm,
+            "positive_similarity": positive,
+            "negative_similarity": negative,
+            "crops_per_s": (past.crops - self.first_crop) / spent,
+            "wait_share": self.waited / spent,
+        }
+        past.losses = []
+        past.history.append({"step": past.step} | entry)
+        if self.track:
+            self.track(entry, past.step)
+        return entry
+
+    def examine(self) -> None:
+        """Add the probe's accuracies to the last entry of the history, unless they are there."""
+        past = self.past
+        if self.probe is None or not past.history or "probe_type" in past.history[-1]:
+            return
+        measured = self.probe.measure(self.trainer.embed)
+        past.history[-1] |= measured
+        if self.track:
+            self.track(measured, past.step)
+
+    def save(self, *, last: bool = False) -> None:
+        """Keep a checkpoint of this step, if it is not kept yet and this rank writes."""
+        if self.trainer.world.leads and (last or self.saved != self.past.step):
+            state = dataclasses.asdict(self.past) | {"recipe": self.trainer.recipe()}
+            self.checkpoints.save(self.past.step, self.trainer.tensors(), state, last=last)
+        self.saved = self.past.step
+
+    def resume(self) -> None:
+        """Go on from the newest whole checkpoint, if there is one, on every rank."""
+        chosen = -1
+        if self.trainer.world.leads:
+            for step in self.checkpoints.steps():
+                try:
+                    self._load(step)
+                    chosen = step
+                    break
+                except DamagedCheckpoint as error:
+                    print(f"{error}; trying the one before it", file=sys.stderr)
+        chosen = int(distributed.of_the_first(chosen))
+        if chosen >= 0 and not self.trainer.world.leads:
+            if chosen not in self.checkpoints.steps():
+                raise ContriqueError(
+                    f"{self.checkpoints.name(chosen)}: cannot be seen by process {self.trainer.world.rank}; set "
+                    "pretrain.checkpoints to a folder that all machines share, or to s3://BUCKET/PREFIX"
+                )
+            self._load(chosen)
+        self.saved, self.first_crop = chosen, self.past.crops
+
+    def _load(self, step: int) -> None:
+        tensors, state = self.checkpoints.load(step)
+        if state.pop("recipe") != self.trainer.recipe():
+            raise ContriqueError(
+                f"{self.checkpoints.name(step)}: of another recipe or seed; choose another folder or remove it"
+            )
+        self.trainer.restore(tensors)
+        self.past = _Past(**state)
+
+
+@dataclass(frozen=True)
+class _Update:
+    """What one optimizer step leaves: loss and gradient norm of the whole batch, its vectors z and their labels."""
+
+    loss: float
+    grad_norm: float
+    z: Tensor
+    labels: Tensor
+
+
+class _Network(nn.Module):
+    """Encoder and projector, from the two views of a rank's pictures to its vectors z."""
+
+    def __init__(self, encoder: Encoder, projector: Projector, config: PretrainConfig, bfloat16: bool) -> None:
+        super().__init__()
+        self.encoder, self.projector = encoder, projector
+        self.config, self.mixed = config, bfloat16
+
+    def forward(self, views: tuple[Tensor, ...], colours: Tensor) -> Tensor:
+        """uint8 views (n, 3, crop, crop) and their colour spaces -> (views * n * pool * pool, projection)."""
+        together, wide = self.encoder.views, next(self.projector.parameters()).dtype
+        if together > 1:
+            views, colours = (torch.cat(views),), colours.reshape(1, -1)
+        vectors = []
+        for view, spaces in zip(views, colours, strict=True):
+            pixels = colour_views(view, spaces)
+            if self.config.channels_last:
+                pixels = pixels.contiguous(memory_format=torch.channels_last)
+            with torch.autocast(view.device.type, torch.bfloat16, enabled=self.mixed):
+                local = self.encoder.local(pixels, self.config.pool)
+            vectors += [self.projector(part.flatten(0, 1).to(wide)) for part in local.chunk(together)]
+        return torch.cat(vectors)
+
+
 class _Trainer:
     """Weights, optimizer and step: all the state there is, since data and views are functions of (seed, step)."""
 
-    def __init__(self, config: PretrainConfig, seed: int, device: torch.device) -> None:
-        self.config, self.seed, self.device, self.step = config, seed, device, 0
-        self.encoder = Encoder(config.arch, seed).to(device)
-        self.projector = Projector(self.encoder.width, config.projection, seed).to(device)
+    def __init__(self, config: PretrainConfig, seed: int, world: distributed.World) -> None:
+        self.config, self.seed, self.world, self.device = config, seed, world, world.device
+        # batch-norm statistics are a view's own, as in the paper; one pass for both views is faster on a CPU alone
+        together = 2 if self.device.type == "cpu" and not distributed.several() else 1
+        self.encoder = Encoder(config.arch, seed, together).to(self.device)
+        projector = Projector(self.encoder.width, config.projection, seed).to(self.device)
         if config.channels_last:
             self.encoder = self.encoder.to(memory_format=torch.channels_last)
-        self.model = nn.ModuleDict({"encoder": self.encoder, "projector": self.projector}).train()
+        self.bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and _bfloat16_pays(self.device))
+        self.model = _Network(self.encoder, projector, config, self.bfloat16).train()
+        if distributed.several():
+            distributed.synchronise_batch_norm(self.model, self.device)
+        self.gradients = distributed.GradientSum(self.model)
         self.optimizer = _optimizer(self.model, config)
-        self.bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and _bfloat16_pays(device))
 
     def schedule(self, progress: float) -> float:
-        """Linear warm-up, then cosine, per step. `progress` in [0, 1) -> learning rate."""
+        """Linear warm-up, then cosine, per step. `progress` in [0, 1] -> learning rate."""
         peak = self.config.lr * 2 * self.config.images / self.config.lr_views
         if progress < self.config.warmup:
             return peak * max(progress, 1e-3) / self.config.warmup
         return peak * 0.5 * (1 + math.cos(math.pi * (progress - self.config.warmup) / (1 - self.config.warmup)))
 
-    def update(self, batch: Batch, lr: float) -> tuple[float, float]:
-        """One optimizer step. Returns the loss and the norm of the gradient; a loss not finite changes nothing."""
+    def update(self, batch: Batch, lr: float) -> _Update:
+        """One optimizer step; with a loss that is not finite, the weights stay as they are."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        vectors = []
-        for view, colours in zip(batch.views, batch.colours, strict=True):
-            # the two views pass separately, so that batch-norm statistics are a view's own, as in the paper
-            pixels = colour_views(view.to(self.device), colours.to(self.device))
-            if self.config.channels_last:
-                pixels = pixels.contiguous(memory_format=torch.channels_last)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-                local = self.encoder.local(pixels, self.config.pool)
-            vectors.append(self.projector(local.flatten(0, 1).float()))
+        views = tuple(view.to(self.device, non_blocking=True) for view in batch.views)
+        z = self.model(views, batch.colours.to(self.device))
         labels = batch.labels.to(self.device).repeat_interleave(self.config.pool**2).repeat(2)
-        loss: Tensor = contrastive_loss(torch.cat(vectors), labels, self.config.temperature)
-        value = loss.item()
-        if not math.isfinite(value):
-            return value, math.nan
+        z, labels = distributed.gather(z), distributed.gather(labels)
+        mine = len(z) // self.world.size
+        rows = slice(self.world.rank * mine, (self.world.rank + 1) * mine)
+        loss: Tensor = contrastive_loss(z, labels, self.config.temperature, rows=rows)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        grad_norm = float(nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None]))
-        self.optimizer.step()
-        return value, grad_norm
+        self.gradients.wait()
+        grad_norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        made = _Update(distributed.total(loss).item(), grad_norm.item(), z.detach(), labels)
+        if math.isfinite(made.loss):
+            self.optimizer.step()
+        return made
 
-    def save(self, out: Path, history: list[dict[str, float]], crops: int) -> None:
-        """Write `out/checkpoints/step-N`, whole or not at all; older ones but one go."""
-        from safetensors.torch import save_file
+    @torch.no_grad()
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Frozen features, as the encoder is now: RGB (N, 3, H, W) uint8 -> (N, width)."""
+        rgb = torch.full((len(pixels),), COLOUR_SPACES.index("rgb"), device=self.device)
+        colours = colour_views(pixels.to(self.device), rgb)
+        self.encoder.eval()
+        try:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+                features: Tensor = self.encoder(colours.contiguous(memory_format=torch.channels_last))
+                return features
+        finally:
+            self.encoder.train()
 
-        folder = out / CHECKPOINTS / f"step-{self.step:08d}"
-        with write_aside(folder) as aside:
-            aside.mkdir()
-            tensors = {name: t.detach().cpu().contiguous() for name, t in self.model.state_dict().items()}
-            save_file(tensors, aside / "model.safetensors")
-            state = self.optimizer.state_dict()["state"]
-            flat = {f"{i}.{name}": t.detach().cpu().contiguous() for i, s in state.items() for name, t in s.items()}
-            save_file(flat, aside / "optimizer.safetensors")
-            (aside / "state.json").write_text(
-                json.dumps({"step": self.step, "crops": crops, "recipe": self._recipe(), "history": history})
-            )
-        for old in sorted((out / CHECKPOINTS).glob("step-*"))[:-_KEPT]:
-            shutil.rmtree(old)
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Weights and optimizer, by file of a checkpoint."""
+        state = self.optimizer.state_dict()["state"]
+        moments = {f"{index}.{name}": tensor for index, own in state.items() for name, tensor in own.items()}
+        return {"model": self.model.state_dict(), "optimizer": moments}
 
-    def resume(self, out: Path) -> tuple[list[dict[str, float]], int]:
-        """Go on from the newest whole checkpoint in `out`, if there is one. Returns its history and crops."""
-        for folder in sorted((out / CHECKPOINTS).glob("step-*"), reverse=True):
-            try:
-                return self._load(folder)
-            except ContriqueError:
-                raise
-            except Exception as error:  # safetensors, JSON and torch each have their own for a damaged file
-                print(f"checkpoint {folder} is damaged ({error}); trying the one before it", file=sys.stderr)
-        return [], 0
-
-    def _load(self, folder: Path) -> tuple[list[dict[str, float]], int]:
-        from safetensors.torch import load_file
-
-        state = json.loads((folder / "state.json").read_text())
-        if state["recipe"] != self._recipe():
-            raise ContriqueError(f"{folder}: of another recipe or seed; choose another folder or remove it")
-        tensors = load_file(folder / "model.safetensors")
-        flat = load_file(folder / "optimizer.safetensors")
-        self.model.load_state_dict(tensors)
+    def restore(self, tensors: dict[str, dict[str, Tensor]]) -> None:
+        """Take over what `tensors` gave."""
+        self.model.load_state_dict(tensors["model"])
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         moments: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in flat.items():
+        for key, tensor in tensors["optimizer"].items():
             index, _, name = key.partition(".")
+            if tensor.ndim:  # fused optimizers take a moment to lie in memory as its parameter does
+                tensor = torch.empty_like(parameters[int(index)], requires_grad=False).copy_(tensor)
             moments.setdefault(int(index), {})[name] = tensor
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        self.step = int(state["step"])
-        return state["history"], int(state["crops"])
 
-    def _recipe(self) -> dict[str, Any]:
-        """What must agree for a checkpoint to be gone on from: all but how fast and how often."""
-        free = ("workers", "threads", "checkpoint_every", "log_every", "minutes")
+    def recipe(self) -> dict[str, Any]:
+        """What must agree for a checkpoint to be gone on from: all but how fast, how often and where."""
+        free = ("workers", "threads", "checkpoint_every", "checkpoints", "log_every", "minutes")
         recipe = {k: v for k, v in dataclasses.asdict(self.config).items() if k not in free}
         return recipe | {"seed": self.seed}
+
+
+def _similarities(z: Tensor, labels: Tensor, temperature: float) -> tuple[float, float]:
+    """Mean cosine over positive and over negative pairs, divided by the temperature, as in the loss; 0 for no pairs.
+
+    Both follow from sums per class, without the matrix of all pairs.
+    """
+    z = nn.functional.normalize(z.float(), dim=1)
+    _, inverse, counts = torch.unique(labels, return_inverse=True, return_counts=True)
+    per_class = z.new_zeros(len(counts), z.shape[1]).index_add_(0, inverse, z)
+    selves = z.square().sum()
+    positive, every = per_class.square().sum() - selves, z.sum(0).square().sum() - selves
+    pairs = int((counts * (counts - 1)).sum())
+    rest = len(z) * (len(z) - 1) - pairs
+    return float(positive) / max(1, pairs) / temperature, float(every - positive) / max(1, rest) / temperature
 
 
 def _optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.Optimizer:
@@ -314,8 +493,8 @@ def _optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.Optimize
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+        return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
 
 
 def _bfloat16_pays(device: torch.device) -> bool:
@@ -326,9 +505,10 @@ def _bfloat16_pays(device: torch.device) -> bool:
 
 
 @contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
+def _threads(count: int, sharing: int) -> Iterator[None]:
+    """Set torch's threads: `count`, or this process's part of the cores that `sharing` processes share."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count or os.cpu_count() or 1)
+    torch.set_num_threads(count or max(1, (os.cpu_count() or 1) // sharing))
     try:
         yield
     finally:

@@ -1,12 +1,13 @@
 """Two-scale views of pictures for pretraining, and the samplers that compose a step (spec section 2).
 
 Everything random is a function of (seed, step) alone: a step's batch is the same whatever the number of loader
-processes and wherever training was resumed.
+processes and wherever training was resumed, and ranks that share a step make the very batch that one process would.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -15,8 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from contrique.dataset import DatasetError, picture, rows_of
-from contrique.images import Picture, half_scale
+from contrique import distortions
+from contrique.dataset import DatasetError, picture_bytes, rows_of
+from contrique.images import Picture, as_float, as_uint8, content_hash, decode, fit_within, half_scale
+from contrique.synthesis import Version
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +30,8 @@ _BORDER = 8  # context kept around a crop, so that its half scale equals the who
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's views. `views` are two: of each picture one at full and one at half scale, in random order.
+    """One step's views, or a rank's share of them. Of each picture there are two, at full and at half scale, in random
+    order.
 
     Attributes:
         views: two tensors, RGB uint8. Shape (images, 3, crop, crop) each.
@@ -41,21 +45,116 @@ class Batch:
     labels: Tensor
     rows: Tensor
 
+    def pin_memory(self) -> "Batch":
+        """The views in page-locked memory, from which a GPU copies by itself; DataLoader calls this."""
+        first, second = self.views
+        return replace(self, views=(first.pin_memory(), second.pin_memory()))
+
+
+@dataclass(frozen=True)
+class OnTheFly:
+    """What each pristine photograph of a pool stands for, where no distorted picture is stored.
+
+    Attributes:
+        versions: made of each photograph, as `contrique.synthesis.versions` lists them.
+        labels: class of each version.
+        max_side: photographs are downscaled to it before they are distorted; 0: as they are.
+        seed: of the distortions. The pictures are those that `contrique.synthesis.synthesize` would store.
+    """
+
+    versions: tuple[Version, ...]
+    labels: tuple[int, ...]
+    max_side: int
+    seed: int
+
+
+class Pictures:
+    """Row number -> picture, read from its picture set or distorted on the fly.
+
+    Args:
+        pool: manifest rows with the columns of a manifest and `folder` (its picture set) and `label`: the class id of
+            a synthetic row, -1 for an authentic one.
+        on_the_fly: if given, a row of kind `pristine` becomes as many as there are versions.
+    """
+
+    def __init__(self, pool: "pd.DataFrame", on_the_fly: OnTheFly | None = None) -> None:
+        self.on_the_fly = on_the_fly
+        self.folders = [Path(folder) for folder in pool["folder"]]
+        self.records = rows_of(pool)
+        made = (pool["kind"] == "pristine").to_numpy() if on_the_fly else np.zeros(len(pool), bool)
+        copies = np.where(made, len(on_the_fly.versions) if on_the_fly else 1, 1)
+        self.source = np.repeat(np.arange(len(pool), dtype=np.int32), copies)  # row -> record
+        first = np.repeat(np.cumsum(copies) - copies, copies)
+        self.version = np.where(made[self.source], np.arange(len(self.source)) - first, -1).astype(np.int16)
+        self.label = pool["label"].to_numpy(np.int64)[self.source]
+        if on_the_fly:
+            self.label = np.where(self.version < 0, self.label, np.array(on_the_fly.labels)[self.version])
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, row: int) -> Picture:
+        """RGB. Shape (H, W, 3), uint8."""
+        record, folder, version = self.records[self.source[row]], self.folders[self.source[row]], self.made(row)
+        data = picture_bytes(folder, record)
+        pixels = decode(data, self.name(row)).pixels
+        if not self.on_the_fly or not version:
+            return pixels
+        if self.on_the_fly.max_side:
+            pixels = fit_within(pixels, self.on_the_fly.max_side)
+        if not version.distortion:
+            return pixels
+        generator = distortions.generator(content_hash(data), *version, self.on_the_fly.seed)
+        return as_uint8(distortions.distort(as_float(pixels), *version, generator))
+
+    def made(self, row: int) -> Version | None:
+        """The version that is made of a photograph for this row; None of a stored picture."""
+        index = self.version[row]
+        return self.on_the_fly.versions[index] if self.on_the_fly and index >= 0 else None
+
+    def name(self, row: int) -> str:
+        """What messages call a row."""
+        record: Any = self.records[self.source[row]]
+        version = self.made(row)
+        made = f" as {version.distortion}-{version.level}" if version and version.distortion else ""
+        return f"{record.shard}:{record.image}" if record.shard else f"{record.image}{made}"
+
+    def version_of(self, row: int) -> Version:
+        """Distortion and level of a row, stored or made."""
+        record: Any = self.records[self.source[row]]
+        return self.made(row) or Version(record.distortion, record.level)
+
+    def reference(self, row: int) -> str:
+        """The content of a row."""
+        return str(self.records[self.source[row]].reference)
+
+    def size(self, row: int) -> tuple[int, int]:
+        """Height and width, from the manifest where it knows them."""
+        record: Any = self.records[self.source[row]]
+        if not (record.height and record.width):
+            height, width = self[row].shape[:2]
+            return height, width
+        scale = 1.0
+        if self.made(row) and self.on_the_fly and self.on_the_fly.max_side:
+            scale = min(1.0, self.on_the_fly.max_side / max(record.height, record.width))
+        return max(1, round(record.height * scale)), max(1, round(record.width * scale))
+
 
 class Views(Dataset[Batch]):
     """Step number -> Batch, from a pool of synthetic and authentic pictures.
 
     Args:
-        pool: manifest rows with the columns of a manifest and `folder` (its picture set) and `label`: the class id of
-            a synthetic row, -1 for an authentic one.
+        pool, on_the_fly: as `Pictures` takes them.
         images: pictures a step.
         authentic_share: of them.
         crop: side of a view in pixels.
         balanced: draw classes uniformly and `contents_per_class` different photographs of each, instead of pictures
             uniformly without replacement over an epoch.
         seed: of everything drawn.
+        rank, ranks: this process makes every `ranks`-th picture of a step, from the one at `rank` on.
     Raises:
-        DatasetError: the pool lacks synthetic or authentic pictures that the step needs.
+        DatasetError: the pool lacks synthetic or authentic pictures that the step needs, or the ranks cannot share
+            the pictures of a step equally.
     """
 
     def __init__(
@@ -68,13 +167,16 @@ class Views(Dataset[Batch]):
         balanced: bool,
         contents_per_class: int,
         seed: int,
+        on_the_fly: OnTheFly | None = None,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
-        self.crop, self.seed = crop, seed
-        self.folders = [Path(folder) for folder in pool["folder"]]
-        self.records = rows_of(pool)
-        self.label = pool["label"].to_numpy(np.int64)
-        self.authentic = np.flatnonzero(self.label < 0)
-        self.synthetic = np.flatnonzero(self.label >= 0)
+        if images % ranks:
+            raise DatasetError(f"pretrain.images={images} cannot be shared by {ranks} processes; set a multiple of it")
+        self.crop, self.seed, self.rank, self.ranks = crop, seed, rank, ranks
+        self.pictures = Pictures(pool, on_the_fly)
+        label = self.pictures.label
+        self.authentic, self.synthetic = np.flatnonzero(label < 0), np.flatnonzero(label >= 0)
         self.n_authentic = round(images * authentic_share)
         self.n_synthetic = images - self.n_authentic
         for count, rows, kind in (
@@ -87,10 +189,11 @@ class Views(Dataset[Batch]):
                     f"to {0 if kind == 'authentic' else 1}"
                 )
         self.balanced, self.contents_per_class = balanced, contents_per_class
-        references = pool["reference"].to_numpy(str)
         self.by_class: dict[int, dict[str, list[int]]] = {}
-        for row in self.synthetic:
-            self.by_class.setdefault(int(self.label[row]), {}).setdefault(references[row], []).append(int(row))
+        self._order: dict[int, tuple[int, NDArray[np.int64]]] = {}
+        for row in self.synthetic.tolist() if balanced else ():
+            contents = self.by_class.setdefault(int(label[row]), {})
+            contents.setdefault(self.pictures.reference(row), []).append(row)
 
     @property
     def steps_per_epoch(self) -> float:
@@ -98,7 +201,7 @@ class Views(Dataset[Batch]):
         return len(self.synthetic) / max(1, self.n_synthetic)
 
     def rows(self, step: int) -> NDArray[np.int64]:
-        """Rows of the pool that make a step: synthetic ones first. Shape (images,)."""
+        """Rows of the pool that make a step, of all ranks: synthetic ones first. Shape (images,)."""
         rng = np.random.default_rng([self.seed, 1, step])
         synthetic = self._balanced(rng) if self.balanced else self._epoch(self.synthetic, self.n_synthetic, step, 2)
         return np.concatenate([synthetic, self._epoch(self.authentic, self.n_authentic, step, 3)])
@@ -120,25 +223,39 @@ class Views(Dataset[Batch]):
         positions = np.arange(step * count, (step + 1) * count)
         out = np.empty(count, np.int64)
         for epoch in np.unique(positions // max(1, len(rows))):
-            order = np.random.default_rng([self.seed, stream, int(epoch)]).permutation(len(rows))
             here = positions // len(rows) == epoch
-            out[here] = rows[order[positions[here] % len(rows)]]
+            out[here] = rows[self._permutation(stream, int(epoch), len(rows))[positions[here] % len(rows)]]
         return out
+
+    def _permutation(self, stream: int, epoch: int, count: int) -> NDArray[np.int64]:
+        """The order of an epoch; the last one is kept, since all steps of an epoch ask for it."""
+        if self._order.get(stream, (-1,))[0] != epoch:
+            self._order[stream] = (epoch, np.random.default_rng([self.seed, stream, epoch]).permutation(count))
+        return self._order[stream][1]
 
     def __getitem__(self, step: int) -> Batch:
         rows = self.rows(step)
         rng = np.random.default_rng([self.seed, 4, step])
         first, second = [], []
-        for row in rows:
-            a, b = two_views(picture(self.folders[row], self.records[row]), self.crop, rng)
-            first.append(a)
-            second.append(b)
-        labels = self.label[rows]
+        for position, row in enumerate(rows):
+            # what the other ranks draw is drawn here too: the share of a rank does not depend on their number
+            image = self.pictures[row] if position % self.ranks == self.rank else None
+            height, width = image.shape[:2] if image is not None else self.pictures.size(row)
+            cut = draw_cut(height, width, self.crop, rng)
+            if image is not None:
+                a, b = two_views(image, self.crop, cut)
+                first.append(a)
+                second.append(b)
+        labels = self.pictures.label[rows]
         own = labels < 0
         labels[own] = 1_000_000 + np.arange(own.sum())
-        colours = rng.integers(len(COLOUR_SPACES), size=(2, len(rows)))
+        colours = torch.from_numpy(rng.integers(len(COLOUR_SPACES), size=(2, len(rows))))
+        mine = slice(self.rank, None, self.ranks)
         return Batch(
-            (_stack(first), _stack(second)), torch.from_numpy(colours), torch.from_numpy(labels), torch.from_numpy(rows)
+            (_stack(first), _stack(second)),
+            colours[:, mine],
+            torch.from_numpy(labels)[mine],
+            torch.from_numpy(rows)[mine],
         )
 
 
@@ -146,8 +263,39 @@ def _stack(crops: list[Picture]) -> Tensor:
     return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
 
 
-def two_views(image: Picture, crop: int, rng: np.random.Generator) -> tuple[Picture, Picture]:
-    """One view at full and one at half scale, in random order, each a random crop, flipped half of the time.
+class Cut(NamedTuple):
+    """Where two views are cut from a picture: (top, left) at full and at half scale, and what happens to the crops."""
+
+    full: tuple[int, int]
+    half: tuple[int, int]
+    flips: tuple[bool, bool] = (False, False)
+    half_first: bool = False
+
+
+def draw_cut(height: int, width: int, crop: int, rng: np.random.Generator) -> Cut:
+    """A uniformly drawn place at each scale; each view is flipped and their order reversed half of the time."""
+    full, half = _room(height, width, crop)
+    corners = [(int(rng.integers(y + 1)), int(rng.integers(x + 1))) for y, x in (full, half)]
+    flips = (bool(rng.random() < 0.5), bool(rng.random() < 0.5))
+    return Cut(corners[0], corners[1], flips, bool(rng.random() < 0.5))
+
+
+def centre_cut(height: int, width: int, crop: int) -> Cut:
+    """The middle of the picture at each scale."""
+    (full_y, full_x), (half_y, half_x) = _room(height, width, crop)
+    return Cut((full_y // 2, full_x // 2), (half_y // 2, half_x // 2))
+
+
+def _room(height: int, width: int, crop: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """How far a crop can move down and right, at full and at half scale; smaller scales are extended to the crop."""
+    return (
+        (max(0, height - crop), max(0, width - crop)),
+        (max(0, height // 2 - crop), max(0, width // 2 - crop)),
+    )
+
+
+def two_views(image: Picture, crop: int, cut: Cut) -> tuple[Picture, Picture]:
+    """One view at full and one at half scale.
 
     Where a scale is smaller than the crop it is extended by reflection (the original pads half of all KADIS views with
     black, a cue that has nothing to do with quality).
@@ -155,28 +303,25 @@ def two_views(image: Picture, crop: int, rng: np.random.Generator) -> tuple[Pict
     Args:
         image: RGB. Shape (H, W, 3), uint8.
         crop: side of the views.
-        rng: drawn from.
+        cut: of a picture of this size.
     Returns:
         two views, RGB. Shape (crop, crop, 3), uint8.
     """
-    views = [_full_crop(image, crop, rng), _half_crop(image, crop, rng)]
-    views = [np.ascontiguousarray(view[:, ::-1]) if rng.random() < 0.5 else view for view in views]
-    return (views[1], views[0]) if rng.random() < 0.5 else (views[0], views[1])
+    views = [_crop(image, crop, cut.full), _half_crop(image, crop, cut.half)]
+    a, b = [np.ascontiguousarray(view[:, ::-1]) if flip else view for view, flip in zip(views, cut.flips, strict=True)]
+    return (b, a) if cut.half_first else (a, b)
 
 
-def _full_crop(image: Picture, crop: int, rng: np.random.Generator) -> Picture:
-    image = _reflect_to(image, crop)
-    top = int(rng.integers(image.shape[0] - crop + 1))
-    left = int(rng.integers(image.shape[1] - crop + 1))
-    return image[top : top + crop, left : left + crop]
+def _crop(image: Picture, crop: int, corner: tuple[int, int]) -> Picture:
+    top, left = corner
+    return _reflect_to(image, crop)[top : top + crop, left : left + crop]
 
 
-def _half_crop(image: Picture, crop: int, rng: np.random.Generator) -> Picture:
+def _half_crop(image: Picture, crop: int, corner: tuple[int, int]) -> Picture:
     height, width = image.shape[0] // 2, image.shape[1] // 2
     if height < crop or width < crop or image.shape[0] % 2 or image.shape[1] % 2:
-        return _full_crop(half_scale(image), crop, rng)
-    top = int(rng.integers(height - crop + 1))
-    left = int(rng.integers(width - crop + 1))
+        return _crop(half_scale(image), crop, corner)
+    top, left = corner
     # only the crop and its surroundings are downscaled: the same pixels for a fraction of the work
     y0, x0 = max(0, 2 * top - _BORDER), max(0, 2 * left - _BORDER)
     region = image[y0 : 2 * (top + crop) + _BORDER, x0 : 2 * (left + crop) + _BORDER]
@@ -204,12 +349,12 @@ def colour_views(views: Tensor, colours: Tensor) -> Tensor:
     Returns:
         Shape (N, 3, H, W), float32.
     """
-    rgb = views.float().div_(255)
-    out = rgb.clone()
-    for index, convert in enumerate((_gray, _lab, _hsv, _mean_subtracted)):
+    out = torch.empty(views.shape, device=views.device)
+    conversions: tuple[Callable[[Tensor], Tensor], ...] = (_gray, _lab, _hsv, _mean_subtracted, torch.clone)
+    for index, convert in enumerate(conversions):
         rows = (colours == index).nonzero()[:, 0]
         if len(rows):
-            out[rows] = convert(rgb[rows])
+            out[rows] = convert(views[rows].float().div_(255))
     return out
 
 
@@ -219,28 +364,39 @@ def _gray(rgb: Tensor) -> Tensor:
 
 
 def _lab(rgb: Tensor) -> Tensor:
-    linear = torch.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    levels = torch.arange(256, dtype=rgb.dtype, device=rgb.device) / 255
+    linear_of = torch.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
+    linear = linear_of.index_select(0, (rgb * 255).round().int().flatten()).view_as(rgb)
     to_xyz = rgb.new_tensor(
         [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]]
     ) / rgb.new_tensor([[0.950456], [1.0], [1.088754]])
-    xyz = torch.einsum("ij,njhw->nihw", to_xyz, linear)
+    xyz = (to_xyz @ linear.flatten(2)).view_as(rgb)
     f = torch.where(xyz > 0.008856, xyz.clamp(min=1e-8) ** (1 / 3), 7.787 * xyz + 16 / 116)
     x, y, z = f.unbind(1)
     return torch.stack([1.16 * y - 0.16, (500 * (x - y) + 128) / 255, (200 * (y - z) + 128) / 255], 1)
 
 
 def _hsv(rgb: Tensor) -> Tensor:
-    value, which = rgb.max(1)
-    spread = value - rgb.min(1).values
-    safe = spread.clamp(min=1e-8)
     r, g, b = rgb.unbind(1)
-    hue = torch.where(which == 0, (g - b) / safe, torch.where(which == 1, 2 + (b - r) / safe, 4 + (r - g) / safe))
-    hue = torch.where(spread > 0, (hue / 6) % 1, torch.zeros_like(hue))
-    return torch.stack([hue, spread / value.clamp(min=1e-8), value], 1)
+    value = torch.maximum(torch.maximum(r, g), b)
+    spread = value - torch.minimum(torch.minimum(r, g), b)
+    safe = spread.clamp(min=1e-8)
+    hue = torch.where(value == r, (g - b) / safe, torch.where(value == g, 2 + (b - r) / safe, 4 + (r - g) / safe))
+    return torch.stack([(hue / 6) % 1, spread / value.clamp(min=1e-8), value], 1)
 
 
 def _mean_subtracted(rgb: Tensor) -> Tensor:
-    taps = torch.from_numpy(cv2.getGaussianKernel(7, 7 / 6)[:, 0]).to(rgb)
-    padded = torch.nn.functional.pad(rgb, (3, 3, 3, 3), mode="reflect").flatten(0, 1)[:, None]
-    rows = torch.nn.functional.conv2d(padded, taps.view(1, 1, 7, 1))
-    return rgb - torch.nn.functional.conv2d(rows, taps.view(1, 1, 1, 7)).view_as(rgb)
+    mean = torch.nn.functional.pad(rgb, (3, 3, 3, 3), mode="reflect")
+    for axis in (2, 3):
+        mean = _along(mean, axis)
+    return rgb - mean
+
+
+def _along(x: Tensor, axis: int) -> Tensor:
+    """Weighted mean of 7 neighbours along an axis, where all are there; faster than a convolution of one channel."""
+    taps = cv2.getGaussianKernel(7, 7 / 6)[:, 0].tolist()
+    size = x.shape[axis] - 6
+    out: Tensor = x.narrow(axis, 0, size) * taps[0]
+    for i in range(1, 7):
+        out.add_(x.narrow(axis, i, size), alpha=taps[i])
+    return out

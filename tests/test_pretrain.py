@@ -1,73 +1,68 @@
 import json
 import os
+import random
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import boto3
 import numpy as np
 import pandas as pd
 import pytest
-import scipy.ndimage
+import tiny_training
 import torch
+from conftest import S3
 
 from contrique import images
-from contrique.config import PretrainConfig
-from contrique.dataset import write_manifest
+from contrique.checkpoints import Checkpoints
+from contrique.config import SynthesisConfig
+from contrique.dataset import Source, import_folder, write_manifest
 from contrique.distortions import class_id
 from contrique.encoder import load_encoder, read_metadata
 from contrique.errors import ContriqueError
-from contrique.pretrain import CHECKPOINTS, ENCODER, HISTORY, Diverged, pool_of, pretrain
+from contrique.pretrain import CHECKPOINTS, ENCODER, HISTORY, Diverged, _similarities, pool_of, pretrain
+from contrique.synthesis import synthesize
 
-TINY = PretrainConfig(
-    arch="resnet18", crop=32, images=10, authentic_share=0.2, sampler="balanced", contents_per_class=2,
-    optimizer="adamw", lr=2e-4, lr_views=20, steps=6, precision="float32", threads=1, workers=0, checkpoint_every=2,
-    log_every=1,
-)  # fmt: skip
+TINY = tiny_training.CONFIG
 
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Three contents in three kinds of damage, and three authentic pictures."""
-    dataset, distorted = tmp_path_factory.mktemp("dataset"), tmp_path_factory.mktemp("distorted")
-    rng = np.random.default_rng(0)
+    return tiny_training.picture_sets(tmp_path_factory.mktemp("dataset"), tmp_path_factory.mktemp("distorted"))
 
-    def write(folder: Path, name: str, picture: np.ndarray) -> str:
-        (folder / name).write_bytes(images.encode_png(images.as_uint8(np.clip(picture, 0, 1))))
-        return name
 
-    made, given = [], []
-    for content in range(3):
-        clean = scipy.ndimage.gaussian_filter(rng.random((96, 96, 3)), (2, 2, 0))
-        clean = (clean - clean.min()) / np.ptp(clean)
-        versions = {
-            ("", 0): clean,
-            ("gaussian_blur", 5): scipy.ndimage.gaussian_filter(clean, (5, 5, 0)),
-            ("white_noise", 5): clean + 0.3 * rng.standard_normal(clean.shape),
-        }
-        for (name, level), picture in versions.items():
-            file = write(distorted, f"{content}{name}.png", picture)
-            row = {"image": file, "reference": f"c{content}", "distortion": name, "level": level, "split": "pretrain"}
-            made.append(row | {"kind": "distorted"})
-        made.append({**made[-1], "reference": "judged", "split": "test"})
-        file = write(dataset, f"a{content}.png", rng.random((96, 96, 3)))
-        given.append({"image": file, "reference": f"a{content}", "kind": "authentic", "split": "pretrain"})
-    write_manifest(pd.DataFrame(made), distorted)
-    write_manifest(pd.DataFrame(given), dataset)
-    return dataset, distorted
+@pytest.fixture(scope="module")
+def probed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """With enough held-out photographs to probe the encoder."""
+    return tiny_training.picture_sets(tmp_path_factory.mktemp("dataset"), tmp_path_factory.mktemp("distorted"), 6)
 
 
 def weights(run: Path) -> bytes:
     return (run / ENCODER).read_bytes()
 
 
+def same_weights(a: Path, b: Path) -> bool:
+    """Whatever the files say of where their checkpoints went."""
+    one, two = (load_encoder(run / ENCODER).state_dict() for run in (a, b))
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def history(run: Path) -> list[dict[str, float]]:
+    """Without what the clock says."""
+    entries = [json.loads(line) for line in (run / HISTORY).read_text().splitlines()]
+    return [{k: v for k, v in entry.items() if k not in ("crops_per_s", "wait_share")} for entry in entries]
+
+
 def test_pool_leaves_judged_contents_out(sets: tuple[Path, Path]) -> None:
-    pool = pool_of(*sets)
+    pool, others = pool_of(*sets)
     assert set(pool["split"]) == {"pretrain"}
-    assert sorted(set(pool["label"])) == [-1, 0, class_id("gaussian_blur", 5), class_id("white_noise", 5)]
+    classes = [class_id(*one) for one in (("gaussian_blur", 4), ("gaussian_blur", 5), ("white_noise", 5))]
+    assert sorted(set(pool["label"])) == [-1, 0, *classes]
     assert (pool["label"] < 0).sum() == 3
+    assert set(others["split"]) == {"validation"}
+    assert not set(others["reference"]) & set(pool["reference"])
 
 
 @pytest.mark.slow
@@ -78,11 +73,15 @@ def test_the_loss_falls(sets: tuple[Path, Path], tmp_path: Path) -> None:
     assert summary.steps == 25
     assert summary.crops == 25 * 20
     assert summary.loss_last < summary.loss_first - 0.2
-    history = [json.loads(line) for line in (tmp_path / HISTORY).read_text().splitlines()]
-    assert [entry["step"] for entry in history] == list(range(1, 26))
-    assert set(tracked[0][1]) == {"loss", "lr", "grad_norm", "crops_per_s", "wait_share"}
-    assert max(entry["lr"] for entry in history) == pytest.approx(5e-4, rel=0.02)
-    assert history[-1]["lr"] < 0.01 * 5e-4
+    told = [json.loads(line) for line in (tmp_path / HISTORY).read_text().splitlines()]
+    assert [entry["step"] for entry in told] == list(range(1, 26))
+    assert [{"step": step} | values for step, values in tracked] == told
+    similarities = {"positive_similarity", "negative_similarity"}
+    assert set(tracked[0][1]) == {"loss", "lr", "grad_norm", "crops_per_s", "wait_share"} | similarities
+    assert max(entry["lr"] for entry in told) == pytest.approx(5e-4, rel=0.02)
+    assert told[-1]["lr"] < 0.01 * 5e-4
+    apart = [entry["positive_similarity"] - entry["negative_similarity"] for entry in told]
+    assert apart[-1] > apart[0]
     assert read_metadata(tmp_path / ENCODER)["crops"] == 500
     assert load_encoder(tmp_path / ENCODER).width == 512
 
@@ -90,15 +89,14 @@ def test_the_loss_falls(sets: tuple[Path, Path], tmp_path: Path) -> None:
 def test_same_seed_same_bytes_whatever_the_workers(sets: tuple[Path, Path], tmp_path: Path) -> None:
     for name, config, seed in (("a", TINY, 1), ("b", replace(TINY, workers=1), 1), ("c", TINY, 2)):
         pretrain(*sets, tmp_path / name, config=config, seed=seed)
-    a, b = load_encoder(tmp_path / "a" / ENCODER), load_encoder(tmp_path / "b" / ENCODER)
-    assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
-    assert (tmp_path / "a" / HISTORY).read_bytes() == (tmp_path / "b" / HISTORY).read_bytes()
+    assert same_weights(tmp_path / "a", tmp_path / "b")
+    assert history(tmp_path / "a") == history(tmp_path / "b")
     assert weights(tmp_path / "a") != weights(tmp_path / "c")
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_resumed_weights_equal_uninterrupted_ones(sets: tuple[Path, Path], tmp_path: Path, precision: str) -> None:
-    config = replace(TINY, precision=precision)
+    config = replace(TINY, precision=precision, log_every=5)  # no divisor of checkpoint_every
     pretrain(*sets, tmp_path / "whole", config=config, seed=3)
     pretrain(*sets, tmp_path / "parts", config=config, seed=3)
     (tmp_path / "parts" / ENCODER).unlink()
@@ -106,7 +104,7 @@ def test_resumed_weights_equal_uninterrupted_ones(sets: tuple[Path, Path], tmp_p
     (newest / "model.safetensors").write_bytes(b"damaged")
     pretrain(*sets, tmp_path / "parts", config=config, seed=3)  # from the checkpoint before it, aloud
     assert weights(tmp_path / "whole") == weights(tmp_path / "parts")
-    assert (tmp_path / "whole" / HISTORY).read_bytes() == (tmp_path / "parts" / HISTORY).read_bytes()
+    assert history(tmp_path / "whole") == history(tmp_path / "parts")
 
 
 def test_damaged_checkpoint_is_named(
@@ -125,25 +123,52 @@ def test_checkpoint_of_another_recipe_is_refused(sets: tuple[Path, Path], tmp_pa
         pretrain(*sets, tmp_path, config=TINY, seed=1)
 
 
-@pytest.mark.slow
-def test_killed_run_goes_on_to_the_same_weights(sets: tuple[Path, Path], tmp_path: Path) -> None:
-    config = replace(TINY, steps=30)
-    script = (
-        "import sys; from pathlib import Path; from dataclasses import replace\n"
-        "from contrique.config import PretrainConfig; from contrique.pretrain import pretrain\n"
-        f"pretrain(Path({str(sets[0])!r}), Path({str(sets[1])!r}), Path(sys.argv[1]), seed=5, config={config!r})\n"
-    )
-    child = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "killed")], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "killed" / CHECKPOINTS).glob("step-*")):
+def kill_at_a_random_step(command: list[str], saved: Callable[[], bool], **environment: str) -> None:
+    """SIGKILL to the command and all that it started, some time after its first checkpoint."""
+    child = tiny_training.start(command, **environment)
+    deadline = time.monotonic() + 240
+    while not saved():
+        assert child.poll() is None, child.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    os.kill(child.pid, signal.SIGKILL)
-    child.wait()
+    time.sleep(random.uniform(0, 1))
+    os.killpg(child.pid, signal.SIGKILL)
+    child.communicate()
+
+
+@pytest.mark.slow
+def test_killed_run_goes_on_to_the_same_weights(sets: tuple[Path, Path], tmp_path: Path) -> None:
+    config = replace(TINY, steps=16, checkpoint_every=3)
+    command = tiny_training.command("pretrain", sets, tmp_path / "killed", config)
+    kill_at_a_random_step(command, lambda: any((tmp_path / "killed" / CHECKPOINTS).glob("step-*")))
     assert not (tmp_path / "killed" / ENCODER).exists()
-    pretrain(*sets, tmp_path / "killed", config=config, seed=5)
-    pretrain(*sets, tmp_path / "whole", config=config, seed=5)
+    pretrain(*sets, tmp_path / "killed", config=config, seed=3)
+    pretrain(*sets, tmp_path / "whole", config=config, seed=3)
     assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+    assert history(tmp_path / "killed") == history(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_killed_run_goes_on_elsewhere_from_s3(
+    sets: tuple[Path, Path], tmp_path: Path, s3: S3, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And again after its newest checkpoint was damaged in the bucket."""
+    config = replace(TINY, steps=12, optimizer="sgd", lr=1e-3, checkpoints=f"{s3.bucket}/killed")
+    store = Checkpoints(config.checkpoints)
+    command = tiny_training.command("pretrain", sets, tmp_path / "killed", config)
+    kill_at_a_random_step(command, lambda: bool(store.steps()), **s3.environment, TMPDIR=str(tmp_path))
+    pretrain(*sets, tmp_path / "elsewhere", config=config, seed=3)
+    pretrain(*sets, tmp_path / "whole", config=replace(config, checkpoints=""), seed=3)
+    assert not (tmp_path / "elsewhere" / CHECKPOINTS).exists()
+    assert same_weights(tmp_path / "elsewhere", tmp_path / "whole")
+    newest, before = store.steps()
+    key = f"killed/step-{newest:08d}/optimizer.safetensors"
+    boto3.client("s3").put_object(Bucket=s3.bucket.removeprefix("s3://"), Key=key, Body=b"damaged")
+    capsys.readouterr()
+    pretrain(*sets, tmp_path / "again", config=config, seed=3)
+    assert f"checkpoint {store.name(newest)} is damaged" in capsys.readouterr().err
+    assert before < newest == 12
+    assert same_weights(tmp_path / "again", tmp_path / "whole")
 
 
 def test_divergence_stops_with_the_step_and_the_pictures(sets: tuple[Path, Path], tmp_path: Path) -> None:
@@ -158,3 +183,74 @@ def test_minutes_rule_over_steps_and_finish_the_cosine(sets: tuple[Path, Path], 
     rates = [json.loads(line)["lr"] for line in (tmp_path / HISTORY).read_text().splitlines()]
     assert summary.steps == len(rates) > 1
     assert rates[-1] < max(rates)
+
+
+def test_resumed_run_goes_on_with_the_clock_it_had(sets: tuple[Path, Path], tmp_path: Path) -> None:
+    config = replace(TINY, minutes=0.05)
+    first = pretrain(*sets, tmp_path, config=config)
+    started = time.monotonic()
+    again = pretrain(*sets, tmp_path, config=config)
+    assert again.steps == first.steps, "its minutes were spent"
+    assert time.monotonic() - started < 60
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_similarities_equal_the_means_over_all_pairs(share: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    z, labels = torch.randn(40, 8, generator=generator), torch.randint(0, 5, (40,), generator=generator)
+    z = z + 3 * share * torch.nn.functional.one_hot(labels, 8)
+    unit = torch.nn.functional.normalize(z, dim=1)
+    cosine, same = unit @ unit.T, labels[:, None] == labels
+    others = ~torch.eye(40, dtype=torch.bool)
+    expected = [float(cosine[same & others].mean() / 0.1), float(cosine[~same].mean() / 0.1)]
+    assert _similarities(z, labels, 0.1) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+def test_probe_is_told_and_disturbs_nothing(probed: tuple[Path, Path], tmp_path: Path) -> None:
+    tracked: list[tuple[int, dict[str, float]]] = []
+    config = replace(TINY, log_every=4)
+    for name, every in (("never", 0), ("often", 3)):
+        pretrain(
+            *probed, tmp_path / name, config=replace(config, probe_every=every), seed=3,
+            track=lambda m, step: tracked.append((step, m)),
+        )  # fmt: skip
+    assert same_weights(tmp_path / "never", tmp_path / "often")
+    told = history(tmp_path / "often")
+    assert [(entry["step"], "probe_type" in entry) for entry in told] == [(3, True), (4, False), (6, True)]
+    assert [(step, set(values)) for step, values in tracked if "probe_type" in values] == [
+        (step, {"probe_type", "probe_level"}) for step in (3, 6)
+    ]
+    assert all(
+        0 <= entry[name] <= 1 for entry in told if "probe_type" in entry for name in ("probe_type", "probe_level")
+    )
+
+
+def test_too_few_photographs_to_probe_with_are_told_of(
+    sets: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretrain(*sets, tmp_path, config=replace(TINY, steps=1, probe_every=1))
+    assert "no probe" in capsys.readouterr().err
+
+
+def test_on_the_fly_equals_stored(tmp_path: Path) -> None:
+    """The same pictures without a distorted set; they are larger than `max_side`, too."""
+    rng = np.random.default_rng(0)
+    frames = []
+    for kind in ("pristine", "authentic"):
+        folder = tmp_path / kind
+        folder.mkdir()
+        for number in range(3):
+            pixels = images.as_uint8(rng.random((30, 40, 3)).repeat(4, 0).repeat(4, 1))
+            (folder / f"{number}.png").write_bytes(images.encode_png(pixels))
+        frames.append(import_folder(Source(folder, kind)).assign(image=lambda f, kind=kind: f"{kind}/" + f["image"]))
+    write_manifest(pd.concat(frames), tmp_path)
+    making = SynthesisConfig(
+        distortions=("jpeg", "white_noise"), levels=(2, 5), max_side=100, weak_labels_per_photograph=0, workers=1
+    )
+    synthesize(tmp_path, tmp_path / "stored", seed=3, config=making)
+    config = replace(TINY, steps=3)
+    pretrain(tmp_path, tmp_path / "stored", tmp_path / "a", config=config, seed=3)
+    for name, workers in (("b", 0), ("c", 2)):
+        flying = replace(config, synthesis="on_the_fly", workers=workers)
+        pretrain(tmp_path, tmp_path / "none", tmp_path / name, config=flying, seed=3, synthesis=making)
+        assert same_weights(tmp_path / "a", tmp_path / name)

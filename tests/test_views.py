@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -10,7 +11,19 @@ import torch
 
 from contrique import images
 from contrique.dataset import DatasetError, as_manifest
-from contrique.views import COLOUR_SPACES, Views, _half_crop, colour_views, two_views
+from contrique.distortions import class_id, distort, generator
+from contrique.synthesis import Version
+from contrique.views import (
+    COLOUR_SPACES,
+    OnTheFly,
+    Pictures,
+    Views,
+    _half_crop,
+    centre_cut,
+    colour_views,
+    draw_cut,
+    two_views,
+)
 
 
 def photograph(height: int = 120, width: int = 160, seed: int = 0) -> np.ndarray:
@@ -53,7 +66,7 @@ def test_half_crop_is_cut_from_the_half_scale_picture(size: tuple[int, int]) -> 
     picture = photograph(*size)
     half = images.half_scale(picture)
     for seed in range(20):
-        crop = _half_crop(picture, 32, np.random.default_rng(seed))
+        crop = _half_crop(picture, 32, draw_cut(*size, 32, np.random.default_rng(seed)).half)
         windows = np.lib.stride_tricks.sliding_window_view(half, (32, 32, 3))[:, :, 0]
         assert (windows == crop).all((2, 3, 4)).any(), f"seed {seed}"
 
@@ -61,7 +74,7 @@ def test_half_crop_is_cut_from_the_half_scale_picture(size: tuple[int, int]) -> 
 def test_small_pictures_are_reflected_not_padded_with_black() -> None:
     picture = np.maximum(photograph(40, 50), 30)
     for seed in range(10):
-        for view in two_views(picture, 64, np.random.default_rng(seed)):
+        for view in two_views(picture, 64, draw_cut(40, 50, 64, np.random.default_rng(seed))):
             assert view.shape == (64, 64, 3)
             assert view.min() > 10
 
@@ -69,8 +82,16 @@ def test_small_pictures_are_reflected_not_padded_with_black() -> None:
 def test_both_scales_both_orders_and_flips_occur() -> None:
     fine = np.zeros((64, 64, 3), np.uint8)
     fine[::2] = 255  # stripes of one pixel: gone at half scale
-    order = [two_views(fine, 32, np.random.default_rng(seed))[0].std() > 60 for seed in range(40)]
-    assert 8 < sum(order) < 32
+    cuts = [draw_cut(64, 64, 32, np.random.default_rng(seed)) for seed in range(40)]
+    assert 8 < sum(two_views(fine, 32, cut)[0].std() > 60 for cut in cuts) < 32
+    assert {cut.flips for cut in cuts} == {(a, b) for a in (False, True) for b in (False, True)}
+
+
+def test_the_central_cut_is_the_middle_of_both_scales() -> None:
+    picture = photograph(120, 160)
+    full, half = two_views(picture, 32, centre_cut(120, 160, 32))
+    assert (full == picture[44:76, 64:96]).all()
+    assert (half == images.half_scale(picture)[14:46, 24:56]).all()
 
 
 @pytest.fixture
@@ -90,9 +111,10 @@ def pool(tmp_path: Path) -> pd.DataFrame:
     return as_manifest(frame).assign(folder=frame["folder"], label=frame["label"])
 
 
-def views(pool: pd.DataFrame, seed: int = 0, balanced: bool = False, images: int = 10) -> Views:
+def views(pool: pd.DataFrame, seed: int = 0, balanced: bool = False, images: int = 10, **options: Any) -> Views:
     return Views(
-        pool, images=images, authentic_share=0.2, crop=32, balanced=balanced, contents_per_class=2, seed=seed
+        pool, images=images, authentic_share=0.2, crop=32, balanced=balanced, contents_per_class=2, seed=seed,
+        **options,
     )  # fmt: skip
 
 
@@ -107,6 +129,59 @@ def test_a_step_depends_on_seed_and_step_alone(pool: pd.DataFrame, balanced: boo
         assert torch.equal(one.labels, two.labels)
     assert not torch.equal(a[0].rows, a[1].rows)
     assert not torch.equal(a[0].rows, views(pool, seed=1, balanced=balanced)[0].rows)
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("balanced", [False, True])
+def test_ranks_share_the_batch_of_one(pool: pd.DataFrame, balanced: bool, known: bool) -> None:
+    """Whether the manifest knows the sizes of the pictures that other ranks read, or not."""
+    pool = pool.assign(height=80, width=80) if known else pool
+    whole = views(pool, balanced=balanced, images=12)[5]
+    for ranks in (2, 3):
+        parts = [views(pool, balanced=balanced, images=12, rank=rank, ranks=ranks)[5] for rank in range(ranks)]
+        for rank, part in enumerate(parts):
+            mine = slice(rank, None, ranks)
+            assert all(torch.equal(a, b[mine]) for a, b in zip(part.views, whole.views, strict=True))
+            assert torch.equal(part.colours, whole.colours[:, mine])
+            assert torch.equal(part.labels, whole.labels[mine])
+            assert torch.equal(part.rows, whole.rows[mine])
+
+
+def test_pictures_that_ranks_cannot_share_are_refused(pool: pd.DataFrame) -> None:
+    with pytest.raises(DatasetError, match=r"pretrain\.images=10 cannot be shared by 3 processes"):
+        views(pool, images=10, rank=0, ranks=3)
+
+
+def on_the_fly(pool: pd.DataFrame) -> tuple[pd.DataFrame, OnTheFly]:
+    pool = pool.assign(kind=["pristine" if label >= 0 else "authentic" for label in pool["label"]])
+    versions = (Version("", 0), Version("jpeg", 3), Version("white_noise", 5))
+    return pool, OnTheFly(versions, tuple(class_id(*one) for one in versions), 50, seed=1)
+
+
+def test_pictures_made_on_the_fly(pool: pd.DataFrame) -> None:
+    pool, making = on_the_fly(pool)
+    pictures = Pictures(pool, making)
+    assert len(pictures) == 24 * 3 + 24
+    for row in range(len(pictures)):
+        label = pictures.label[row]
+        assert label == (-1 if pictures.made(row) is None else class_id(*pictures.version_of(row)))
+        assert pictures.size(row) == pictures[row].shape[:2] == ((80, 80) if label < 0 else (50, 50))
+    assert (np.bincount(pictures.label[pictures.label >= 0])[list(making.labels)] == 24).all()
+    row = int(np.flatnonzero(pictures.label == class_id("white_noise", 5))[0])
+    data = (pictures.folders[0] / pool["image"][0]).read_bytes()
+    clean = images.as_float(images.fit_within(images.decode(data).pixels, 50))
+    noisy = distort(clean, "white_noise", 5, generator(images.content_hash(data), "white_noise", 5, 1))
+    assert (pictures[row] == images.as_uint8(noisy)).all()
+    assert pictures.name(row) == f"{pool['image'][0]} as white_noise-5"
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_steps_made_on_the_fly_are_shared_alike(pool: pd.DataFrame, balanced: bool) -> None:
+    pool, making = on_the_fly(pool)
+    whole = views(pool, balanced=balanced, images=12, on_the_fly=making)[2]
+    part = views(pool.assign(height=80, width=80), balanced=balanced, images=12, on_the_fly=making, rank=1, ranks=2)[2]
+    assert torch.equal(part.views[0], whole.views[0][1::2])
+    assert set(whole.labels.tolist()) <= {*making.labels, *range(1_000_000, 1_000_012)}
 
 
 def test_uniform_sampler_visits_every_picture_once_an_epoch(pool: pd.DataFrame) -> None:

@@ -1,0 +1,317 @@
+"""What a GPU gives, in one command of at most ten minutes and without a network; see gpu.sh, which calls this.
+
+    python benchmarks/gpu.py --data PHOTOGRAPHS --out runs/gpu --minutes 9.5
+    python benchmarks/gpu.py --join runs/gpu --out encoder.safetensors
+
+In turn: agreement with the CPU, measured ceilings, the training step, the bank, NCCL, and a training run for the rest
+of the time. Writes results.json after each of them, then history.jsonl and the encoder's parts. Without a CUDA device
+all of it runs on the CPU, small, so that it is known to work before a GPU is paid for.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from contrique import dataset, distortions
+from contrique.config import PretrainConfig, SynthesisConfig, resolve
+from contrique.distortions import batch as bank
+from contrique.distributed import World
+from contrique.encoder import Encoder, load_encoder, read_metadata, save_encoder
+from contrique.loss import contrastive_loss
+from contrique.pretrain import ENCODER, HISTORY, _Trainer, pretrain
+from contrique.synthesis import synthesize
+from contrique.views import COLOUR_SPACES, Batch
+
+CUDA = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if CUDA else "cpu")
+PART = 15 * 2**20  # bytes of a part of the encoder
+TRAINING_VIEW = 31.7e9  # floating-point operations of a 256 x 256 view through ResNet-50, forward and backward
+MODEL = {"arch": "resnet50", "crop": 256} if CUDA else {"arch": "resnet18", "crop": 64}
+IMAGES = 128 if CUDA else 4  # a step that is measured; float32 too fits in 80 GB
+WARM = 2 if CUDA else 1  # calls before those that count
+
+
+def seconds(call: Callable[[], Any], rounds: int) -> float:
+    """Median time of a call, the device idle before and after."""
+    times = []
+    for _ in range(rounds + WARM):
+        wait()
+        start = time.perf_counter()
+        call()
+        wait()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times[WARM:]))
+
+
+def wait() -> None:
+    if CUDA:
+        torch.cuda.synchronize()
+
+
+def far(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Distance, relative to the length of what is expected."""
+    found, expected = found.double().cpu(), expected.double().cpu()
+    return float((found - expected).norm() / expected.norm())
+
+
+class Replayed(bank.Draws):
+    """Numbers drawn on the CPU, so that every device gets the same."""
+
+    def normal(self, shape: tuple[int, ...]) -> torch.Tensor:
+        return super().normal(shape).to(DEVICE)
+
+    def uniform(self, shape: tuple[int, ...]) -> torch.Tensor:
+        return super().uniform(shape).to(DEVICE)
+
+
+def photographs(count: int, height: int, width: int) -> torch.Tensor:
+    """Smooth random colours with edges. Shape (count, 3, height, width), in [0, 1]."""
+    rough = torch.rand(count, 3, height // 16, width // 16, generator=torch.Generator().manual_seed(0))
+    smooth = torch.nn.functional.interpolate(rough, (height, width), mode="bicubic").clamp_(0, 1)
+    return torch.where(smooth > 0.8, 1 - smooth, smooth)
+
+
+def agreement() -> dict[str, Any]:
+    """Relative differences between this device and the CPU: loss and gradient, features, every distortion."""
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(1024, 128, generator=generator)
+    labels = torch.randint(0, 126, (1024,), generator=generator)
+    found: dict[str, Any] = {}
+    expected: list[torch.Tensor] = []
+    ways = [("cpu", "cpu", "float32"), ("float32", DEVICE, "float32"), ("bfloat16", DEVICE, "bfloat16")]
+    for name, device, precision in ways:
+        leaf = z.to(device).requires_grad_()
+        loss = contrastive_loss(leaf, labels.to(device), precision=precision)
+        loss.backward()
+        assert leaf.grad is not None
+        if name == "cpu":
+            expected = [loss.detach(), leaf.grad]
+        else:
+            found[f"loss {name}"], found[f"gradient {name}"] = (
+                far(loss.detach(), expected[0]),
+                far(leaf.grad, expected[1]),
+            )
+    pictures = photographs(*((4, 256, 320) if CUDA else (2, 96, 128)))
+    encoder = Encoder("resnet50" if CUDA else "resnet18", seed=0).eval()
+    with torch.inference_mode():
+        plain = encoder(pictures)
+        encoder.to(DEVICE)
+        found["features float32"] = far(encoder(pictures.to(DEVICE)), plain)
+        with torch.autocast(DEVICE.type, torch.bfloat16):
+            found["features bfloat16"] = far(encoder(pictures.to(DEVICE)), plain)
+    worst: dict[str, float] = {}
+    for name, kernel in bank.BATCHED.items():
+        for level in (1, 3, 5):
+            value = distortions.parameter(name, level)
+            one = kernel(pictures, value, bank.Draws(torch.Generator().manual_seed(level)))
+            two = kernel(pictures.to(DEVICE), value, Replayed(torch.Generator().manual_seed(level)))
+            worst[name] = max(worst.get(name, 0.0), float((one.clamp(0, 1) - two.cpu().clamp(0, 1)).abs().max()))
+    found["distort_batch, largest difference of a pixel"] = worst
+    return found
+
+
+def ceilings() -> dict[str, float]:
+    """Rates measured with plain calls: a large matrix product and a large copy."""
+    side = 8192 if CUDA else 1024
+    a, b = (torch.randn(side, side, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
+    copied = torch.empty((2**30 if CUDA else 2**24), dtype=torch.uint8, device=DEVICE)
+    source = torch.randint_like(copied, 255)
+    return {
+        "bfloat16 matrix product, FLOP/s": 2 * side**3 / seconds(lambda: a @ b, 10),
+        "copy, bytes read and written per s": 2 * copied.numel() / seconds(lambda: copied.copy_(source), 10),
+    }
+
+
+def a_batch(config: PretrainConfig) -> Batch:
+    """Random views in page-locked memory, as the loader hands them over."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (config.images, 3, config.crop, config.crop)
+    views = [torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8) for _ in range(2)]
+    first, second = (view.pin_memory() if CUDA else view for view in views)
+    colours = torch.randint(0, len(COLOUR_SPACES), (2, config.images), generator=generator)
+    return Batch((first, second), colours, torch.arange(config.images) // 4, torch.arange(config.images))
+
+
+def training_step(peak: float) -> dict[str, dict[str, float]]:
+    """Crops per second, share of the matrix rate and memory of one optimizer step, in each way it can be run."""
+    found = {}
+    ways = [("float32", False, False), ("float32", True, False), ("bfloat16", False, False), ("bfloat16", True, False)]
+    for precision, channels_last, compiled in [*ways, *([("bfloat16", True, True)] if CUDA else [])]:
+        config = dataclasses.replace(
+            PretrainConfig(**MODEL, images=IMAGES), precision=precision, channels_last=channels_last
+        )
+        trainer = _Trainer(config, 0, World(DEVICE))
+        if compiled:
+            trainer.encoder.local = torch.compile(trainer.encoder.local)  # type: ignore[method-assign]
+        given = a_batch(config)
+        if CUDA:
+            torch.cuda.reset_peak_memory_stats()
+        took = seconds(lambda trainer=trainer, given=given: trainer.update(given, 1e-3), 8 if CUDA else 1)  # type: ignore[misc]
+        crops = 2 * config.images / took
+        way = f"{precision}{', channels_last' * channels_last}{', compiled' * compiled}"
+        found[way] = {"crops per s": crops, "s per step": took}
+        if CUDA:
+            found[way] |= {"share of the matrix rate": crops * TRAINING_VIEW / peak}
+            found[way] |= {"memory, GB": torch.cuda.max_memory_allocated() / 1e9}
+        del trainer
+        print(f"  {way:34} {crops:8.1f} crops/s", flush=True)
+    return found
+
+
+def bank_speed() -> dict[str, float]:
+    """Images per second of `distort_batch` at 512 x 384, one distortion at a time and all mixed."""
+    count = 64 if CUDA else 2
+    pictures = photographs(count, *((384, 512) if CUDA else (96, 128))).to(DEVICE)
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    found = {}
+    for name in [*distortions.NAMES, "mixed"]:
+        names = [name] * count if name != "mixed" else [distortions.NAMES[i % 25] for i in range(count)]
+        levels = [1 + i % 5 for i in range(count)]
+        took = seconds(
+            lambda names=names, levels=levels: bank.distort_batch(pictures, names, levels, generator), 1 + CUDA
+        )  # type: ignore[misc]
+        found[name] = count / took
+    return found
+
+
+def prepared(photos: Path | None, folder: Path) -> tuple[Path, Path]:
+    """A picture set of the photographs, and all their distorted versions: for a few hundred, seconds on 16 cores."""
+    source = folder / "dataset"
+    frames = []
+    for kind in ("pristine", "authentic"):
+        if photos and (photos / kind).is_dir():
+            frames.append(dataset.import_folder(dataset.Source((photos / kind).resolve(), kind)))
+            (source / "images").mkdir(parents=True, exist_ok=True)
+            (source / "images" / kind).symlink_to((photos / kind).resolve(), target_is_directory=True)
+            frames[-1]["image"] = f"images/{kind}/" + frames[-1]["image"]
+    if frames:
+        dataset.write_manifest(pd.concat(frames), source)
+    else:
+        from contrique import sample_data  # needs what a bare machine lacks
+
+        sample_data.write(source)
+    distorted = folder / "distorted"
+    config = SynthesisConfig(weak_labels_per_photograph=0)
+    if not CUDA:
+        config = dataclasses.replace(config, distortions=("gaussian_blur", "jpeg", "white_noise"), max_side=160)
+    made = synthesize(source, distorted, seed=0, config=config)
+    print(f"  {made.pictures} pictures of {made.photographs} photographs", flush=True)
+    return source, distorted
+
+
+def several(source: Path, distorted: Path, out: Path) -> str:
+    """Two steps under torchrun with one process: NCCL, or gloo on a CPU, is set up and used. Returns what was said."""
+    code = (
+        "import sys, json; from pathlib import Path\n"
+        "from contrique.config import PretrainConfig; from contrique.pretrain import pretrain\n"
+        "import torch.distributed as dist; from contrique import distributed\n"
+        "with distributed.joined() as world:\n"
+        "    values = json.loads(sys.argv[4])\n"
+        "    pretrain(*map(Path, sys.argv[1:4]), config=PretrainConfig(**values))\n"
+        "    print('two steps by', world.size, 'process over', dist.get_backend(), 'on', world.device)\n"
+    )
+    script = out / "ranks.py"
+    script.write_text(code)
+    values = {**MODEL, "images": 8, "steps": 2, "authentic_share": 0, "probe_every": 0, "workers": 0}
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1", str(script)]
+    words = [sys.executable, *torchrun, str(source), str(distorted), str(out / "ranks"), json.dumps(values)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=180)
+    script.unlink()
+    return done.stdout.strip() if not done.returncode else f"FAILED: {done.stderr[-2000:]}"
+
+
+def training(source: Path, distorted: Path, out: Path, minutes: float) -> dict[str, Any]:
+    """A run of the paper's recipe for the time that is left, class-balanced since the photographs are few."""
+    values = {
+        **MODEL,
+        "images": 2 * IMAGES,
+        "workers": max(1, (os.cpu_count() or 2) - 2),
+        "minutes": minutes,
+        "sampler": "balanced",
+    }
+    authentic = (dataset.read_manifest(source)["kind"] == "authentic").any()
+    values |= {"authentic_share": 0.2 if authentic else 0.0, "probe_every": 200, "checkpoint_every": 10**9}
+    if not CUDA:
+        demo = resolve("demo").pretrain
+        values |= {"optimizer": demo.optimizer, "lr": demo.lr, "lr_views": demo.lr_views, "workers": 1, "log_every": 1}
+    summary = pretrain(source, distorted, out / "run", config=PretrainConfig(**values), seed=0)
+    last = json.loads((out / "run" / HISTORY).read_text().splitlines()[-1])
+    (out / HISTORY).write_bytes((out / "run" / HISTORY).read_bytes())
+    return {"recipe": values, **dataclasses.asdict(summary), "last": last}
+
+
+def part(encoder: Path, out: Path) -> list[str]:
+    """Write the encoder in float16 as files of at most PART bytes."""
+    loaded = load_encoder(encoder)
+    for module in loaded.modules():
+        if isinstance(module, torch.nn.Conv2d):  # batch norm keeps its range
+            module.half()
+    whole = encoder.with_name("half.safetensors")
+    save_encoder(loaded, whole, read_metadata(encoder))
+    data = whole.read_bytes()
+    names = []
+    for number, start in enumerate(range(0, len(data), PART)):
+        names.append(f"encoder.part{number}")
+        (out / names[-1]).write_bytes(data[start : start + PART])
+    return names
+
+
+def join(folder: Path, out: Path) -> None:
+    """Put the parts together again, in float32."""
+    paths = sorted(folder.glob("encoder.part*"), key=lambda path: int(path.name.removeprefix("encoder.part")))
+    whole = out.with_name(f"{out.name}.half")
+    whole.write_bytes(b"".join(path.read_bytes() for path in paths))
+    save_encoder(load_encoder(whole).float(), out, read_metadata(whole))
+    whole.unlink()
+    print(out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder with `pristine` and `authentic`; default: the sample data")
+    parser.add_argument("--out", type=Path, required=True, help="folder for results; with --join, the file to write")
+    parser.add_argument("--minutes", type=float, default=9.5, help="of the whole command; default: 9.5")
+    parser.add_argument("--join", type=Path, metavar="FOLDER", help="put the encoder's parts in FOLDER together")
+    arguments = parser.parse_args()
+    if arguments.join:
+        join(arguments.join, arguments.out)
+        return
+    started = time.monotonic()
+    out = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    name = torch.cuda.get_device_name() if CUDA else "no CUDA device: CPU smoke"
+    results: dict[str, Any] = {"device": name, "torch": torch.__version__, "cores": os.cpu_count()}
+    print(name, flush=True)
+
+    def keep(title: str, measured: Any) -> Any:
+        results[title] = measured
+        (out / "results.json").write_text(json.dumps(results, indent=1))
+        print(f"{title} ({time.monotonic() - started:.0f} s)\n{json.dumps(measured, indent=1)}", flush=True)
+        return measured
+
+    keep("agreement with the CPU", agreement())
+    peak = keep("ceilings", ceilings())["bfloat16 matrix product, FLOP/s"]
+    keep("training step", training_step(peak))
+    keep("distort_batch, images per s", bank_speed())
+    work = out / "work"
+    source, distorted = prepared(arguments.data, work)
+    keep("torchrun", several(source, distorted, work))
+    left = arguments.minutes - (time.monotonic() - started) / 60 - 0.4  # to write and split the encoder
+    keep("training", training(source, distorted, work, max(0.1, left) if CUDA else 0.1))
+    (out / HISTORY).write_bytes((work / HISTORY).read_bytes())
+    keep("encoder", part(work / "run" / ENCODER, out))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# What a GPU gives: correctness against the CPU, speed, memory, NCCL, and a training run for the rest of the time.
+#
+#     bash benchmarks/gpu.sh [PHOTOGRAPHS] [OUT]
+#
+# PHOTOGRAPHS holds the folders `pristine` and `authentic`; without it, the sample photographs. OUT gets results.json,
+# history.jsonl and the encoder in parts (`python benchmarks/gpu.py --join OUT --out encoder.safetensors`).
+# MINUTES (9.5) bounds the whole command. Needs a Python with torch, torchvision, OpenCV, pandas, pyarrow, Pillow, SciPy,
+# scikit-image and safetensors, no network and no installation of this project; of its other needs, imagecodecs and
+# simplejpeg, wheels are taken from the folder `.whl`. Without a CUDA device it is a small run on the CPU.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+photographs=${1:-}
+out=${2:-${OUT:-runs/gpu}}
+python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
+export PYTHONPATH=$PWD PYTHONUNBUFFERED=1
+if compgen -G ".whl/*.whl" >/dev/null; then
+    site=$(mktemp -d)
+    "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" .whl/*.whl
+    PYTHONPATH=$PYTHONPATH:$site
+fi
+work=$(mktemp -d)
+trap 'rm -rf "$work" "${site:-}"' EXIT
+mkdir -p "$out"
+"$python" benchmarks/gpu.py ${photographs:+--data "$photographs"} --out "$work/out" --minutes "${MINUTES:-9.5}"
+rm -rf "$work/out/work"
+cp "$work"/out/* "$out"
+ls -l "$out"

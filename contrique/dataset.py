@@ -298,6 +298,17 @@ def judged_rows(manifest: pd.DataFrame) -> pd.DataFrame:
     return labelled if len(labelled) else rows[rows["weak_label"].notna()]
 
 
+def label_kind(manifest: pd.DataFrame) -> tuple[str, str]:
+    """Which labels judge a set and their column: ("human", "mos") if any judged row has a MOS, else weak labels."""
+    human = bool((manifest["mos"].notna() & (manifest["split"] != "pretrain")).any())
+    return ("human", "mos") if human else ("weak", "weak_label")
+
+
+def pretrain_rows(manifest: pd.DataFrame) -> pd.DataFrame:
+    """The `pretrain` rows with a weak label: a regressor may be fitted to them, nothing is judged by them."""
+    return manifest[manifest["weak_label"].notna() & (manifest["split"] == "pretrain")]
+
+
 def class_ids(values: Sequence[str]) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Integer ids of strings, numbered in sorted order. Shape (N,), int64."""
     return np.unique(np.asarray(values, dtype=str), return_inverse=True)[1].astype(np.int64)

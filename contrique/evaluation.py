@@ -1,4 +1,4 @@
-"""Judge scores: the protocol by content, slices, intervals, leaks; and the gate's files.
+"""Judge scores: the protocol by content, slices, intervals; and the gate's files.
 
 Three figures, each with n, contents and an interval (spec section 5):
 
@@ -11,23 +11,21 @@ the bootstrap.
 """
 
 import json
-from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from itertools import combinations
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
-from contrique import gate, images, metrics, regressor
+from contrique import gate, metrics, regressor
 from contrique.config import EvaluationConfig, GateConfig, RegressorConfig
-from contrique.dataset import judged_rows, near_duplicates
-from contrique.errors import ContriqueError
+from contrique.dataset import judged_rows, label_kind, pretrain_rows
 from contrique.features import load_set
+from contrique.leaks import LeakError, check_leaks
 from contrique.metrics import EvaluationError
 from contrique.storage import write_aside
 
@@ -35,24 +33,15 @@ EVALUATION: Final = "evaluation.json"
 TEST_SCORES: Final = "test_scores.parquet"
 LEAVE_ONE_OUT: Final = "leave-one-content-out"
 RANDOM: Final = "random splits by content"
+OFFICIAL: Final = "official split"
+CROSS_SET: Final = "cross-set"
 OPINION_UNAWARE: Final = "opinion-unaware"
 TEST_PART: Final = "test part"
-_FLIPS: Final[dict[Literal["horizontal", "vertical", "both"], tuple[int, ...]]] = {
-    "horizontal": (1,),
-    "vertical": (0,),
-    "both": (0, 1),
-}
-FLIP_SLACK: Final = 8  # bits by which a flipped copy's hash, as guessed from the original's, may be off
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.intp]
 Learner = Callable[[ArrayLike, ArrayLike, Sequence[regressor.Task]], list[Array]]
 Champion = Callable[[pd.DataFrame], ArrayLike]
-Loader = Callable[[Any], images.Picture]
-
-
-class LeakError(ContriqueError):
-    """Two parts of a split share what they must not; the message names the rows."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +96,7 @@ class Judgement:
     """How scores agree with labels.
 
     Attributes:
-        protocol: LEAVE_ONE_OUT, RANDOM, OPINION_UNAWARE or TEST_PART.
+        protocol: LEAVE_ONE_OUT, RANDOM, OFFICIAL, CROSS_SET, OPINION_UNAWARE or TEST_PART.
         labels: `human` or `weak`: what was judged against.
         n, contents, splits: pictures and contents judged; splits made.
         metrics: srcc, plcc, krcc, rmse on the raw scores, and plcc_logistic and rmse_logistic after the 4-parameter
@@ -169,18 +158,24 @@ class Evaluation:
 # ---------------------------------------------------------------------------------------------------- splits
 
 
-def make_folds(contents: Sequence[str], *, config: EvaluationConfig, seed: int) -> tuple[str, list[Fold]]:
+def make_folds(
+    contents: Sequence[str], *, config: EvaluationConfig, seed: int, official: Sequence[str] = ()
+) -> tuple[str, list[Fold]]:
     """The protocol's folds: leave-one-content-out when contents are few, else random splits by content.
 
     Args:
         contents: of each row. Length N.
         config: number of splits, their fractions, and when contents are few.
         seed: of the random splits.
+        official: `train`, `validation` or `test` for each row, where a set comes in a split of its own: the one fold.
     Returns:
-        LEAVE_ONE_OUT or RANDOM, and the folds. Of the random splits each part has at least one content.
+        LEAVE_ONE_OUT, RANDOM or OFFICIAL, and the folds. Of the random splits each part has at least one content.
     Raises:
         EvaluationError: fewer than three contents.
     """
+    if len(official):
+        part = np.asarray(official, dtype=str)
+        return OFFICIAL, [Fold(*(np.flatnonzero(part == name) for name in ("train", "validation", "test")))]
     names, ids = np.unique(np.asarray(contents, dtype=str), return_inverse=True)
     total = len(names)
     if total < 3:
@@ -254,6 +249,28 @@ def out_of_fold(
 def ridge_learner(alphas: Sequence[float]) -> Learner:
     """Ridge with each alpha as a candidate, weakest penalty first."""
     return lambda features, labels, tasks: regressor.predict_tasks(features, labels, tasks, sorted(alphas))
+
+
+def full_reference_learner(alphas: Sequence[float], perfect: float) -> Learner:
+    """As `ridge_learner`, for the anchored full-reference variant (`regressor.fit_full_reference`).
+
+    Args:
+        alphas: the candidates, weakest penalty first.
+        perfect: the label of an undistorted picture, at least every label.
+    Returns:
+        a learner whose features are distances |f_ref - f_dist|.
+    """
+
+    def learn(features: ArrayLike, labels: ArrayLike, tasks: Sequence[regressor.Task]) -> list[Array]:
+        x, losses = np.asarray(features, np.float64), perfect - np.asarray(labels, np.float64)
+        predictions = []
+        for train, held_out in tqdm(tasks, desc="ridge, full reference", unit="fit", delay=2, disable=None):
+            models = regressor.path(x[train], losses[train], sorted(alphas), intercept=False)
+            found = [np.minimum(perfect, perfect - model.predict(x[held_out])) for model in models]
+            predictions.append(np.stack(found))
+        return predictions
+
+    return learn
 
 
 # -------------------------------------------------------------------------------------------------- judgement
@@ -379,6 +396,8 @@ def cross_validate(
     config: EvaluationConfig,
     seed: int,
     kind: str = "human",
+    extra: int = 0,
+    official: Sequence[str] = (),
 ) -> Judgement:
     """The protocol of spec section 5 for any learner, out of fold.
 
@@ -394,8 +413,12 @@ def cross_validate(
         candidates: what the learner's candidates are called in the result (ridge: the alphas, sorted).
         config, seed: of folds and bootstrap.
         kind: `human` or `weak`.
+        extra: the last rows, that many, are fitted to in every fold and never judged.
+        official: as `make_folds`.
     """
-    protocol, folds = make_folds(contents, config=config, seed=seed)
+    n = len(contents) - extra
+    protocol, folds = make_folds(contents[:n], config=config, seed=seed, official=official)
+    folds = [replace(fold, train=np.r_[fold.train, n : n + extra]) for fold in folds]
     scores, chosen = out_of_fold(features, labels, contents, folds, learner)
     splits = [(fold.test, values) for fold, values in zip(folds, scores, strict=True)]
     if protocol == LEAVE_ONE_OUT:
@@ -414,10 +437,10 @@ def cross_validate(
     )
 
 
-def opinion_unaware(
-    weak_features: ArrayLike,
-    weak_labels: ArrayLike,
-    weak_contents: Sequence[str],
+def transfer(
+    fitted_features: ArrayLike,
+    fitted_labels: ArrayLike,
+    fitted_contents: Sequence[str],
     features: ArrayLike,
     labels: ArrayLike,
     contents: Sequence[str],
@@ -427,103 +450,52 @@ def opinion_unaware(
     *,
     config: EvaluationConfig,
     seed: int,
+    protocol: str = CROSS_SET,
 ) -> Judgement:
-    """Fitted on weak labels of some photographs, judged on human scores of others.
+    """Fitted on the whole of one set, judged on another: across sets, or from weak labels to human scores.
 
-    The candidate is chosen by weak labels too, on as many photographs as the protocol would test with, fitted on the
-    rest; then it is fitted again on all of them. Scores are in the unit of the weak labels, so an RMSE is told after
-    the logistic only.
+    The candidate is chosen inside the fitted set, as the protocol would: by leave-one-content-out when its contents
+    are few, else on as many of them as the protocol would test with, fitted on the rest. Then it is fitted on all. Two
+    sets' labels have units of their own, so an RMSE is told after the logistic only.
 
     Args:
-        weak_features, weak_labels, weak_contents: to fit on. Shapes (M, D), (M,) and length M, two contents or more.
+        fitted_features, fitted_labels, fitted_contents: to fit on. Shapes (M, D), (M,) and length M, two contents or
+            more.
         features, labels, contents, distortions: to be judged on. Shapes (N, D), (N,) and length N.
         learner, candidates, config, seed: as `cross_validate`.
+        protocol: CROSS_SET or OPINION_UNAWARE.
     Raises:
-        EvaluationError: fewer than two photographs with weak labels.
+        EvaluationError: fewer than two contents to fit on.
         LeakError: a content is on both sides.
     """
-    shared = sorted(set(weak_contents) & set(contents))
+    shared = sorted(set(fitted_contents) & set(contents))
     if shared:
-        raise LeakError(f"contents {shared[:3]} have weak labels to fit on and human ones to judge; drop them from one")
-    groups = np.asarray(weak_contents, dtype=str)
+        raise LeakError(f"contents {shared[:3]} are in the set to fit on and in the one to judge; drop them from one")
+    groups = np.asarray(fitted_contents, dtype=str)
     names = np.random.default_rng(seed).permutation(np.unique(groups))
     if len(names) < 2:
-        raise EvaluationError(f"{len(names)} photographs with weak labels; give at least 2, to fit and to choose alpha")
-    chosen = np.isin(groups, names[: max(1, round(config.fractions[2] * len(names)))])
-    fold = Fold(np.flatnonzero(~chosen), np.flatnonzero(chosen), len(groups) + np.arange(len(np.asarray(labels))))
-    both = np.concatenate([np.asarray(weak_features), np.asarray(features)])
-    known = np.concatenate([np.asarray(weak_labels, np.float64), np.full(len(fold.test), np.nan)])
-    _, best = out_of_fold(both, known, [*groups, *contents], [fold], learner)
-    scores = learner(both, known, [(np.arange(len(groups)), fold.test)])[0][best[0]]
+        raise EvaluationError(f"{len(names)} contents to fit on; give at least 2, to fit and to choose alpha")
+    everything, judged = np.arange(len(groups)), len(groups) + np.arange(len(contents))
+    fold = Fold(everything, np.array([], dtype=np.intp), judged)
+    if len(names) >= config.few_contents:
+        chosen = np.isin(groups, names[: max(1, round(config.fractions[2] * len(names)))])
+        fold = Fold(np.flatnonzero(~chosen), np.flatnonzero(chosen), judged)
+    both = np.concatenate([np.asarray(fitted_features), np.asarray(features)])
+    known = np.concatenate([np.asarray(fitted_labels, np.float64), np.full(len(judged), np.nan)])
+    _, (best,) = out_of_fold(both, known, [*groups, *contents], [fold], learner)
+    scores = learner(both, known, [(everything, judged)])[0][best]
     return judge(
-        [(np.arange(len(fold.test)), scores)],
+        [(np.arange(len(judged)), scores)],
         labels,
         contents,
         distortions,
         config=config,
         seed=seed,
-        protocol=OPINION_UNAWARE,
+        protocol=protocol,
         kind="human",
-        alphas=[candidates[best[0]]],
+        alphas=[candidates[best]],
         names=("srcc", "plcc", "plcc_logistic", "krcc", "rmse_logistic"),
     )
-
-
-# ------------------------------------------------------------------------------------------------------ leaks
-
-
-def check_leaks(
-    manifest: pd.DataFrame, *, bits: int, parts: pd.Series | None = None, loader: Loader | None = None
-) -> None:
-    """Refuse parts that share a content, a file or a near-duplicate picture, also a flipped one.
-
-    Args:
-        manifest: rows of a picture set or feature set.
-        bits: of 64, by which the perceptual hashes of near-duplicates differ at most.
-        parts: the part of each row; the column `split` unless given. Giving `reference` checks that no two contents
-            share a picture, which is what leave-one-content-out needs.
-        loader: gives a row's pixels (`dataset.picture`). With it, a suspected flipped copy is confirmed on its
-            pixels; without it, it is judged by its hash, which finds about fourteen of fifteen.
-    Raises:
-        LeakError: naming the rows.
-    """
-    part = (manifest["split"] if parts is None else parts).astype("str").to_numpy()
-    table = pd.DataFrame({"part": part, "reference": manifest["reference"].to_numpy()})
-    spread = table.groupby("reference")["part"].agg(lambda values: sorted(set(values)))
-    for reference, names in spread.items():
-        if len(names) > 1:
-            raise LeakError(f"content '{reference}' is in {' and '.join(names)}; a content belongs to one part")
-    label = manifest["image"].astype("str").to_numpy()
-    files: dict[str, dict[str, int]] = defaultdict(dict)  # sha256 -> part -> its first row there
-    for i, (sha, name) in enumerate(zip(manifest["sha256"], part, strict=True)):
-        if sha:
-            files[sha].setdefault(name, i)
-    twins = [pair for rows in files.values() for pair in combinations(rows.values(), 2)]
-    _refuse(twins, part, label, "the same file")
-    hashes, apart = list(manifest["phash"]), (list(part), list(part))
-    close = near_duplicates(hashes, hashes, bits, apart=apart)
-    _refuse(close, part, label, f"nearly the same picture (within {bits} bits)")
-    for flip, axis in _FLIPS.items():
-        slack = 0 if loader is None else FLIP_SLACK
-        close = near_duplicates(hashes, hashes, bits + slack, flip=flip, apart=apart)
-        if loader is not None:
-            close = [(a, b) for a, b in close if _flipped_differs(manifest, a, b, axis, loader) <= bits]
-        _refuse(close, part, label, f"the same picture flipped ({flip})")
-
-
-def _flipped_differs(manifest: pd.DataFrame, a: int, b: int, axis: tuple[int, ...], loader: Loader) -> int:
-    """Bits by which row a's hash differs from that of row b's picture, flipped."""
-    row = next(manifest.iloc[[b]].itertuples())
-    flipped = np.ascontiguousarray(np.flip(loader(row), axis))
-    return images.hamming(str(manifest["phash"].iloc[a]), images.perceptual_hash(flipped))
-
-
-def _refuse(pairs: Sequence[tuple[int, int]], part: NDArray[Any], label: NDArray[Any], what: str) -> None:
-    found = sorted({(min(pair), max(pair)) for pair in pairs})
-    if found:
-        told = "; ".join(f"{label[a]} ({part[a]}) and {label[b]} ({part[b]})" for a, b in found[:3])
-        more = f"; and {len(found) - 3} more pairs" if len(found) > 3 else ""
-        raise LeakError(f"{what} is in two parts: {told}{more}; remove one of each pair or give them one reference")
 
 
 # ------------------------------------------------------------------------------------------------------ files
@@ -560,7 +532,7 @@ def evaluate_set(
     """
     manifest, values = load_set(features)
     ridge, _ = regressor.load(fitted)
-    kind, column = regressor.label_kind(manifest)
+    kind, column = label_kind(manifest)
     judged = judged_rows(manifest).index.to_numpy()
     if not len(judged):
         raise EvaluationError(f"{features}: no row outside pretraining has a label; give a labelled set")
@@ -570,13 +542,27 @@ def evaluate_set(
     grid = sorted((alphas or RegressorConfig()).alphas)
     target = (rows[column].to_numpy(), list(rows["reference"]), list(rows["distortion"]))
     learner = ridge_learner(grid)
-    protocol = cross_validate(values[judged], *target, learner, grid, config=config, seed=seed, kind=kind)
-
-    weak = np.flatnonzero(manifest["weak_label"].notna() & (manifest["split"] == "pretrain"))
+    weak = pretrain_rows(manifest)
+    extra = weak if kind == "weak" else weak[:0]  # where people judge, weak labels are no labels to fit beside theirs
+    pool = pd.concat([rows, extra])
+    protocol = cross_validate(
+        values[pool.index],
+        pool[column].to_numpy(),
+        list(pool["reference"]),
+        list(pool["distortion"]),
+        learner,
+        grid,
+        config=config,
+        seed=seed,
+        kind=kind,
+        extra=len(extra),
+    )
     unaware = None
-    if kind == "human" and manifest["reference"].iloc[weak].nunique() >= 2:
-        source = (values[weak], manifest["weak_label"].to_numpy()[weak], list(manifest["reference"].iloc[weak]))
-        unaware = opinion_unaware(*source, values[judged], *target, learner, grid, config=config, seed=seed)
+    if kind == "human" and weak["reference"].nunique() >= 2:
+        source = (values[weak.index], weak["weak_label"].to_numpy(), list(weak["reference"]))
+        unaware = transfer(
+            *source, values[judged], *target, learner, grid, config=config, seed=seed, protocol=OPINION_UNAWARE
+        )
 
     test = rows[rows["split"] == "test"]
     if test.empty:

@@ -41,6 +41,7 @@ class PublicSet:
         contents: references, or for authentic sets as many as pictures.
         low, high: declared range of the scores, before and after mirroring.
         dmos: whether published scores are higher for worse pictures; they are then mirrored to low + high - score.
+        official_split: whether it comes in a split of its own, which everybody reports on.
     """
 
     title: str
@@ -52,6 +53,7 @@ class PublicSet:
     low: float
     high: float
     dmos: bool = False
+    official_split: bool = False
 
 
 def split_name(data: str) -> tuple[str, str]:
@@ -104,6 +106,16 @@ def read(name: str, folder: Path) -> pd.DataFrame:
     if not frame["split"].astype(bool).any():
         frame["split"] = dataset.assign_splits(frame["reference"])
     return frame
+
+
+def reference_pictures(rows: pd.DataFrame) -> list[str]:
+    """The file of each distorted picture's reference, relative to the set's folder; empty for an authentic picture.
+
+    Args:
+        rows: from `read`.
+    """
+    files = rows["reference"].str.partition(":")[2]
+    return list(files.where(rows["kind"] == "distorted", ""))
 
 
 def _index(folder: Path) -> dict[str, str]:
@@ -438,6 +450,7 @@ SETS: dict[str, PublicSet] = {
         contents=39_810,
         low=0.0,
         high=100.0,
+        official_split=True,
     ),
     "spaq": PublicSet(
         "SPAQ",

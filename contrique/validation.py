@@ -19,6 +19,8 @@ from contrique.config import ValidationConfig
 from contrique.errors import ContriqueError
 
 _SHOWN = 5  # rows that a message names
+# column of a perceptual hash -> axes along which the picture was flipped before
+HASHES: dict[str, tuple[int, ...]] = {"hash": (), "mirrored": (1,), "upside_down": (0,), "turned": (0, 1)}
 
 
 class ValidationFailed(ContriqueError):
@@ -92,14 +94,14 @@ def observe(directory: Path, manifest: pd.DataFrame, config: ValidationConfig) -
     Returns:
         the manifest with more columns, one row for each of its rows: `problem` (why the picture cannot be decoded),
         `found_sha256`, `declared` and `found` (width x height x channels), `found_width`, `found_height`,
-        `found_channels`, `hash` and `mirrored` (perceptual), `readable`, `judged`, `label`, `labels_needed`,
+        `found_channels`, the perceptual hashes of HASHES, `readable`, `judged`, `label`, `labels_needed`,
         `pretraining`, `splits_of_reference`, `near_duplicate_of`.
     """
     rows = list(manifest.itertuples())
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         looked = pool.map(lambda row: _look(directory, row), rows)
         seen = list(tqdm(looked, total=len(rows), desc="looking at pictures", unit="picture", disable=None))
-    columns = ["problem", "found_sha256", "found_width", "found_height", "found_channels", "hash", "mirrored"]
+    columns = ["problem", "found_sha256", "found_width", "found_height", "found_channels", *HASHES]
     facts = manifest.join(pd.DataFrame(seen, columns=columns, index=manifest.index))
     facts["readable"] = facts["problem"] == ""
     for what, prefix in (("declared", ""), ("found", "found_")):
@@ -117,26 +119,27 @@ def observe(directory: Path, manifest: pd.DataFrame, config: ValidationConfig) -
     return facts
 
 
-def _look(directory: Path, row: Any) -> tuple[str, str, int, int, int, str, str]:
+def _look(directory: Path, row: Any) -> tuple[str | int, ...]:
     sha256 = ""
     try:
         data = dataset.picture_bytes(directory, row)
         sha256 = images.content_hash(data)
         decoded = images.decode(data, row.image)
     except images.BadImage as error:
-        return str(error).removeprefix(f"{directory}/"), sha256, 0, 0, 0, "", ""
+        return str(error).removeprefix(f"{directory}/"), sha256, 0, 0, 0, *[""] * len(HASHES)
     height, width = decoded.pixels.shape[:2]
-    mirrored = images.perceptual_hash(np.ascontiguousarray(decoded.pixels[:, ::-1]))
-    return "", sha256, width, height, decoded.channels, images.perceptual_hash(decoded.pixels), mirrored
+    flipped = [np.ascontiguousarray(np.flip(decoded.pixels, axes)) for axes in HASHES.values()]
+    return "", sha256, width, height, decoded.channels, *map(images.perceptual_hash, flipped)
 
 
 def _near_duplicates(facts: pd.DataFrame, bits: int) -> pd.Series:
-    """For each judged row a pretraining picture that differs in at most `bits` bits, as it is or mirrored."""
-    trained, judged = facts[~facts["judged"]], facts[facts["judged"]]
+    """For each judged row a picture of another split that differs in at most `bits` bits, as it is or flipped."""
+    judged = facts[facts["judged"]]
     found = pd.Series("", index=facts.index, dtype="str")
-    for of in ("hash", "mirrored"):
-        for here, there in dataset.near_duplicates(list(judged["hash"]), list(trained[of]), bits):
-            found[judged.index[here]] = trained["image"].iloc[there]
+    apart = (list(judged["split"]), list(facts["split"]))
+    for of in HASHES:
+        for here, there in dataset.near_duplicates(list(judged["hash"]), list(facts[of]), bits, apart=apart):
+            found[judged.index[here]] = f"{facts['image'].iloc[there]} in {facts['split'].iloc[there]}"
     return found
 
 
@@ -285,7 +288,7 @@ def _checks(facts: pd.DataFrame, config: ValidationConfig) -> list[_Check]:
             "labels_needed",
         ),
         _Check(
-            "judged pictures that are in the pretraining part too, by perceptual hash",
+            "judged pictures that are in another part too, as they are or flipped, by perceptual hash",
             "remove one of each pair, or the model is judged on what it has seen",
             "ExpectColumnValuesToBeInSet",
             {"column": "near_duplicate_of", "value_set": [""]},

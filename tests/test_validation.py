@@ -201,10 +201,17 @@ def test_unknown_splits_and_kinds_are_named(sample, tmp_path):
     assert "unknown kind (1): images/moon.png ('blurry'); use one of pristine, authentic, distorted" in kind
 
 
+FLIPS = {
+    "mirrored": Image.Transpose.FLIP_LEFT_RIGHT,
+    "upside down": Image.Transpose.FLIP_TOP_BOTTOM,
+    "turned": Image.Transpose.ROTATE_180,
+}
+
+
 def near(pixels: images.Picture, change: str) -> bytes:
     picture = Image.fromarray(pixels)
-    if change == "mirrored":
-        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if change in FLIPS:
+        picture = picture.transpose(FLIPS[change])
     if change == "resized":
         picture = picture.resize((picture.width * 3 // 4, picture.height * 3 // 4))
     if change == "brighter":
@@ -212,15 +219,27 @@ def near(pixels: images.Picture, change: str) -> bytes:
     return images.encode_png(np.array(picture))
 
 
-@pytest.mark.parametrize("change", ["mirrored", "resized", "brighter"])
+@pytest.mark.parametrize("change", [*FLIPS, "resized", "brighter"])
 @pytest.mark.parametrize("judged", ["chelsea", "astronaut", "grace_hopper"])
 def test_a_judged_picture_in_the_pretraining_part_is_named(sample, tmp_path, change, judged):
     replace(sample, "moon", near(images.read(sample / "images" / f"{judged}.png"), change))
     only(
         sample,
         tmp_path,
-        "in the pretraining part too, by perceptual hash (1)",
-        f"images/{judged}.png (as images/moon.png)",
+        "in another part too, as they are or flipped, by perceptual hash (1)",
+        f"images/{judged}.png (as images/moon.png in pretrain)",
+    )
+
+
+@pytest.mark.parametrize("change", ["mirrored", "resized"])
+def test_a_picture_in_two_judged_parts_is_named_on_both_sides(sample, tmp_path, change):
+    replace(sample, "rocket", near(images.read(sample / "images" / "astronaut.png"), change))
+    only(
+        sample,
+        tmp_path,
+        "by perceptual hash (2)",
+        "images/astronaut.png (as images/rocket.png in test)",
+        "images/rocket.png (as images/astronaut.png in train)",
     )
 
 

@@ -8,30 +8,34 @@ from components import component
 @component
 def register_model(
     dataset: dsl.Input[dsl.Dataset],
+    distorted: dsl.Input[dsl.Dataset],
     encoder: dsl.Input[dsl.Model],
     regressor: dsl.Input[dsl.Model],
     evaluation: dsl.Input[dsl.Artifact],
     verdict: dsl.Input[dsl.Artifact],
     profile: str,
     overrides: dict,
+    tracking: dsl.Output[dsl.Markdown],
 ) -> dict:
     """Register encoder and regressor as one model and make it champion.
 
     Args:
-        dataset: picture set, for its lineage.
+        dataset: picture set, for its lineage and for pictures of the test part, which the served model must score.
+        distorted: synthesized picture set, for the same.
         encoder: folder with encoder.safetensors.
         regressor: folder with ridge.npz and regressor.json.
         evaluation: folder with evaluation.json.
         verdict: JSON file of the gate.
         profile: demo or paper.
         overrides: options that differ from the profile.
+        tracking: where the MLflow run is.
 
     Returns:
         name, version and alias of the registered model.
     """
     from pathlib import Path
 
-    from contrique import config, registry
+    from contrique import config, registry, report
 
     registered = registry.register(
         Path(encoder.path, "encoder.safetensors"),
@@ -41,5 +45,12 @@ def register_model(
         Path(dataset.path, "lineage.json"),
         config=config.resolve(profile, overrides).registry,
         run=registry.this_pipeline_run(),
+        sets=[Path(dataset.path), Path(distorted.path)],
+        card=report.model_card(
+            report.trained_here(dataset, encoder, regressor, evaluation, verdict, profile=profile, overrides=overrides)
+        ),
+    )
+    Path(tracking.path).write_text(
+        registry.run_page(registry.this_pipeline_run(), config.resolve(profile, overrides).registry)
     )
     return vars(registered)

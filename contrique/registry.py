@@ -1,8 +1,9 @@
 """Track, register, promote, roll back. The only importer of mlflow.
 
 One MLflow run belongs to one pipeline run and is found again by its tag, so that every step of a pipeline, each a
-process of its own, logs to the same place. A model becomes champion in this order: the version is made, loaded back
-and asked to score a picture; then alias `previous` goes to the old champion; alias `champion` moves last.
+process of its own, logs to the same place. A model becomes champion in this order: the version is made, served by
+`mlflow models serve` and asked to score pictures whose scores are known; then alias `previous` goes to the old
+champion; alias `champion` moves last.
 
 What MLflow guarantees and what is added here. MLflow numbers versions and refuses a second model of one name
 atomically, but an alias is simply overwritten: two runs that judged themselves against the same champion could both
@@ -27,7 +28,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -48,10 +49,16 @@ if TYPE_CHECKING:
 DEFAULT_URI = "sqlite:///mlruns/mlflow.db"
 PREVIOUS = "previous"  # alias of the champion before this one
 PIPELINE_RUN = "contrique.pipeline_run"  # tag of an MLflow run
-STATE = "contrique.state"  # tag of a version: absent until it was loaded back and scored
+STATE = "contrique.state"  # tag of a version: absent until it answered as it should
 COMPLETE = "complete"
+PROOF = "proof"  # tag of a version: how it was asked, and how near its answers were
 LOCK_SECONDS = 60.0
+SERVED_TOLERANCE = 0.5  # points of 0-100: the evaluation may have run on other hardware, or in bfloat16
+LOADED_TOLERANCE = 0.01  # the same, of what this process computed from the same files
+_KNOWN_PICTURES = 4  # of the test part
+_STORE = "check the artifact store behind it and its credentials; its own log says more"
 _ENCODER, _REGRESSOR = "encoder.safetensors", "regressor"  # names among a version's artifacts
+MODEL_CARD = "model_card.md"  # likewise
 _REQUIREMENTS = (
     "imagecodecs",
     "numpy",
@@ -99,6 +106,21 @@ class ModelInfo:
     data_hash: str
     code_revision: str
     run: str
+
+
+@dataclass(frozen=True)
+class Known:
+    """A picture whose score by the model is known before the model is registered.
+
+    Attributes:
+        data: a PNG.
+        raw: its score on the scale of the training labels.
+        tolerance: on that scale.
+    """
+
+    data: bytes
+    raw: float
+    tolerance: float
 
 
 @dataclass(frozen=True)
@@ -196,7 +218,7 @@ class Run:
 
     def log_file(self, path: Path, folder: str = "") -> None:
         """Keep a file with the run."""
-        with _explained(f"logging {path.name}"):
+        with _explained(f"logging {path.name}", _STORE):
             self._client.log_artifact(self.id, str(path), folder or None)
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
@@ -258,6 +280,45 @@ def this_run(config: Config) -> Run:
     return run
 
 
+def close_failed(run: str, *, config: RegistryConfig, state: str) -> None:
+    """Close the MLflow run of a pipeline run that did not succeed; nothing to do if it did, or opened none.
+
+    Args:
+        run: the pipeline run, as given to `open_run`.
+        config: names.
+        state: how it ended, in KFP's words: SUCCEEDED, FAILED or CANCELLED.
+    Raises:
+        RegistryError: MLflow cannot be reached.
+    """
+    if state == "SUCCEEDED" or not _exists(_uri()):
+        return
+    client = tracking(config)
+    with _explained("closing the run"):
+        experiment = client.get_experiment_by_name(config.experiment).experiment_id
+        run_id = _find_run(client, experiment, run)
+    if run_id:
+        failed = Run(client, run_id)
+        failed.set_tags({"pipeline.state": state})
+        failed.close("FAILED")
+
+
+def run_page(run: str, config: RegistryConfig) -> str:
+    """Where a person finds the MLflow run of a pipeline run, in Markdown.
+
+    `CONTRIQUE_MLFLOW_UI` is the address for people, where it differs from the one for programs.
+
+    Raises:
+        RegistryError: as `open_run`.
+    """
+    mlrun = open_run(run, config)
+    base = os.environ.get("CONTRIQUE_MLFLOW_UI") or _uri()
+    if not base.startswith("http"):
+        return f"MLflow run `{mlrun.id}` in `{base}`: `make ui` shows it.\n"
+    with _explained("opening the run"):
+        experiment = tracking(config).get_experiment_by_name(config.experiment).experiment_id
+    return f"[MLflow run {mlrun.id}]({base.rstrip('/')}/#/experiments/{experiment}/runs/{mlrun.id})\n"
+
+
 def _find_run(client: "MlflowClient", experiment: str, pipeline_run: str) -> str:
     found = client.search_runs([experiment], f"tags.`{PIPELINE_RUN}` = '{pipeline_run}'", order_by=["start_time ASC"])
     return found[0].info.run_id if found else ""
@@ -272,13 +333,17 @@ def register(
     *,
     config: RegistryConfig,
     run: str,
+    sets: Sequence[Path] = (),
+    card: str = "",
     expected_champion: str | None = None,
 ) -> Registered:
     """Register a model that the gate promoted, and make it champion.
 
-    The version is logged with signature, input example and tags, loaded back from the registry and asked to score a
-    picture; only then does the alias move. If anything fails before, the version is deleted and the champion stays.
-    Run again after it succeeded (a retried step), it returns the version that is already there.
+    The version is logged with signature, input example and tags. Then the real server, `mlflow models serve`, loads it
+    from the registry and is asked to score the input example and pictures of the test part: it must answer as the
+    evaluation did, to SERVED_TOLERANCE points of 100. Only then does the alias move. If anything fails before, the
+    version is deleted and the champion stays. Run again (a retried step), it goes on from what is there: it returns
+    the version that won, moves the alias to one that was complete, deletes one that was not.
 
     Args:
         encoder: `encoder.safetensors`.
@@ -288,14 +353,16 @@ def register(
         lineage: `lineage.json` of the training data.
         config: names.
         run: the pipeline run, as given to `open_run`.
+        sets: picture sets that hold the test part. Without them the input example alone is asked for.
+        card: the model card, Markdown, kept with the version as MODEL_CARD.
         expected_champion: version that the gate judged against, empty if there was none. None: the
             `champion_version` that the verdict, or else the evaluation, says.
     Returns:
         the version, which holds the alias.
     Raises:
         ChampionMoved: another version became champion in the meantime.
-        RegistryError: the verdict does not say promote, MLflow fails, or the logged model does not score as the
-            given one does.
+        RegistryError: the verdict does not say promote, MLflow fails, or the logged model, as served, does not score
+            as it was judged.
     """
     judged, decision, origin = _read(evaluation), _read(verdict), _read(lineage)
     if decision.get("promote") is not True:
@@ -319,12 +386,16 @@ def register(
     for file in (evaluation, verdict, lineage):
         mlrun.log_file(file, "judgement")
 
-    expected = _score_of_example(encoder, regressor)
-    version = _log_version(client, mlrun, encoder, regressor, config, tags)
+    known = [_known_example(encoder, regressor), *_known_pictures(evaluation, regressor, sets)]
+    version = _left_behind(client, mlrun, config, tags["model.hash"])
+    proven = bool(version)
+    version = version or _log_version(client, mlrun, encoder, regressor, config, tags, card)
     try:
-        _prove(version, expected, config)
-        with _explained(f"completing version {version}"):
-            client.set_model_version_tag(config.model, version, STATE, COMPLETE)
+        if not proven:
+            proof = _prove(version, known, config)
+            with _explained(f"completing version {version}"):
+                client.set_model_version_tag(config.model, version, PROOF, proof)
+                client.set_model_version_tag(config.model, version, STATE, COMPLETE)
         _move(client, config, version, expected_champion, "register", str(decision.get("reason", "")))
     except BaseException as error:
         try:
@@ -387,6 +458,17 @@ def load_model(version: str, config: RegistryConfig) -> "Scorer":
     """
     from contrique.scorer import Scorer
 
+    with model_files(version, config) as (encoder, regressor, number):
+        return Scorer(encoder, regressor, version=number)
+
+
+@contextmanager
+def model_files(version: str, config: RegistryConfig) -> Iterator[tuple[Path, Path, str]]:
+    """The files of a registered version, for as long as the block lasts. Arguments and errors as `load_model`.
+
+    Yields:
+        the encoder, the regressor's folder and the version's number.
+    """
     if not _exists(_uri()):
         raise RegistryError(f"{_uri()}: no registry there; run the pipeline first, or set MLFLOW_TRACKING_URI")
     client = tracking(config)
@@ -397,11 +479,11 @@ def load_model(version: str, config: RegistryConfig) -> "Scorer":
     from mlflow.artifacts import download_artifacts
 
     with tempfile.TemporaryDirectory() as fetched:
-        with _explained(f"fetching version {number}", "check the artifact store and its credentials"):
+        with _explained(f"fetching version {number}", _STORE):
             # the sub-folder alone: fetching a whole model makes MLflow write into a local store
             address = f"models:/{config.model}/{number}/artifacts"
             folder = Path(download_artifacts(artifact_uri=address, dst_path=fetched))
-        return Scorer(folder / _ENCODER, folder / _REGRESSOR, version=number)
+        yield folder / _ENCODER, folder / _REGRESSOR, number
 
 
 def promote(version: str, config: RegistryConfig, reason: str = "") -> Registered:
@@ -684,30 +766,33 @@ def _log_version(
     regressor: Path,
     config: RegistryConfig,
     tags: dict[str, str],
+    card: str,
 ) -> str:
     """Log the model to the run and make a version of it, without alias and not yet complete."""
     import mlflow
 
     import contrique
-    from contrique.scorer import CSV_COLUMNS
+    from contrique.scorer import CSV_COLUMNS, TEXT_COLUMNS
 
     package = Path(contrique.__file__).parent
     script = package.parent / "mlflow" / "quality_model.py"
     if not script.is_file():
         raise RegistryError(f"{script}: the model's script is missing; install the project from its source tree")
-    text = {"direction", "model", "labels", "error"}
     outputs = [
-        mlflow.types.ColSpec("string" if name in text else "double", name, required=False)
+        mlflow.types.ColSpec("string" if name in TEXT_COLUMNS else "double", name, required=False)
         for name in CSV_COLUMNS
         if name != "path"
     ]
     signature = mlflow.models.ModelSignature(
         inputs=mlflow.types.Schema([mlflow.types.ColSpec("string", "image")]), outputs=mlflow.types.Schema(outputs)
     )
-    with tempfile.TemporaryDirectory() as staging, _explained("logging the model"):
+    with tempfile.TemporaryDirectory() as staging, _explained("logging the model", _STORE):
         parts = {"encoder": Path(staging) / _ENCODER, "regressor": Path(staging) / _REGRESSOR}
         shutil.copyfile(encoder, parts["encoder"])
         shutil.copytree(regressor, parts["regressor"])
+        if card:
+            parts["card"] = Path(staging) / MODEL_CARD
+            parts["card"].write_text(card, encoding="utf-8")
         with mlflow.start_run(run_id=mlrun.id):
             logged = mlflow.pyfunc.log_model(
                 name="quality_model",
@@ -742,36 +827,101 @@ def example() -> "pd.DataFrame":
     return pd.DataFrame({"image": [base64.b64encode(encode_png(picture)).decode()]})
 
 
-def _score_of_example(encoder: Path, regressor: Path) -> float:
-    """Raw score of the input example by the given files, before anything of them is logged."""
+def _known_example(encoder: Path, regressor: Path) -> Known:
+    """The input example, scored by the given files before anything of them is logged."""
     from contrique.scorer import Failure, Scorer
 
-    result = Scorer(encoder, regressor).judge(base64.b64decode(example()["image"][0]), "the input example")
+    data = base64.b64decode(example()["image"][0])
+    result = Scorer(encoder, regressor).judge(data, "the input example")
     if isinstance(result, Failure):
         raise RegistryError(f"{encoder}: the model cannot score a picture ({result.error}); train it again")
-    return result.raw
+    return Known(data, result.raw, LOADED_TOLERANCE * _point(regressor))
 
 
-def _prove(version: str, expected: float, config: RegistryConfig) -> None:
-    """Load a version back as anybody would, pickles forbidden, and compare its raw score of the input example."""
+def _known_pictures(evaluation: Path, regressor: Path, sets: Sequence[Path]) -> list[Known]:
+    """Pictures of the test part, from worst to best, with the scores that the evaluation wrote down."""
+    if not sets:
+        return []
+    import numpy as np
+    import pandas as pd
+
+    from contrique.dataset import picture, read_manifest
+    from contrique.evaluation import TEST_SCORES
+    from contrique.images import encode_png
+
+    scores = pd.read_parquet(evaluation.with_name(TEST_SCORES)).sort_values(["challenger", "image"])
+    places = np.linspace(0, len(scores) - 1, min(_KNOWN_PICTURES, len(scores))).astype(int)
+    found = {
+        (row.image, row.reference, row.distortion): (folder, row)
+        for folder in sets
+        for row in read_manifest(folder).itertuples()
+    }
+    known = []
+    for row in scores.iloc[places].itertuples():
+        place = found.get((row.image, row.reference, row.distortion))
+        if place is None:
+            raise RegistryError(f"{row.image}: judged by {evaluation}, but in none of the picture sets; give its set")
+        known.append(Known(encode_png(picture(*place)), float(row.challenger), SERVED_TOLERANCE * _point(regressor)))
+    return known
+
+
+def _point(regressor: Path) -> float:
+    """One point of the 0-100 scale, on the scale of the training labels."""
+    fitted = _read(regressor / "regressor.json")
+    return float(fitted["label_high"] - fitted["label_low"]) / 100
+
+
+def _prove(version: str, known: Sequence[Known], config: RegistryConfig) -> str:
+    """Have a version score pictures, pickles forbidden, and compare with their known scores; says how near it came."""
+    from contrique import serving
+
+    model, images = f"models:/{config.model}/{version}", [item.data for item in known]
+    if config.serve_seconds > 0:
+        how, answers = "served by MLflow", serving.ask(model, images, store=_uri(), seconds=config.serve_seconds)
+    else:
+        how, answers = "loaded back", _ask_loaded(model, images)
+    for number, (answer, item) in enumerate(zip(answers, known, strict=True)):
+        right = not answer["error"] and abs(answer["raw"] - item.raw) <= item.tolerance
+        if not right or answer["model"] != version:
+            what = f"known picture {number} of {len(known) - 1}" if number else "the input example"
+            raise RegistryError(
+                f"version {version} of '{config.model}', {how}, scores {what} {answer['raw']} "
+                f"({answer['error'] or 'no error'}, version {answer['model']}) and not {item.raw} "
+                f"within {item.tolerance:.2g}; it was deleted, check the artifact store and run the pipeline again"
+            )
+    furthest = max(abs(answer["raw"] - item.raw) for answer, item in zip(answers, known, strict=True))
+    return f"{how}: {len(known)} pictures within {furthest:.2g} of their known raw scores"
+
+
+def _ask_loaded(model: str, images: Sequence[bytes]) -> list[dict[str, Any]]:
+    """Answers of a version that this process loads from the registry."""
     import mlflow
+    import pandas as pd
 
     path, pickles = sys.path.copy(), os.environ.get(_PICKLES)
     os.environ[_PICKLES] = "false"
     try:
-        with _explained(f"loading version {version} back"):
-            answer = mlflow.pyfunc.load_model(f"models:/{config.model}/{version}").predict(example()).iloc[0]
+        with _explained(f"loading {model} back", _STORE):
+            answers = mlflow.pyfunc.load_model(model).predict(pd.DataFrame({"image": images}))
     finally:
         sys.path[:] = path  # MLflow puts the model's copy of the code in front
         if pickles is None:
             del os.environ[_PICKLES]
         else:
             os.environ[_PICKLES] = pickles
-    if answer["error"] or not abs(answer["raw"] - expected) <= 1e-6 * max(1.0, abs(expected)):
-        raise RegistryError(
-            f"version {version} of '{config.model}', loaded back, scores the input example {answer['raw']} "
-            f"({answer['error'] or 'no error'}) and not {expected}; it was deleted, check the artifact store"
-        )
+    return [dict(row) for row in answers.to_dict("records")]
+
+
+def _left_behind(client: "MlflowClient", mlrun: Run, config: RegistryConfig, model_hash: str) -> str:
+    """The version of this model that an earlier try of this run completed; those that it did not are deleted."""
+    complete = ""
+    with _explained("reading the registry"):
+        for item in client.search_model_versions(f"name='{config.model}' and run_id='{mlrun.id}'"):
+            if item.tags.get(STATE) != COMPLETE:
+                client.delete_model_version(config.model, item.version)
+            elif item.tags.get("model.hash") == model_hash:
+                complete = str(item.version)
+    return complete
 
 
 def _withdraw(client: "MlflowClient", mlrun: Run, config: RegistryConfig, version: str) -> None:

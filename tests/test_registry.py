@@ -2,30 +2,32 @@ import base64
 import json
 import os
 import shutil
-import signal
 import socket
 import sqlite3
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import mlflow
+import pandas as pd
+import psutil
 import pytest
 import tiny_model
 import yaml
 
-from contrique import images, registry, regressor
+from contrique import dataset, images, registry, regressor, serving
 from contrique.config import RegistryConfig, resolve
 from contrique.encoder import EncoderError
+from contrique.evaluation import TEST_SCORES
 from contrique.registry import ChampionMoved, Registered, RegistryError
-from contrique.scorer import Scorer
+from contrique.scorer import CSV_COLUMNS, Scorer
+from contrique.serving import NotServed
 
-CONFIG = RegistryConfig()
+SERVED = RegistryConfig()
+CONFIG = RegistryConfig(serve_seconds=0)  # starting MLflow's server takes seconds, and most tests are not about it
 SOURCE = Path(registry.__file__).parent.parent
 
 
@@ -54,15 +56,36 @@ def store(tmp_path, monkeypatch, empty_database):
     return folder
 
 
-def register(parts, run, expected=None):
+@pytest.fixture
+def stack(whole_stack, tmp_path, monkeypatch):
+    """The MLflow server on PostgreSQL, artifacts in S3, emptied; this client knows its address and nothing else."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", whole_stack.environment["MLFLOW_TRACKING_URI"])
+    monkeypatch.chdir(tmp_path)
+    client = registry.tracking(CONFIG)
+    for model in client.search_registered_models():
+        client.delete_registered_model(model.name)
+    client.rename_experiment(client.get_experiment_by_name("contrique").experiment_id, uuid.uuid4().hex)
+    registry.tracking(CONFIG)
+    yield whole_stack
+    assert not (tmp_path / "mlruns").exists()
+
+
+@pytest.fixture(params=["store", pytest.param("stack", marks=pytest.mark.slow)])
+def either(request):
+    """One test on SQLite and on the stack."""
+    return request.getfixturevalue(request.param)
+
+
+def register(parts, run, expected=None, config=CONFIG, sets=()):
     return registry.register(
         parts.encoder,
         parts.regressor,
         parts.evaluation,
         parts.verdict,
         parts.lineage,
-        config=CONFIG,
+        config=config,
         run=run,
+        sets=sets,
         expected_champion=expected,
     )
 
@@ -85,7 +108,7 @@ def test_the_installed_mlflow_is_not_shadowed_by_the_folder():
     assert not (SOURCE / "mlflow" / "__init__.py").exists()
 
 
-def test_the_walk(store, models):
+def test_the_walk(either, models):
     """Register, register again, roll back, promote; each with what it leaves behind."""
     assert registry.load_champion(CONFIG) is None
     assert register(models[0], "monday", expected="") == Registered("contrique", "1", "champion")
@@ -139,16 +162,9 @@ def test_the_version_is_complete_and_without_pickles(store, models):
     assert not any(name.endswith((".pkl", ".pickle", ".pyc", ".pt", ".joblib")) for name in names)
     described = yaml.safe_load((folder / "MLmodel").read_text())
     assert json.loads(described["signature"]["inputs"]) == [{"type": "string", "name": "image", "required": True}]
-    assert [c["name"] for c in json.loads(described["signature"]["outputs"])] == [
-        "score",
-        "raw",
-        "low",
-        "high",
-        "direction",
-        "model",
-        "labels",
-        "error",
-    ]
+    told = {column["name"]: column["type"] for column in json.loads(described["signature"]["outputs"])}
+    assert list(told) == [column for column in CSV_COLUMNS if column != "path"]
+    assert (told["score"], told["error"]) == ("double", "string")
     example = json.loads((folder / "input_example.json").read_text())
     assert images.decode(base64.b64decode(example["data"][0][0])).pixels.shape == (96, 128, 3)
     run = mlflow.MlflowClient().search_runs(["1"])[0]
@@ -202,7 +218,7 @@ print(json.dumps({"code": contrique.__file__, "rows": answer.to_dict("records")}
     assert [answer["rows"][i]["score"] for i in (2, 3)] == [None, None]
 
 
-def test_on_hold_the_registry_stays_as_it_is(store, models, tmp_path):
+def test_on_hold_the_registry_stays_as_it_is(either, models, tmp_path):
     register(models[0], "monday", expected="")
     before = state()
     verdict = tmp_path / "hold.json"
@@ -262,17 +278,18 @@ folder, gate, me = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 names = ("encoder.safetensors", "regressor", "evaluation.json", "verdict.json", "lineage.json")
 parts = [folder / name for name in names]
 def prove(*arguments, real=registry._prove):
-    real(*arguments)
+    said = real(*arguments)
     (gate / me).touch()  # both are past the first comparison before either moves the alias
     while len(list(gate.iterdir())) < 2:
         time.sleep(0.01)
+    return said
 registry._prove = prove
-print(registry.register(*parts, config=RegistryConfig(), run=me, expected_champion=""))
+print(registry.register(*parts, config=RegistryConfig(serve_seconds=0), run=me, expected_champion=""))
 """
 
 
 @pytest.mark.slow
-def test_two_runs_racing_for_the_alias(store, models, tmp_path):
+def test_two_runs_racing_for_the_alias(either, models, tmp_path):
     """Two processes, both judged against no champion, both with a complete version: one wins."""
     gate = tmp_path / "gate"
     gate.mkdir()
@@ -297,11 +314,12 @@ def test_two_runs_racing_for_the_alias(store, models, tmp_path):
     assert registry.load_champion(CONFIG).version == aliases["champion"]
 
 
-def test_of_many_moves_from_one_champion_one_succeeds(store):
+def test_of_many_moves_from_one_champion_one_succeeds(either):
     client = registry.tracking(CONFIG)
     client.create_registered_model("contrique")
+    run = registry.open_run("monday", CONFIG).id
     for _ in range(6):
-        client.create_model_version("contrique", "runs:/0/x", tags={registry.STATE: registry.COMPLETE})
+        client.create_model_version("contrique", f"runs:/{run}/x", run, tags={registry.STATE: registry.COMPLETE})
 
     def move(version):
         try:
@@ -495,84 +513,222 @@ def test_a_deleted_experiment_is_named(store):
         registry.open_run("monday", CONFIG)
 
 
-@contextmanager
-def serving(command, address, log):
-    """A server process and all its children, up until the block ends."""
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # mlflow starts uvicorn by its name
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-        "OMP_NUM_THREADS": "1",
-    }
-    with log.open("w") as out:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", *command],
-            cwd=log.parent,
-            env=environment,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+@pytest.fixture
+def judged(models, tmp_path):
+    """The first model with a test part: its pictures as a set, and beside evaluation.json their scores."""
+    folder = tmp_path / "set"
+    (folder / "images").mkdir(parents=True)
+    rows = []
+    for seed in range(6):
+        path = folder / "images" / f"{seed}.png"
+        path.write_bytes(images.encode_png(tiny_model.picture(seed)))
+        row = {"image": f"images/{seed}.png", "reference": f"scene {seed}", "kind": "authentic", "split": "test"}
+        rows.append(row | dataset.describe(path))
+    manifest = dataset.as_manifest(rows)
+    dataset.write_manifest(manifest, folder)
+    evaluation = shutil.copy(models[0].evaluation, tmp_path)
+    scores = manifest[["image", "reference", "distortion"]].copy()
+    scores["challenger"] = Scorer(models[0].encoder, models[0].regressor).raw(tiny_model.picture(i) for i in range(6))
+    scores.to_parquet(tmp_path / TEST_SCORES)
+    return tiny_model.Parts(**{**vars(models[0]), "evaluation": Path(evaluation)}), folder
+
+
+@pytest.fixture
+def mark(monkeypatch):
+    """An environment variable that every process started by this test inherits."""
+    monkeypatch.setenv("CONTRIQUE_TEST", name := uuid.uuid4().hex)
+    return name
+
+
+def survivors(mark):
+    """Processes started by this test, and by those in turn, that still run."""
+    found = []
+    for process in psutil.process_iter():
         try:
-            deadline = time.monotonic() + 180
-            while True:
-                assert server.poll() is None, log.read_text()[-3000:]
-                assert time.monotonic() < deadline, log.read_text()[-3000:]
-                try:
-                    urllib.request.urlopen(address, timeout=5).close()
-                    break
-                except (urllib.error.URLError, OSError):
-                    time.sleep(0.2)
-            yield
-        finally:
-            os.killpg(server.pid, signal.SIGKILL)  # at its own pace it takes half a minute
-            server.wait()
+            if process.pid != os.getpid() and process.environ().get("CONTRIQUE_TEST") == mark:
+                found.append(process.cmdline())
+        except psutil.Error:  # gone meanwhile, or somebody else's
+            continue
+    return found
 
 
 @pytest.mark.slow
-def test_mlflow_serves_the_champion(store, models, tmp_path, monkeypatch):
-    register(models[0], "monday", expected="")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}/mlruns/mlflow.db")
-    port = free_port()
-    command = ["models", "serve", "-m", "models:/contrique@champion", "--env-manager", "local", "-p", str(port)]
-    pictures = [images.encode_png(tiny_model.picture(i)) for i in range(3)]
-    rows = [[base64.b64encode(data).decode()] for data in pictures]
-    rows.insert(1, [base64.b64encode(b"no image").decode()])
-    body = json.dumps({"dataframe_split": {"columns": ["image"], "data": rows}}).encode()
-    with serving([*command, "--workers", "1"], f"http://127.0.0.1:{port}/ping", tmp_path / "serve.log"):
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/invocations", body, {"content-type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=120) as answer:
-            text = answer.read().decode()
-    assert "NaN" not in text
-    answers = json.loads(text)["predictions"]
-    scorer = Scorer(models[0].encoder, models[0].regressor)
+def test_mlflow_serves_a_candidate_before_it_becomes_champion(store, judged, mark):
+    parts, folder = judged
+    register(parts, "monday", "", SERVED, [folder])
+    tags = mlflow.MlflowClient().get_model_version("contrique", "1").tags
+    assert tags["proof"].startswith("served by MLflow: 5 pictures within ")
+    assert float(tags["proof"].split()[6]) < 0.01
+    assert survivors(mark) == []
+
+    pictures = [images.encode_png(tiny_model.picture(i)) for i in range(2)]
+    asked = [pictures[0], b"no image", pictures[1]]
+    answers = serving.ask("models:/contrique@champion", asked, store=registry._uri(), seconds=180)
+    scorer = Scorer(parts.encoder, parts.regressor)
     expected = [scorer.judge(data, "x").score for data in pictures]
-    assert [answers[i]["score"] for i in (0, 2, 3)] == pytest.approx(expected, abs=1e-3)
-    assert all(answers[i]["model"] == "1" for i in (0, 2, 3))
+    assert [answers[i]["score"] for i in (0, 2)] == pytest.approx(expected, abs=1e-3)
+    assert all(answers[i]["model"] == "1" for i in (0, 2))
     assert answers[1]["score"] is None
     assert "not an image in a known format" in answers[1]["error"]
 
 
 @pytest.mark.slow
-def test_a_tracking_server(models, tmp_path, monkeypatch):
-    """The same walk against MLflow's server, artifacts through it; each client a stranger to its files."""
-    port = free_port()
-    address = f"http://127.0.0.1:{port}"
-    command = ["server", "--backend-store-uri", f"sqlite:///{tmp_path}/s.db", "--port", str(port), "--workers", "1"]
-    with serving([*command, "--artifacts-destination", str(tmp_path / "kept")], f"{address}/health", tmp_path / "log"):
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-        monkeypatch.chdir(tmp_path)
-        assert registry.load_champion(CONFIG) is None
-        assert register(models[0], "monday", expected="").version == "1"
-        assert register(models[1], "tuesday", expected="1").version == "2"
-        with pytest.raises(ChampionMoved):
-            register(models[0], "wednesday", expected="1")
-        assert registry.rollback(CONFIG).version == "1"
-        champion = registry.load_champion(CONFIG)
-        assert [event.action for event in registry.history(CONFIG)] == ["register", "register", "rollback"]
-    picture = tiny_model.picture(1)
-    assert list(champion.raw([picture])) == list(Scorer(models[0].encoder, models[0].regressor).raw([picture]))
-    assert not (tmp_path / "mlruns").exists()
+def test_a_candidate_that_answers_otherwise_than_it_was_judged_is_withdrawn(store, judged, models, mark):
+    """The best picture was judged one and a half points better than the served model finds it."""
+    register(models[1], "monday", "")
+    before = state()
+    parts, folder = judged
+    path = parts.evaluation.with_name(TEST_SCORES)
+    scores = pd.read_parquet(path)
+    scores.loc[scores["challenger"].idxmax(), "challenger"] += 1.5 * 1.4
+    scores.to_parquet(path)
+    with pytest.raises(RegistryError, match=r"version 2 of 'contrique', served by MLflow, scores known picture 4 of 4"):
+        register(parts, "tuesday", "1", SERVED, [folder])
+    assert state() == before
+    assert registry.load_champion(CONFIG).version == "1"
+    assert survivors(mark) == []
+
+
+@pytest.mark.slow
+def test_a_candidate_that_cannot_be_loaded_is_withdrawn_and_the_log_says_why(store, models, mark, monkeypatch):
+    def log_and_lose(*arguments, real=registry._log_version):
+        version = real(*arguments)
+        (stored,) = (store / "mlruns" / "artifacts" / "models").glob("*/artifacts/artifacts/regressor/ridge.npz")
+        stored.unlink()
+        return version
+
+    monkeypatch.setattr(registry, "_log_version", log_and_lose)
+    with pytest.raises(NotServed, match=r"ended with status 1 \(.*\n(.*\n)*.*RegressorError: .*ridge.npz"):
+        register(models[0], "monday", "", SERVED)
+    assert state() == ({}, [])
+    assert survivors(mark) == []
+
+
+def test_a_server_that_takes_too_long_is_killed(store, models, mark):
+    with pytest.raises(NotServed, match=r"gave no answer within 0.5 s .* set registry.serve_seconds to more"):
+        register(models[0], "monday", "", RegistryConfig(serve_seconds=0.5))
+    assert state() == ({}, [])
+    assert survivors(mark) == []
+    run = mlflow.MlflowClient().search_runs(["1"])[0]
+    assert run.data.tags["registration"] == "failed, version 1 deleted"
+
+
+def test_the_known_pictures_are_the_evaluations_from_worst_to_best(judged, tmp_path):
+    parts, folder = judged
+    known = registry._known_pictures(parts.evaluation, parts.regressor, [folder])
+    scores = sorted(pd.read_parquet(parts.evaluation.with_name(TEST_SCORES))["challenger"])
+    assert [item.raw for item in known] == [scores[i] for i in (0, 1, 3, 5)]
+    assert [item.tolerance for item in known] == pytest.approx([0.5 * 1.4] * 4)
+    shutil.rmtree(folder)
+    dataset.write_manifest(dataset.as_manifest([]), tmp_path / "other")
+    with pytest.raises(RegistryError, match=r"images/\d.png: judged by .* in none of the picture sets"):
+        registry._known_pictures(parts.evaluation, parts.regressor, [tmp_path / "other"])
+
+
+@pytest.mark.slow
+def test_a_champion_served_from_the_stack(stack, judged):
+    """The whole of it: the server fetches the candidate from S3 through the MLflow server."""
+    parts, folder = judged
+    assert register(parts, "monday", "", SERVED, [folder]).version == "1"
+    assert mlflow.MlflowClient().get_model_version("contrique", "1").tags["proof"].startswith("served by MLflow: 5")
+
+
+@pytest.mark.slow
+class TestFaults:
+    """A part of the stack fails: one clear error, nothing half-registered, and success once it is mended."""
+
+    @pytest.fixture(autouse=True)
+    def champion(self, stack, models):
+        """Version 1 of the first model; after the test, every server is up again."""
+        register(models[0], "monday", "")
+        yield
+        for service in (stack.s3, stack.database, stack.mlflow):
+            if not service.running():
+                service.start()
+                service.wait()
+
+    def refused(self, parts, match):
+        with pytest.raises(RegistryError, match=match) as told:
+            register(parts, "tuesday", "1")
+        assert os.environ["MLFLOW_TRACKING_URI"] in str(told.value)
+        assert "\n" not in str(told.value)
+
+    def still_monday(self):
+        assert registry.load_champion(CONFIG).version == "1"
+        assert [item.version for item in registry.models(CONFIG)] == ["1"]
+        assert [event.run for event in registry.history(CONFIG)] == ["monday"]
+
+    def tuesday_wins(self, models):
+        version = register(models[1], "tuesday", "1").version
+        aliases, versions = state()
+        assert aliases == {"champion": version, "previous": "1"}
+        assert versions == ["1", version]
+        assert [event.run for event in registry.history(CONFIG)] == ["monday", "tuesday"]
+        picture = tiny_model.picture(1)
+        expected = Scorer(models[1].encoder, models[1].regressor).raw([picture])
+        assert list(registry.load_champion(CONFIG).raw([picture])) == list(expected)
+
+    def test_s3_is_down(self, stack, models):
+        stack.s3.stop(0)
+        self.refused(models[1], "check the artifact store behind it")
+        with pytest.raises(RegistryError, match=r"fetching version 1 failed .* check the artifact store behind it"):
+            registry.load_champion(CONFIG)
+        stack.s3.start()
+        stack.s3.wait()
+        self.still_monday()
+        self.tuesday_wins(models)
+
+    def test_mlflow_is_down(self, stack, models):
+        stack.mlflow.stop(0)
+        self.refused(models[1], r"connecting failed .*; start the server, or correct or unset MLFLOW_TRACKING_URI")
+        stack.mlflow.start()
+        stack.mlflow.wait()
+        self.still_monday()
+        self.tuesday_wins(models)
+
+    def test_mlflow_dies_while_a_candidate_is_proven(self, stack, models):
+        """The version that it leaves has no champion's tag, shows nowhere, and goes with the next try."""
+        with self.mlflow_dying_before("_prove", stack):
+            self.refused(models[1], "loading models:/contrique/2 back failed")
+        stack.mlflow.start()
+        stack.mlflow.wait()
+        self.still_monday()
+        self.tuesday_wins(models)
+
+    def test_mlflow_dies_before_the_alias_moves(self, stack, models):
+        """The version is complete: the next try makes it champion, and makes no other."""
+        with self.mlflow_dying_before("_move", stack):
+            self.refused(models[1], "making version 2 champion failed")
+        stack.mlflow.start()
+        stack.mlflow.wait()
+        assert registry.load_champion(CONFIG).version == "1"
+        self.tuesday_wins(models)
+        assert state()[1] == ["1", "2"]
+
+    @contextmanager
+    def mlflow_dying_before(self, step, stack):
+        real = getattr(registry, step)
+
+        def die_first(*arguments):
+            stack.mlflow.stop(0)
+            return real(*arguments)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(registry, step, die_first)
+            yield
+
+    def test_postgresql_is_restarted(self, stack, models):
+        """MLflow's pooled connections are dead; nobody notices."""
+        stack.database.stop()
+        stack.database.start()
+        stack.database.wait()
+        self.still_monday()
+        self.tuesday_wins(models)
+
+    def test_postgresql_is_down(self, stack, models):
+        stack.database.stop(0)
+        self.refused(models[1], "connecting failed")
+        stack.database.start()
+        stack.database.wait()
+        self.still_monday()
+        self.tuesday_wins(models)

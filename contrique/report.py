@@ -1,26 +1,31 @@
-"""One self-contained HTML page about a run: data, pictures, training, figures with intervals, and the verdict."""
+"""What people read of a run: one self-contained HTML page, and the model card that goes with the model."""
 
 import base64
 import io
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from contrique.config import Config, as_dict
+from contrique.config import Config, as_dict, resolve
 from contrique.errors import ContriqueError
 from contrique.storage import write_aside
 
 if TYPE_CHECKING:
+    import jinja2
     import pandas as pd
-    from matplotlib.figure import Figure
+
+    from contrique import figures, images
 
 LABELS = {
     "human": "human opinion scores",
     "weak": "weak labels (full-reference metrics, never rated by a person)",
 }
+LABEL = {"human": "MOS", "weak": "weak label"}  # one of them
 METRICS = {
     "srcc": "SRCC",
     "plcc": "PLCC, raw scores",
@@ -29,78 +34,231 @@ METRICS = {
     "rmse": "RMSE, raw scores",
     "rmse_logistic": "RMSE after the logistic",
 }
-SHEET_ROWS = 6  # distortions shown, of one photograph, at every level
-THUMBNAIL = 192  # pixels of the longer side
-_BLUE, _GREY = "#2563a8", "#8a939d"
+TILE = (192, 144)  # width and height, in pixels, of a tile of the contact sheet, at the picture's own scale
+THUMBNAIL = 240  # pixels of the longer side
+EXTREMES = 6  # pictures of each kind
 
 
 class ReportError(ContriqueError):
     """A file of the run that the report needs is missing or damaged; the message names it."""
 
 
+@dataclass(frozen=True)
+class Rule:
+    """One line of the gate: what was observed, the bound, and whether it was met; observed None where undefined."""
+
+    name: str
+    observed: float | None
+    bound: str
+    met: bool
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """The contact sheet of one photograph.
+
+    Attributes:
+        photograph: data URI of the whole of it.
+        rows: distortion to (level, data URI of the middle of the picture at its own scale), levels rising.
+    """
+
+    photograph: str
+    rows: dict[str, list[tuple[int, str]]]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture of the test part.
+
+    Attributes:
+        uri: data URI of a thumbnail.
+        content: which photograph it shows.
+        version: its distortion and level, or its kind.
+        predicted, label: by the challenger and as given, both on the labels' scale.
+    """
+
+    uri: str
+    content: str
+    version: str
+    predicted: float
+    label: float
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained and judged model: where its files are, and how it was made.
+
+    Attributes:
+        dataset: picture set with `lineage.json`.
+        encoder: folder with `encoder.safetensors` and `history.jsonl`.
+        regressor: folder with `regressor.json`.
+        evaluation: folder with `evaluation.json` and `test_scores.parquet`.
+        verdict: JSON file of the gate.
+        config: resolved configuration.
+        profile: of the run, where the configuration started from.
+        run: name of the pipeline run, which is the name of its MLflow run.
+        code: git revision of the code.
+    """
+
+    dataset: Path
+    encoder: Path
+    regressor: Path
+    evaluation: Path
+    verdict: Path
+    config: Config
+    profile: str
+    run: str = ""
+    code: str = ""
+
+
+class Artifact(Protocol):
+    """What a step of a pipeline is handed."""
+
+    path: str
+
+
+def trained_here(
+    dataset: Artifact,
+    encoder: Artifact,
+    regressor: Artifact,
+    evaluation: Artifact,
+    verdict: Artifact,
+    *,
+    profile: str,
+    overrides: Mapping[str, Any],
+) -> Trained:
+    """The model of the pipeline run that this process is a step of, made by this code.
+
+    Args:
+        dataset, encoder, regressor, evaluation, verdict: as in `Trained`.
+        profile, overrides: as `config.resolve` takes them.
+    Raises:
+        RegistryError: this is no step of a pipeline run.
+    """
+    from contrique import registry
+
+    return Trained(
+        Path(dataset.path),
+        Path(encoder.path),
+        Path(regressor.path),
+        Path(evaluation.path),
+        Path(verdict.path),
+        config=resolve(profile, overrides),
+        profile=profile,
+        run=registry.this_pipeline_run(),
+        code=registry.code_revision(),
+    )
+
+
 def write(
     out: Path,
+    trained: Trained,
     *,
-    dataset: Path,
     distorted: Path,
-    encoder: Path,
-    evaluation: Path,
-    verdict: Path,
+    features: Path,
     validation: Mapping[str, Any],
     outcome: Mapping[str, Any],
-    config: Config,
-    profile: str,
-    seed: int,
+    cross_set: Path | None = None,
 ) -> None:
-    """Write the page; it links to nothing outside itself and reads on a phone.
+    """Write the page; it loads nothing from outside itself, reads on a phone and follows light and dark mode.
 
     Args:
         out: the HTML file.
-        dataset: picture set with `lineage.json`.
-        distorted: picture set synthesized from it.
-        encoder: folder with `history.jsonl`.
-        evaluation: folder with `evaluation.json` and `test_scores.parquet`.
-        verdict: JSON file of the gate.
+        trained: the model.
+        distorted: picture set synthesized from its dataset.
+        features: feature set, for the t-SNE figure.
         validation: what `validation.validate` found.
         outcome: name, version and alias of the registered model, or of the champion that stayed; empty if none.
-        config: resolved configuration.
-        profile, seed: of the run.
+        cross_set: HTML fragment with the cross-set matrix, if one was made; it is put in as it is.
     Raises:
         ReportError: a file is missing or damaged.
     """
-    import jinja2
     import pandas as pd
 
-    history = [json.loads(line) for line in _text(encoder / "history.jsonl").splitlines()]
-    judged = _json(evaluation / "evaluation.json")
-    scores = pd.read_parquet(evaluation / "test_scores.parquet")
-    page = jinja2.Environment(
-        loader=jinja2.PackageLoader("contrique"), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    page.filters["number"] = _number
-    html = page.get_template("report.html").render(
-        lineage=_json(dataset / "lineage.json"),
-        validation=validation,
-        outcome=outcome,
-        verdict=_json(verdict),
-        evaluation=judged,
-        labels=LABELS[judged["labels"]],
-        weak=judged["labels"] == "weak",
-        judgements=list(_judgements(judged)),
-        metrics=METRICS,
-        sheet=contact_sheet(distorted),
-        training=_svg(training_curve(history)) if history else "",
-        first=history[0]["loss"] if history else None,
-        last=history[-1]["loss"] if history else None,
-        steps=history[-1]["step"] if history else 0,
-        scatter=_svg(score_scatter(scores, judged["labels"])),
-        slices=_svg(slice_bars(judged["protocol"]["slices"])) if judged["protocol"]["slices"] else "",
-        config=json.dumps(as_dict(config), indent=2),
-        profile=profile,
-        seed=seed,
+    told = _told(trained)
+    card = _render("model_card.md", told | _card_facts(told, trained.dataset))
+    scores = pd.read_parquet(trained.evaluation / "test_scores.parquet")
+    html = _render(
+        "report.html",
+        told
+        | {
+            "validation": validation,
+            "outcome": outcome,
+            "card": card,
+            "card_uri": _uri(card.encode(), "text/markdown"),
+            "cross_set": _text(cross_set) if cross_set else "",
+            "sheet": contact_sheet(distorted),
+            "extremes": extremes(scores, trained.dataset, distorted),
+        }
+        | _figures(told, scores, features),
     )
     with write_aside(out) as aside:
         aside.write_text(html, encoding="utf-8")
+
+
+def model_card(trained: Trained) -> str:
+    """The model card (Mitchell et al., FAT* 2019) as Markdown, from the model's own files and nothing else.
+
+    Raises:
+        ReportError: a file is missing or damaged.
+    """
+    told = _told(trained)
+    return _render("model_card.md", told | _card_facts(told, trained.dataset))
+
+
+# ------------------------------------------------------------------------------------------------------ facts
+
+
+def _told(trained: Trained) -> dict[str, Any]:
+    """What page and card both say."""
+    from contrique.backends import file_hash
+    from contrique.encoder import EncoderError, read_metadata
+    from contrique.evaluation import TEST_PART
+    from contrique.pretrain import ENCODER, HISTORY
+
+    weights = trained.encoder / ENCODER
+    try:
+        recipe = read_metadata(weights)
+    except EncoderError as error:
+        raise ReportError(str(error)) from error
+    fitted = _json(trained.regressor / "regressor.json")
+    judged, verdict = _json(trained.evaluation / "evaluation.json"), _json(trained.verdict)
+    return {
+        "lineage": _json(trained.dataset / "lineage.json"),
+        "history": list(_lines(trained.encoder / HISTORY)),
+        "recipe": recipe,
+        "encoder_hash": file_hash(weights),
+        "regressor": fitted,
+        "conformal": _conformal(fitted),
+        "evaluation": judged,
+        "judgements": list(_judgements(judged)),
+        "test_part": TEST_PART,
+        "labels": LABELS[judged["labels"]],
+        "label": LABEL[judged["labels"]],
+        "weak": judged["labels"] == "weak",
+        "metrics": METRICS,
+        "verdict": verdict,
+        "reason": verdict["reason"].partition(": ")[2] or verdict["reason"],
+        "rules": list(_rules(verdict)),
+        "config": json.dumps(as_dict(trained.config), indent=2),
+        "changed": _changed(trained.config, trained.profile),
+        "model": trained.config.registry.model,
+        "profile": trained.profile,
+        "seed": judged["seed"],
+        "run": trained.run,
+        "code": trained.code,
+    }
+
+
+def _conformal(fitted: dict[str, Any]) -> str:
+    """The interval that comes with a score, in words; empty for a regressor without."""
+    from contrique.reliability import COVERAGE
+    from contrique.scorer import RANGE
+
+    if fitted.get("interval") is None:
+        return ""
+    points = (RANGE[1] - RANGE[0]) * fitted["interval"] / (fitted["label_high"] - fitted["label_low"])
+    return f"{COVERAGE:.0%} conformal, ± {points:.1f} points, from {fitted['interval_n']} residuals out of fold"
 
 
 def _judgements(evaluation: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -113,101 +271,229 @@ def _judgements(evaluation: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any
         yield f"Fixed test part: champion{f' (version {version})' if version else ''}", evaluation["champion"]
 
 
-def contact_sheet(distorted: Path) -> dict[str, list[tuple[int, str]]]:
-    """A few distortions of one photograph at every level, as data URIs of small JPEGs.
+def _rules(verdict: dict[str, Any]) -> Iterator[Rule]:
+    """The rules of `gate.decide` that this verdict was made by."""
+    numbers, thresholds = verdict["numbers"], verdict["thresholds"]
+
+    def at_least(name: str, value: float | None, bound: float) -> Rule:
+        return Rule(name, value, f"≥ {bound:.3f}", value is not None and value >= bound)
+
+    yield at_least("SRCC of the challenger", numbers.get("challenger_srcc"), thresholds["floor"])
+    if "difference_low" in numbers:
+        name = "minus the champion's, lower bound"
+        yield at_least(name, numbers["difference_low"], -thresholds["margin"])
+    for name, part in numbers.get("slices", {}).items():
+        if part["n"] >= thresholds["min_slice"] and part["champion"] is not None:
+            fall, bound = part["fall"], thresholds["slice_margin"]
+            met = fall is not None and fall <= bound
+            yield Rule(f"fall of SRCC on {name} ({part['n']} pictures)", fall, f"≤ {bound:.3f}", met)
+
+
+def _changed(config: Config, profile: str) -> dict[str, Any]:
+    """Options that differ from the profile's, by dotted name."""
+    start = as_dict(resolve(profile))
+    return {
+        f"{stage}.{name}": value
+        for stage, section in as_dict(config).items()
+        for name, value in section.items()
+        if value != start[stage][name]
+    }
+
+
+def _card_facts(told: dict[str, Any], dataset: Path) -> dict[str, Any]:
+    """What the card alone says: limits that follow from the figures, licences, the command that made the model."""
+    from contrique.dataset import read_manifest
+    from contrique.distortions import NAMES
+    from contrique.encoder import MIN_SIDE
+    from contrique.images import MAX_PIXELS
+    from contrique.scorer import DIRECTION, RANGE
+
+    slices = told["evaluation"]["protocol"]["slices"]
+    defined = {name: part["srcc"] for name, part in slices.items() if part["srcc"]}
+    licences = read_manifest(dataset)["licence"].replace("", "not stated").value_counts()
+    return {
+        "range": RANGE,
+        "direction": DIRECTION,
+        "min_side": MIN_SIDE,
+        "max_megapixels": MAX_PIXELS // 10**6,
+        "shown": sorted(name for name, srcc in defined.items() if srcc["low"] > 0),
+        "not_shown": sorted(name for name, srcc in defined.items() if not srcc["low"] > 0),
+        "undefined": sorted(slices.keys() - defined.keys()),
+        "unjudged": [name for name in NAMES if name not in slices],
+        "licences": dict(sorted(licences.items())),
+        "licence": metadata.metadata("contrique")["License-Expression"],
+        "command": _command(told),
+    }
+
+
+def _command(told: dict[str, Any]) -> str:
+    import shlex
+
+    lineage = told["lineage"]
+    words = ["python", "-m", "pipelines", "run", "--data", lineage["source"], "--profile", told["profile"]]
+    words += ["--revision", lineage["revision"]] if lineage["revision"] else []
+    words += ["--seed", str(told["seed"])]
+    for name, value in told["changed"].items():
+        words += ["--param", f"{name}={json.dumps(value)}"]
+    return shlex.join(words)
+
+
+# ---------------------------------------------------------------------------------------------------- figures
+
+
+def _figures(told: Mapping[str, Any], scores: "pd.DataFrame", features: Path) -> dict[str, str | list[Any]]:
+    """Every figure of the page by its name in the template; empty where there is nothing to draw."""
+    from contrique import figures
+
+    history, slices = told["history"], told["evaluation"]["protocol"]["slices"]
+    probes = figures.probe_curve(history)
+    feature_map, legend = _feature_map(features, told["seed"])
+    training = "Contrastive loss and learning rate against the training step"
+    against = f"Predicted score against {told['label']} of {len(scores)} test pictures"
+    by_slice = "Bars: SRCC of each distortion with its interval"
+    return {
+        "training": figures.svg(figures.training_curve(history), "training", training) if history else "",
+        "probes": figures.svg(probes, "probes", "Accuracy of the linear probes against the step") if probes else "",
+        "scatter": figures.svg(figures.score_scatter(scores, told["label"]), "scatter", against),
+        "slices": figures.svg(figures.slice_bars(slices), "slices", by_slice) if slices else "",
+        "feature_map": feature_map,
+        "legend": legend,
+    }
+
+
+def _feature_map(features: Path, seed: int) -> "tuple[str, list[tuple[str, list[figures.Key]]]]":
+    """The t-SNE figure and its legend by family; empty with too few pictures."""
+    from itertools import groupby
+
+    from contrique import figures
+    from contrique.features import load_set
+
+    manifest, values = load_set(features)
+    held_out = np.flatnonzero(manifest["split"] != "pretrain")
+    rows = held_out[figures.subsample(len(held_out), seed)]
+    if len(rows) < 5:
+        return "", []
+    distortions = list(manifest["distortion"].iloc[rows])
+    drawn = figures.feature_map(figures.embed(values[rows], seed), distortions)
+    text = f"Scatter of the features of {len(rows)} pictures in the plane (t-SNE), marked by distortion"
+    legend = [(family, list(own)) for family, own in groupby(figures.keys(distortions), lambda key: key.family)]
+    return figures.svg(drawn, "features", text), legend
+
+
+# --------------------------------------------------------------------------------------------------- pictures
+
+
+def contact_sheet(distorted: Path) -> Sheet | None:
+    """Every distortion of one photograph at every level, as small JPEGs.
 
     Args:
         distorted: synthesized picture set.
     Returns:
-        distortion to (level, data URI), levels rising; empty if the set holds no distorted picture.
+        the sheet, of the first photograph in order of name; None if the set holds no distorted picture.
     """
-    from PIL import Image
-
     from contrique.dataset import picture, read_manifest
-    from contrique.images import fit_within
+    from contrique.distortions import NAMES
 
     manifest = read_manifest(distorted)
     rows = manifest[manifest["distortion"].astype(bool)]
     if rows.empty:
-        return {}
-    rows = rows[rows["reference"] == sorted(rows["reference"])[0]]
-    names = sorted(set(rows["distortion"]))
-    shown = [names[i] for i in sorted(set(np.linspace(0, len(names) - 1, SHEET_ROWS).round().astype(int)))]
-    sheet: dict[str, list[tuple[int, str]]] = {name: [] for name in shown}
-    for row in rows[rows["distortion"].isin(shown)].sort_values("level").itertuples():
-        buffer = io.BytesIO()
-        Image.fromarray(fit_within(picture(distorted, row), THUMBNAIL)).save(buffer, "JPEG", quality=90)
-        uri = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-        sheet[str(row.distortion)].append((int(row.level), uri))
-    return sheet
+        return None
+    chosen = min(rows["reference"])
+    rows = rows[rows["reference"] == chosen].sort_values("level")
+    sheet: dict[str, list[tuple[int, str]]] = {name: [] for name in NAMES if name in set(rows["distortion"])}
+    for row in rows.itertuples():
+        sheet[str(row.distortion)].append((int(row.level), _jpeg(_middle(picture(distorted, row)), 85)))
+    whole = manifest[(manifest["reference"] == chosen) & (manifest["distortion"] == "")]
+    photograph = next((_thumbnail(picture(distorted, row)) for row in whole.itertuples()), "")
+    return Sheet(photograph, sheet)
 
 
-def training_curve(history: list[dict[str, float]]) -> "Figure":
-    """Loss and learning rate against the step."""
-    figure, axes = _figure(3.2)
-    steps = [entry["step"] for entry in history]
-    axes.plot(steps, [entry["loss"] for entry in history], color=_BLUE, marker=".", markersize=3)
-    axes.set(xlabel="step", ylabel="contrastive loss")
-    rate = axes.twinx()
-    rate.plot(steps, [entry["lr"] for entry in history], color=_GREY, linestyle="--", linewidth=1)
-    rate.set_ylabel("learning rate (dashed)")
-    return figure
+def _middle(pixels: "images.Picture") -> "images.Picture":
+    height, width = pixels.shape[:2]
+    left, top = max(0, (width - TILE[0]) // 2), max(0, (height - TILE[1]) // 2)
+    return pixels[top : top + TILE[1], left : left + TILE[0]]
 
 
-def score_scatter(scores: "pd.DataFrame", labels: str) -> "Figure":
-    """Challenger's scores of the test part against their labels, with the 4-parameter logistic.
+def extremes(scores: "pd.DataFrame", *sets: Path) -> dict[str, list[Shown]]:
+    """The test pictures that the challenger puts highest and lowest, and those it is most wrong about.
 
     Args:
-        scores: columns challenger and label.
-        labels: `human` or `weak`.
+        scores: columns image, reference, distortion, label, challenger.
+        sets: the picture sets that hold them.
+    Returns:
+        heading to at most EXTREMES pictures, the most extreme first.
+    Raises:
+        ReportError: a picture is in none of the sets.
     """
-    from contrique import metrics
+    from contrique.dataset import picture, read_manifest
 
-    figure, axes = _figure(4.2)
-    x, y = scores["challenger"].to_numpy(), scores["label"].to_numpy()
-    axes.scatter(x, y, s=12, alpha=0.6, color=_BLUE, linewidths=0)
-    try:
-        line = np.linspace(x.min(), x.max(), 200)
-        axes.plot(line, metrics.logistic(line, metrics.fit_logistic(x, y)), color="black", linewidth=1.2)
-        caption = "score before the logistic (line)"
-    except metrics.EvaluationError as error:
-        caption = f"score (no logistic: {error})"
-    axes.set(xlabel=caption, ylabel="MOS" if labels == "human" else "weak label")
-    return figure
+    error = (scores["challenger"] - scores["label"]).abs()
+    chosen = {
+        "Best, as predicted": scores.nlargest(EXTREMES, "challenger"),
+        "Worst, as predicted": scores.nsmallest(EXTREMES, "challenger"),
+        "Farthest from their labels": scores.loc[error.nlargest(EXTREMES).index],
+    }
+    found = {(row.image, row.reference): (folder, row) for folder in sets for row in read_manifest(folder).itertuples()}
 
+    def shown(row: Any) -> Shown:
+        if (row.image, row.reference) not in found:
+            raise ReportError(f"{row.image}: judged, but in none of {list(map(str, sets))}; evaluate those sets again")
+        folder, source = found[row.image, row.reference]
+        name = f"{row.distortion or source.kind} {source.level or ''}".strip()
+        uri = _thumbnail(picture(folder, source))
+        return Shown(uri, row.reference, name, float(row.challenger), float(row.label))
 
-def slice_bars(slices: Mapping[str, Mapping[str, Any]]) -> "Figure":
-    """SRCC of each distortion with its interval; where it is undefined, the name stands without a bar."""
-    figure, axes = _figure(max(1.6, 0.28 * len(slices) + 0.8))
-    order = sorted(slices, key=lambda name: slices[name]["srcc"]["value"] if slices[name]["srcc"] else -2.0)
-    for place, name in enumerate(order):
-        if estimate := slices[name]["srcc"]:
-            axes.barh(place, estimate["value"], color=_BLUE, height=0.6)
-            axes.plot([estimate["low"], estimate["high"]], [place, place], color="black", linewidth=1)
-    axes.set_yticks(range(len(order)), [f"{name} ({slices[name]['n']})" for name in order])
-    axes.set(xlabel="SRCC, with interval", xlim=(-1, 1), ylim=(-0.6, len(order) - 0.4))
-    axes.axvline(0, color=_GREY, linewidth=0.8)
-    return figure
+    return {heading: [shown(row) for row in rows.itertuples()] for heading, rows in chosen.items()}
 
 
-def _figure(height: float) -> tuple["Figure", Any]:
-    from matplotlib.figure import Figure
+def _thumbnail(pixels: "images.Picture") -> str:
+    from contrique.images import fit_within
 
-    figure = Figure(figsize=(6.4, height), layout="constrained")
-    return figure, figure.add_subplot()
+    return _jpeg(fit_within(pixels, THUMBNAIL), 85)
 
 
-def _svg(figure: "Figure") -> str:
-    import matplotlib
+def _jpeg(pixels: "images.Picture", quality: int) -> str:
+    from PIL import Image
 
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "contrique", "svg.fonttype": "none", "font.family": "sans-serif"}):
-        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "JPEG", quality=quality)
+    return _uri(buffer.getvalue(), "image/jpeg")
+
+
+def _uri(data: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+# ---------------------------------------------------------------------------------------------------- reading
+
+
+def _render(template: str, values: Mapping[str, Any]) -> str:
+    return _environment().get_template(template).render(values)
+
+
+def _environment() -> "jinja2.Environment":
+    import jinja2
+
+    from contrique.figures import readable
+
+    page = jinja2.Environment(
+        loader=jinja2.PackageLoader("contrique"),
+        autoescape=jinja2.select_autoescape(("html",)),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page.filters |= {"number": _number, "readable": readable, "cell": _cell}
+    return page
 
 
 def _number(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    return "undefined" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _cell(value: Any) -> str:
+    """A value inside a Markdown table: a bar or a line break would end its cell."""
+    return " ".join(str(value).split()).replace("|", "\\|")
 
 
 def _text(path: Path) -> str:
@@ -218,8 +504,16 @@ def _text(path: Path) -> str:
 
 
 def _json(path: Path) -> dict[str, Any]:
+    return _parsed(_text(path), path)
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    return (_parsed(line, path) for line in _text(path).splitlines())
+
+
+def _parsed(text: str, path: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(_text(path))
+        content: dict[str, Any] = json.loads(text)
     except ValueError as error:
         raise ReportError(f"{path}: not valid JSON ({error}); run the stage that writes it again") from error
     return content

@@ -1,276 +1,399 @@
-"""The report: complete, self-contained, honest about its labels, the same bytes each time."""
+"""The report and the model card: complete, self-contained, honest about their labels, the same bytes each time."""
 
 import base64
 import dataclasses
+import hashlib
 import html.parser
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import tiny_run
 from PIL import Image
 
 from contrique import dataset, images, report
-from contrique.config import EvaluationConfig, GateConfig, resolve
-from contrique.evaluation import decide_set, evaluate_set
-from contrique.features import FEATURES, save_features
-from contrique.regressor import fit_set
+from contrique.config import resolve
 
-CONFIG = EvaluationConfig(resamples=50)
-NAMES = ("jpeg", "white_noise")
 VOID = {"meta", "img", "br", "link", "input", "hr"}
-
-
-def judged(folder: Path, column: str, champion: bool = False) -> Path:
-    """An evaluation and a verdict on random features of five contents, from the real stages."""
-    rng = np.random.default_rng(0)
-    rows = [
-        {"image": f"{content}{name}{level}", "reference": f"scene {content}", "distortion": name, "level": level}
-        | {"split": "test" if content > 2 else ("validation" if content == 2 else "train"), "kind": "distorted"}
-        | {column: float(level + rng.normal(scale=0.3))}
-        for content in range(5)
-        for name in NAMES
-        for level in (1, 2, 3, 4)
-    ]
-    manifest = dataset.as_manifest(rows)
-    values = rng.normal(size=(len(rows), 8)).astype(np.float32)
-    values[:, 0] += manifest[column].to_numpy()
-    dataset.write_manifest(manifest, folder / "features")
-    save_features(values, list(manifest["image"]), folder / "features" / FEATURES)
-    fit_set(folder / "features", folder / "regressor", config=resolve("demo").regressor)
-    rival = (lambda rows: rows[column] + rng.normal(scale=2, size=len(rows))) if champion else None
-    evaluate_set(
-        folder / "features",
-        folder / "regressor",
-        folder / "evaluation",
-        config=CONFIG,
-        seed=0,
-        champion=rival,
-        champion_version="7" if champion else "",
-    )
-    decide_set(folder / "evaluation", folder / "verdict.json", config=GateConfig(min_slice=4))
-    return folder
-
-
-def distorted_set(folder: Path) -> Path:
-    """One photograph, two distortions, three levels, wider than a thumbnail."""
-    folder.mkdir(parents=True)
-    rows = []
-    for number, name in enumerate(NAMES):
-        for level in (3, 1, 2):
-            path = folder / f"{name}{level}.png"
-            pixels = np.random.default_rng(10 * number + level).integers(0, 256, (100, 240, 3), np.uint8)
-            path.write_bytes(images.encode_png(images.fit_within(pixels, 240)))
-            row = {"image": path.name, "reference": "scene", "distortion": name, "level": level, "kind": "distorted"}
-            rows.append(row | {"split": "pretrain"} | dataset.describe(path))
-    dataset.write_manifest(dataset.as_manifest(rows), folder)
-    return folder
-
-
-def arguments(folder: Path, column: str = "weak_label", champion: bool = False) -> dict[str, Any]:
-    judged(folder, column, champion)
-    distorted_set(folder / "distorted")
-    (folder / "dataset").mkdir()
-    lineage = {
-        "source": "<script>alert(1)</script>",
-        "revision": "",
-        "hash": "abc.dir",
-        "files": 3,
-        "bytes": 12_000_000,
-    }
-    lineage |= {"rows": 2, "counts": {"train/pristine": 2}, "sources": {}}
-    (folder / "dataset" / "lineage.json").write_text(json.dumps(lineage))
-    (folder / "encoder").mkdir()
-    history = [{"step": step, "loss": 5.0 - step / 100, "lr": step / 1000} for step in range(1, 30)]
-    (folder / "encoder" / "history.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in history))
-    return {
-        "dataset": folder / "dataset",
-        "distorted": folder / "distorted",
-        "encoder": folder / "encoder",
-        "evaluation": folder / "evaluation",
-        "verdict": folder / "verdict.json",
-        "validation": {"expectations": 12.0, "rows": 2.0},
-        "outcome": {"name": "contrique", "version": "3", "alias": "champion"},
-        "config": resolve("demo", {"pretrain.steps": 29}),
-        "profile": "demo",
-        "seed": 5,
-    }
 
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return arguments(tmp_path_factory.mktemp("weak"))
+    return tiny_run.build(tmp_path_factory.mktemp("weak"))
+
+
+@pytest.fixture(scope="module")
+def human(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return tiny_run.build(tmp_path_factory.mktemp("human"), "mos", champion=True)
+
+
+def written(folder: Path, given: dict[str, Any], **changed: Any) -> str:
+    report.write(folder / "report.html", **(given | changed))
+    return (folder / "report.html").read_text()
 
 
 @pytest.fixture(scope="module")
 def page(given, tmp_path_factory: pytest.TempPathFactory) -> str:
-    out = tmp_path_factory.mktemp("out") / "report.html"
-    report.write(out, **given)
-    return out.read_text()
+    return written(tmp_path_factory.mktemp("out"), given)
+
+
+@pytest.fixture(scope="module")
+def human_page(human, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return written(tmp_path_factory.mktemp("out"), human)
+
+
+def told(given: dict[str, Any], name: str) -> Any:
+    path = {"evaluation": given["trained"].evaluation / "evaluation.json", "verdict": given["trained"].verdict}[name]
+    return json.loads(path.read_text())
 
 
 class Structure(html.parser.HTMLParser):
-    """Checks that tags nest, and collects what would be loaded."""
+    """Checks that tags nest, and collects what would be loaded, what pictures say, and ids."""
 
-    def __init__(self) -> None:
+    def __init__(self, page: str) -> None:
         super().__init__()
         self.open: list[str] = []
         self.loaded: list[str] = []
+        self.described: list[str] = []
+        self.ids: list[str] = []
+        self.feed(page)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag not in VOID:
             self.open.append(tag)
-        self.loaded += [str(value) for name, value in attrs if name in ("src", "href", "xlink:href")]
+        self.handle_startendtag(tag, attrs)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.loaded += [str(value) for name, value in attrs if name in ("src", "href", "xlink:href")]
+        values = {name: str(value) for name, value in attrs}
+        self.loaded += [values[name] for name in ("src", "href", "xlink:href") if name in values]
+        self.ids += [values["id"]] if "id" in values else []
+        if tag in ("img", "svg"):
+            self.described.append(values.get("alt" if tag == "img" else "aria-label", ""))
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
 
 
 def test_is_one_file_that_loads_nothing(page):
-    structure = Structure()
-    structure.feed(page)
+    structure = Structure(page)
     assert not structure.open
     assert structure.loaded
     assert all(one.startswith(("data:", "#")) for one in structure.loaded)
     assert "@import" not in page
+    assert not re.search(r"url\((?!#)", page)
     assert "<script" not in page
 
 
-def test_fits_a_phone(page):
-    assert 'name="viewport" content="width=device-width' in page
-    assert not re.search(r"[^-]width:\s*\d{3,}px", page)
+def test_links_inside_the_page_lead_somewhere(page):
+    structure = Structure(page)
+    assert {one[1:] for one in structure.loaded if one.startswith("#")} <= set(structure.ids)
+
+
+def test_two_figures_share_no_id_but_of_one_marker(page):
+    structure = Structure(page)
+    twice = {one for one in structure.ids if structure.ids.count(one) > 1}
+    shapes = {re.search(rf'<path id="{one}" d="([^"]*)"', page).group(1) for one in twice}
+    assert len(shapes) == len(twice), "an id names two different shapes"
+
+
+def test_every_figure_says_what_it_shows(page):
+    described = Structure(page).described
+    assert len(described) > 20
+    assert all(described)
+
+
+def test_colours_follow_the_page(page):
+    """No ink or line of a figure keeps a colour that vanishes on a dark page."""
+    assert "prefers-color-scheme: dark" in page
+    svgs = re.findall(r"<svg.*?</svg>", page, re.S)
+    assert len(svgs) == 5
+    for svg in svgs:
+        assert "var(--ink)" in svg
+        assert not re.search(r"#0[0-9a-f]0[0-9a-f]0[0-9a-f]|#000000|#ffffff", svg)
 
 
 def test_gives_every_figure_with_its_interval(page, given):
-    evaluation = json.loads((given["evaluation"] / "evaluation.json").read_text())
-    for judgement in (evaluation["protocol"], evaluation["challenger"]):
+    evaluation = told(given, "evaluation")
+    for name, judgement, between in (
+        ("protocol", evaluation["protocol"], '</td><td class="number">'),
+        ("challenger", evaluation["challenger"], '<br><span class="muted">'),
+    ):
         for estimate in judgement["metrics"].values():
-            row = f'{estimate["value"]:.3f}</td><td class="number">[{estimate["low"]:.3f}, {estimate["high"]:.3f}]'
-            assert row in page
+            cells = f"{estimate['value']:.3f}{between}[{estimate['low']:.3f}, {estimate['high']:.3f}]"
+            assert cells in page, name
     assert "leave-one-content-out" in page
-    verdict = json.loads(given["verdict"].read_text())
-    assert verdict["reason"].partition(": ")[2] in page
+    assert told(given, "verdict")["reason"].partition(": ")[2] in page
 
 
-def test_says_weak_labels_and_never_mos_of_them(page):
-    assert "weak labels" in page
+def test_says_weak_labels_and_never_mos_of_them(page, given):
     assert "Judged against weak labels" in page
-    assert not re.search(r">\s*MOS\s*<", page)
-    assert "Judged against human" not in page
+    for text in (re.sub(r"data:[^\"]*", "", page), report.model_card(given["trained"])):
+        assert "weak label" in text
+        assert "MOS" not in text
+        assert "human opinion" not in text
 
 
-def test_says_human_scores_of_human_scores(tmp_path):
-    report.write(tmp_path / "report.html", **arguments(tmp_path, "mos"))
-    text = (tmp_path / "report.html").read_text()
-    assert "Agreement with human opinion scores" in text
-    assert "Judged against weak labels" not in text
+def test_says_human_scores_of_human_scores(human_page, human):
+    assert "Agreement with human opinion scores" in human_page
+    for text in (human_page, report.model_card(human["trained"])):
+        assert "weak label" not in text
+    assert re.search(r">MOS <strong>", human_page)
 
 
-def test_compares_with_the_champion(tmp_path):
-    given = arguments(tmp_path, champion=True)
-    report.write(tmp_path / "report.html", **given)
-    text = (tmp_path / "report.html").read_text()
-    numbers = json.loads(given["verdict"].read_text())["numbers"]
-    assert "champion (version 7)" in text
-    assert f"challenger minus champion {numbers['difference']:.3f}" in text
-    assert all(f"{name} ({numbers['slices'][name]['n']} pictures)" in text for name in NAMES)
+def test_compares_with_the_champion(human_page, human):
+    numbers, champion = told(human, "verdict")["numbers"], told(human, "evaluation")["champion"]
+    assert "champion<br>version 7" in human_page
+    assert f"challenger minus champion {numbers['difference']:.3f}" in human_page
+    for name in ("jpeg", "white noise"):
+        assert f"fall of SRCC on {name} (8 pictures)" in human_page
+    assert f"{champion['metrics']['krcc']['value']:.3f}<br>" in human_page
 
 
 def test_text_from_outside_is_escaped(page):
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
 
 
-def test_configuration_and_registry(page):
-    assert "&#34;steps&#34;: 29" in page
-    assert "contrique version 3" in page
-    assert "seed 5" in page
+def test_lineage_and_registry(page, given):
+    digest = hashlib.sha256((given["trained"].encoder / "encoder.safetensors").read_bytes()).hexdigest()
+    for fact in ("abc.dir", "a-run", "c0de", digest, "contrique version 3", "seed 5", "&#34;steps&#34;: 29"):
+        assert fact in page, fact
 
 
 def test_same_run_same_bytes(page, given, tmp_path):
-    report.write(tmp_path / "again.html", **given)
-    assert (tmp_path / "again.html").read_text() == page
+    assert written(tmp_path, given) == page
 
 
-def test_contact_sheet_shows_the_pictures_by_rising_level(given):
-    sheet = report.contact_sheet(given["distorted"])
-    assert {name: [level for level, _ in pictures] for name, pictures in sheet.items()} == {n: [1, 2, 3] for n in NAMES}
-    for name, pictures in sheet.items():
-        for level, uri in pictures:
-            shown = np.array(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))
-            assert max(shown.shape) == report.THUMBNAIL
-            likeness = {
-                path.stem: np.corrcoef(*(p.mean(axis=2).ravel() for p in (shown, thumbnail(path))))[0, 1]
-                for path in given["distorted"].glob("*.png")
-            }
-            assert max(likeness, key=lambda key: likeness[key]) == f"{name}{level}"
+def test_stays_small(page):
+    assert len(page) < 3_000_000
 
 
-def thumbnail(path: Path) -> images.Picture:
-    return images.fit_within(images.read(path), report.THUMBNAIL)
+class TestRules:
+    def test_are_those_of_the_verdict(self, human):
+        verdict = told(human, "verdict")
+        rules = list(report._rules(verdict))
+        assert [rule.observed for rule in rules[:2]] == [
+            verdict["numbers"]["challenger_srcc"],
+            verdict["numbers"]["difference_low"],
+        ]
+        assert len(rules) == 2 + len(tiny_run.NAMES)
+        assert all(rule.met for rule in rules) == verdict["promote"]
 
-
-def test_contact_sheet_of_photographs_alone_is_empty(given, tmp_path):
-    manifest = dataset.read_manifest(given["distorted"])
-    dataset.write_manifest(manifest.assign(distortion="", level=0), tmp_path)
-    assert report.contact_sheet(tmp_path) == {}
-
-
-def test_scatter_draws_the_logistic_of_its_points():
-    from contrique import metrics
-
-    x = np.linspace(0, 1, 40)
-    scores = pd.DataFrame({"challenger": x, "label": metrics.logistic(x, [5, 1, 0.5, 0.1])})
-    (line,) = report.score_scatter(scores, "human").axes[0].lines
-    assert np.allclose(line.get_ydata(), metrics.logistic(line.get_xdata(), [5, 1, 0.5, 0.1]), atol=1e-3)
-
-
-def test_scatter_says_why_there_is_no_logistic():
-    scores = pd.DataFrame({"challenger": [1.0, 2.0, 3.0], "label": [1.0, 2.0, 4.0]})
-    axes = report.score_scatter(scores, "weak").axes[0]
-    assert not axes.lines
-    assert "too few" in axes.get_xlabel()
-
-
-def test_slices_are_ordered_and_undefined_ones_have_no_bar():
-    estimate = {"value": 0.5, "low": 0.1, "high": 0.8}
-    slices = {
-        "jpeg": {"n": 4, "srcc": estimate},
-        "jitter": {"n": 2, "srcc": None},
-        "contrast": {"n": 9, "srcc": estimate | {"value": -0.2}},
-    }
-    axes = report.slice_bars(slices).axes[0]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["jitter (2)", "contrast (9)", "jpeg (4)"]
-    assert [bar.get_width() for bar in axes.patches] == [-0.2, 0.5]
+    @pytest.mark.parametrize(
+        ("part", "met"), [({"fall": 0.15}, True), ({"fall": 0.16}, False), ({"fall": None}, False), ({"n": 3}, None)]
+    )
+    def test_a_slice_is_judged_as_the_gate_judges_it(self, human, part, met):
+        verdict = told(human, "verdict")
+        whole = {"n": 4, "challenger": 0.5, "champion": 0.6, "fall": 0.1}
+        verdict["numbers"]["slices"] = {"jpeg": whole | part}
+        assert [rule.met for rule in list(report._rules(verdict))[2:]] == ([] if met is None else [met])
 
 
 def test_a_hold_without_a_champion(given, tmp_path):
-    verdict = json.loads(given["verdict"].read_text()) | {"promote": False, "reason": "hold: no"}
+    verdict = told(given, "verdict") | {"promote": False, "reason": "hold: no"}
     verdict["numbers"] = {"n": 4, "contents": 2}  # the challenger could not be judged
     (tmp_path / "verdict.json").write_text(json.dumps(verdict))
-    report.write(tmp_path / "report.html", **(given | {"verdict": tmp_path / "verdict.json", "outcome": {}}))
-    text = (tmp_path / "report.html").read_text()
+    trained = dataclasses.replace(given["trained"], verdict=tmp_path / "verdict.json")
+    text = written(tmp_path, given, trained=trained, outcome={})
     assert "There is no champion yet" in text
     assert "undefined" in text
+    assert "✗ not met" in text
+
+
+def test_the_cross_set_matrix_is_put_in_as_it_is(given, page, tmp_path):
+    (tmp_path / "matrix.html").write_text("<table><tr><td>TID2013 on LIVE</td></tr></table>")
+    assert "<td>TID2013 on LIVE</td>" in written(tmp_path, given, cross_set=tmp_path / "matrix.html")
+    assert "cross-set" not in page
+
+
+def test_the_interval_of_a_score_is_told_in_points(given, tmp_path):
+    folder = tmp_path / "regressor"
+    shutil.copytree(given["trained"].regressor, folder)
+    fitted = json.loads((folder / "regressor.json").read_text())
+    width = fitted["label_high"] - fitted["label_low"]
+    (folder / "regressor.json").write_text(json.dumps(fitted | {"interval": 0.25 * width, "interval_n": 77}))
+    card = report.model_card(dataclasses.replace(given["trained"], regressor=folder))
+    assert "| 90% conformal, ± 25.0 points, from 77 residuals out of fold |" in card
+    (folder / "regressor.json").write_text(json.dumps(fitted | {"interval": None}))
+    assert "conformal" not in report.model_card(dataclasses.replace(given["trained"], regressor=folder))
+
+
+def test_a_run_without_probes_has_one_curve(given, tmp_path):
+    folder = tmp_path / "encoder"
+    shutil.copytree(given["trained"].encoder, folder)
+    (folder / "history.jsonl").write_text('{"step": 1, "loss": 2.0, "lr": 0.1}\n')
+    text = written(tmp_path, given, trained=dataclasses.replace(given["trained"], encoder=folder))
+    assert len(re.findall("<svg", text)) == 4
+    assert "linear probe" not in text
 
 
 @pytest.mark.parametrize(
     ("name", "file"),
-    [("encoder", "history.jsonl"), ("dataset", "lineage.json"), ("evaluation", "evaluation.json")],
+    [
+        ("encoder", "encoder.safetensors"),
+        ("dataset", "lineage.json"),
+        ("evaluation", "evaluation.json"),
+        ("regressor", "regressor.json"),
+    ],
 )
 def test_a_missing_file_is_named(given, name, file, tmp_path):
+    trained = dataclasses.replace(given["trained"], **{name: tmp_path})
     with pytest.raises(report.ReportError, match=file):
-        report.write(tmp_path / "report.html", **(given | {name: tmp_path}))
+        report.write(tmp_path / "report.html", **(given | {"trained": trained}))
     assert not (tmp_path / "report.html").exists()
 
 
+@pytest.mark.parametrize("text", ['{"step": 1, "loss": 2.0, "lr": 0.1}\n{"step": 2, "lo', "[1, 2"])
+def test_a_damaged_file_is_named(given, text, tmp_path):
+    shutil.copytree(given["trained"].encoder, tmp_path / "encoder")
+    (tmp_path / "encoder" / "history.jsonl").write_text(text)
+    with pytest.raises(report.ReportError, match=r"history\.jsonl: not valid JSON"):
+        report.model_card(dataclasses.replace(given["trained"], encoder=tmp_path / "encoder"))
+
+
+class TestContactSheet:
+    def test_shows_the_middle_of_the_pictures_by_rising_level(self, given):
+        sheet = report.contact_sheet(given["distorted"])
+        assert {name: [level for level, _ in tiles] for name, tiles in sheet.rows.items()} == {
+            name: [1, 2, 3, 4] for name in tiny_run.NAMES
+        }
+        assert list(sheet.rows) == ["jpeg", "white_noise"], "in the order of the bank"
+        for name, tiles in sheet.rows.items():
+            for level, uri in tiles:
+                shown = decoded(uri)
+                assert shown.shape == (100, report.TILE[0], 3)
+                assert likest(shown, given["distorted"], slice(24, 216)) == f"0{name}{level}"
+
+    def test_begins_with_the_photograph(self, given):
+        shown = decoded(report.contact_sheet(given["distorted"]).photograph)
+        assert likest(shown, given["distorted"]) == "00"
+
+    def test_of_photographs_alone_is_none(self, given, tmp_path):
+        manifest = dataset.read_manifest(given["distorted"])
+        dataset.write_manifest(manifest.assign(distortion="", level=0), tmp_path)
+        assert report.contact_sheet(tmp_path) is None
+
+
+Pixels = np.ndarray[Any, np.dtype[Any]]
+
+
+def decoded(uri: str) -> Pixels:
+    return np.array(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))
+
+
+def likest(shown: Pixels, folder: Path, columns: slice = slice(None)) -> str:
+    """The picture of a folder, cut to some columns, that a JPEG of it is likest to."""
+    likeness = {
+        path.stem: np.corrcoef(shown.mean(axis=2).ravel(), images.read(path)[:, columns].mean(axis=2).ravel())[0, 1]
+        for path in folder.glob("*.png")
+    }
+    return max(likeness, key=lambda name: likeness[name])
+
+
+@pytest.fixture(scope="module")
+def scores(given) -> pd.DataFrame:
+    return pd.read_parquet(given["trained"].evaluation / "test_scores.parquet")
+
+
+@pytest.fixture(scope="module")
+def card(given) -> str:
+    return report.model_card(given["trained"])
+
+
+class TestExtremes:
+    def test_are_what_the_scores_say(self, given, scores):
+        best, worst, far = report.extremes(scores, given["distorted"]).values()
+        ordered = scores.sort_values("challenger")
+        assert [one.predicted for one in worst] == list(ordered["challenger"][: report.EXTREMES])
+        assert [one.predicted for one in best] == list(ordered["challenger"][::-1][: report.EXTREMES])
+        error = np.sort(np.abs(scores["challenger"] - scores["label"]))[::-1]
+        assert [abs(one.predicted - one.label) for one in far] == pytest.approx(list(error[: report.EXTREMES]))
+
+    def test_show_the_picture_that_they_name(self, given, scores):
+        rows = scores[scores["distortion"] == "jpeg"].nlargest(1, "challenger")
+        (shown, *_), *_ = report.extremes(rows, given["distorted"]).values()
+        name = rows["image"].iloc[0].removesuffix(".png")
+        assert shown.version == f"jpeg {name[-1]}"
+        assert likest(decoded(shown.uri), given["distorted"]) == name
+
+    def test_of_a_picture_that_is_nowhere(self, given, scores, tmp_path):
+        dataset.write_manifest(dataset.as_manifest([]), tmp_path)
+        with pytest.raises(report.ReportError, match="in none of"):
+            report.extremes(scores, tmp_path)
+
+
+class TestModelCard:
+    def test_is_the_one_that_the_page_carries(self, page, card):
+        (uri,) = re.findall(r'href="(data:text/markdown[^"]*)" download="model_card.md"', page)
+        assert base64.b64decode(uri.partition(",")[2]).decode() == card
+
+    def test_has_every_section(self, card):
+        sections = re.findall(r"^## (.*)$", card, re.M)
+        assert sections == [
+            *("Intended use", "Score", "Data", "Training", "Figures", "Limits", "Verdict", "Licence", "Reproduce")
+        ]
+
+    def test_every_table_is_one(self, card):
+        """Each row has as many cells as its header."""
+        for table in re.findall(r"(?:^\|.*\n)+", card, re.M):
+            header, rule, *rows = table.splitlines()
+            assert set(rule) <= set("|-")
+            assert rows
+            for row in rows:
+                assert len(re.findall(r"(?<!\\)\|", row)) == header.count("|"), row
+
+    def test_figures_come_with_intervals(self, card, given):
+        for judgement in (told(given, "evaluation")["protocol"], told(given, "evaluation")["challenger"]):
+            for name, estimate in judgement["metrics"].items():
+                interval = f"[{estimate['low']:.3f}, {estimate['high']:.3f}]"
+                assert f"| {report.METRICS[name]} | {estimate['value']:.3f} | {interval} |" in card
+
+    def test_says_range_and_direction(self, card):
+        assert "| direction | higher is better |" in card
+        assert "| range | 0 to 100 |" in card
+
+    def test_limits_follow_from_the_slices(self, given, tmp_path):
+        evaluation = told(given, "evaluation")
+        estimate = evaluation["protocol"]["metrics"]["srcc"]
+        evaluation["protocol"]["slices"] = {
+            name: {"n": 9, "srcc": srcc}
+            for name, srcc in (
+                ("jpeg", estimate | {"low": 0.2}),
+                ("sharpen", estimate | {"low": -0.2}),
+                ("lens_blur", None),
+            )
+        }
+        shutil.copytree(given["trained"].evaluation, tmp_path / "evaluation")
+        (tmp_path / "evaluation" / "evaluation.json").write_text(json.dumps(evaluation))
+        card = report.model_card(dataclasses.replace(given["trained"], evaluation=tmp_path / "evaluation"))
+        assert "is above zero) for: jpeg.\n" in card
+        assert "(the interval reaches zero) for: sharpen.\n" in card
+        assert "It is undefined for: lens blur.\n" in card
+        assert re.search(r"none of the judged pictures has: gaussian blur, .*contrast\.\n", card)
+
+    def test_the_command_makes_the_same_run_again(self, card):
+        import shlex
+
+        import pipelines.__main__
+
+        (command,) = re.findall(r"^    (python -m pipelines .*)$", card, re.M)
+        options = pipelines.__main__._parser().parse_args(shlex.split(command)[3:])
+        assert (options.profile, options.seed) == ("demo", 5)
+        assert options.data == "<script>alert(1)</script>"
+        assert resolve("demo", dict([options.param[0].split("=")])) == resolve("demo", {"pretrain.steps": 29})
+
+    def test_says_the_licences_that_the_manifest_says(self, card):
+        assert "Code: Apache-2.0." in card
+        assert "| CC0-1.0 | 45 |" in card
+
+    def test_is_the_same_each_time(self, card, given):
+        assert report.model_card(given["trained"]) == card
+
+
 def test_every_metric_has_a_name(given):
-    evaluation = json.loads((given["evaluation"] / "evaluation.json").read_text())
-    assert set(evaluation["protocol"]["metrics"]) <= report.METRICS.keys()
-    assert dataclasses.is_dataclass(given["config"])
+    assert set(told(given, "evaluation")["protocol"]["metrics"]) <= report.METRICS.keys()

@@ -1,0 +1,149 @@
+"""Pages as people see them: Debian's Chromium, and what is wrong with what it shows."""
+
+import io
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pytest
+from PIL import Image
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, ElementHandle, Page
+
+SCREENS = {"desktop": (1280, 900), "phone": (390, 844)}
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+
+# Spread of the pixels of every <img>, 0 for one that did not load or is all of one colour.
+_SPREADS = """() => [...document.querySelectorAll("img")].map(image => {
+    if (!image.complete || !image.naturalWidth) return [image.alt, 0];
+    const canvas = document.createElement("canvas");
+    canvas.width = image.naturalWidth;
+    canvas.height = image.naturalHeight;
+    const context = canvas.getContext("2d");
+    context.drawImage(image, 0, 0);
+    const data = context.getImageData(0, 0, canvas.width, canvas.height).data;
+    let [low, high] = [765, 0];
+    for (let i = 0; i < data.length; i += 4) {
+        const value = data[i] + data[i + 1] + data[i + 2];
+        low = Math.min(low, value);
+        high = Math.max(high, value);
+    }
+    return [image.alt, high - low];
+})"""
+
+
+@contextmanager
+def launched() -> "Iterator[Browser]":
+    """The browser. Without one the test is skipped, or fails where CONTRIQUE_REQUIRE_BROWSER is 1."""
+    from playwright.sync_api import sync_playwright
+
+    program = next(filter(None, map(shutil.which, PROGRAMS)), None)
+    if program is None:
+        missing = f"none of {', '.join(PROGRAMS)} is installed; apt-get install chromium"
+        (pytest.fail if os.environ.get("CONTRIQUE_REQUIRE_BROWSER") == "1" else pytest.skip)(missing)
+    with sync_playwright() as playwright:
+        # root may not use the sandbox, and containers have a small /dev/shm
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def opened(
+    browser: "Browser", address: str, screen: str, colours: Literal["light", "dark"] = "light"
+) -> "Iterator[tuple[Page, list[str]]]":
+    """A page on a screen, and the faults that the browser itself tells: errors, and requests that leave the page.
+
+    Args:
+        browser: from `launched`.
+        address: of the page; requests to its own origin are no fault unless it is a file.
+        screen: a key of SCREENS.
+        colours: what the reader prefers.
+    """
+    width, height = SCREENS[screen]
+    context = browser.new_context(
+        viewport={"width": width, "height": height},
+        color_scheme=colours,
+        is_mobile=screen == "phone",
+        has_touch=screen == "phone",
+        accept_downloads=True,
+    )
+    page, faults = context.new_page(), list[str]()
+    own = address if address.startswith("file:") else address.split("/", 3)[2]
+
+    def requested(url: str) -> None:
+        if not url.startswith(("data:", "blob:")) and own not in url:
+            faults.append(f"requests {url}")
+
+    page.on("request", lambda request: requested(request.url))
+    page.on("console", lambda message: faults.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.goto(address)
+    yield page, faults
+    context.close()
+
+
+def seen(page: "Page") -> list[str]:
+    """What is wrong with an open page to the eye: wider than the screen, or figures and pictures without content."""
+    faults = []
+    wide, screen = page.evaluate("[document.documentElement.scrollWidth, window.screen.width]")
+    if wide > min(screen, page.viewport_size["width"] if page.viewport_size else screen):
+        faults.append(f"scrolls sideways: {wide} pixels wide on a screen of {screen}")
+    faults += [f"picture '{name}' is blank" for name, spread in page.evaluate(_SPREADS) if spread < 20]
+    for figure in page.query_selector_all("svg"):
+        if _share(figure) < 0.005:
+            faults.append(f"figure '{figure.get_attribute('aria-label')}' is blank")
+    return faults
+
+
+def _share(figure: "ElementHandle") -> float:
+    """Share of a figure's pixels that differ from its ground."""
+    box = figure.bounding_box()
+    if not box or min(box["width"], box["height"]) < 50:
+        return 0.0
+    pixels = _pixels(figure.screenshot())
+    return float((np.abs(pixels - pixels[0, 0]).max(axis=2) > 40).mean())
+
+
+def _pixels(png: bytes) -> np.ndarray[Any, np.dtype[np.int64]]:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), dtype=np.int64)
+
+
+def address(path: Path) -> str:
+    """A file as an address."""
+    return path.resolve().as_uri()
+
+
+def shoot(page: Path, folder: Path) -> None:
+    """The first screens of a page abreast, for the documentation: `report-desktop.png` and `report-phone.png`."""
+    with launched() as browser:
+        for screen, columns, height, scale in (("desktop", 2, 2080, 0.75), ("phone", 3, 1600, 1)):
+            size = {"width": SCREENS[screen][0], "height": columns * height}
+            context = browser.new_context(viewport=size, device_scale_factor=scale)
+            shown = context.new_page()
+            shown.goto(address(page))
+            whole = _pixels(shown.screenshot()).astype(np.uint8)
+            _small(np.concatenate(np.split(whole, columns), axis=1)).save(
+                folder / f"report-{screen}.png", optimize=True
+            )
+            context.close()
+
+
+def _small(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> Image.Image:
+    """A picture in 256 colours: the commonest as they are, for grounds and ink, and what serves photographs best."""
+    colours, counts = np.unique(pixels.reshape(-1, 3), axis=0, return_counts=True)
+    common = colours[np.argsort(-counts)[:48]]
+    others = Image.fromarray(colours[None]).quantize(256 - len(common), kmeans=2).getpalette() or []
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([*common.ravel().tolist(), *others[: 3 * (256 - len(common))]])
+    return Image.fromarray(pixels).quantize(palette=palette, dither=Image.Dither.NONE)
+
+
+if __name__ == "__main__":  # python tests/browser.py runs/ID/report.html docs
+    shoot(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,94 @@
+"""A finished run, small: pictures and features made up, every judgement of them by the real stages."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tiny_model
+
+from contrique import dataset, images, report
+from contrique.config import EvaluationConfig, GateConfig, resolve
+from contrique.encoder import Encoder, save_encoder
+from contrique.evaluation import decide_set, evaluate_set
+from contrique.features import FEATURES, save_features
+from contrique.regressor import fit_set
+
+NAMES = ("jpeg", "white_noise")
+LEVELS = (3, 1, 4, 2)
+SPLITS = ("train", "train", "validation", "test", "test")
+STEPS = 29
+SEED = 5
+
+
+def picture_set(folder: Path, column: str = "") -> Path:
+    """Five contents, two distortions at four levels and the photograph itself, with labels in `column` if given."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    rows = []
+    for content, split in enumerate(SPLITS):
+        for name, level in [("", 0), *((name, level) for name in NAMES for level in LEVELS)]:
+            path = folder / f"{content}{name}{level}.png"
+            noise = rng.normal(scale=10 * level + 1, size=(100, 240, 3))
+            path.write_bytes(images.encode_png(images.as_uint8((tiny_model.picture(content, 100, 240) + noise) / 255)))
+            row = {"image": path.name, "reference": f"scene {content}", "distortion": name, "level": level}
+            row |= {"kind": "distorted" if name else "pristine", "split": split, "licence": "CC0-1.0"}
+            label = {column: -level + rng.normal(scale=0.3)} if column else {}
+            rows.append(row | label | dataset.describe(path))
+    dataset.write_manifest(dataset.as_manifest(rows), folder)
+    return folder
+
+
+def judge(folder: Path, labelled: Path, column: str, champion: bool) -> None:
+    """Features that tell the labels in part, and what the stages make of them."""
+    rng = np.random.default_rng(0)
+    manifest = dataset.read_manifest(labelled).assign(phash="")  # the pictures are more alike than photographs are
+    values = rng.normal(size=(len(manifest), 8)).astype(np.float32)
+    values[:, 0] += manifest[column].to_numpy()
+    dataset.write_manifest(manifest, folder / "features")
+    save_features(values, list(manifest["image"]), folder / "features" / FEATURES)
+    fit_set(folder / "features", folder / "regressor", config=resolve("demo").regressor)
+    evaluate_set(
+        folder / "features",
+        folder / "regressor",
+        folder / "evaluation",
+        config=EvaluationConfig(resamples=50),
+        seed=SEED,
+        champion=(lambda rows: rows[column] + rng.normal(scale=2, size=len(rows))) if champion else None,
+        champion_version="7" if champion else "",
+    )
+    decide_set(folder / "evaluation", folder / "verdict.json", config=GateConfig(min_slice=4))
+
+
+def build(folder: Path, column: str = "weak_label", champion: bool = False) -> dict[str, Any]:
+    """Arguments of `report.write`, but for `out`."""
+    human = column == "mos"
+    data = picture_set(folder / "dataset", column if human else "")
+    distorted = picture_set(folder / "distorted", "" if human else column)
+    judge(folder, data if human else distorted, column, champion)
+    lineage = {"source": "<script>alert(1)</script>", "revision": "", "hash": "abc.dir", "files": 3}
+    lineage |= {"bytes": 12_000_000, "rows": 2, "counts": {"train/pristine": 2}, "sources": {"here": "abc.dir"}}
+    (data / "lineage.json").write_text(json.dumps(lineage))
+    save_encoder(Encoder("resnet18"), folder / "encoder" / "encoder.safetensors", {"steps": STEPS, "crops": 3480})
+    history = [{"step": step, "loss": 5.0 - step / 100, "lr": step / 1000} for step in range(1, STEPS + 1)]
+    for entry in history[9::10]:
+        entry |= {"probe_type": entry["step"] / 40, "probe_level": entry["step"] / 60}
+    (folder / "encoder" / "history.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in history))
+    trained = report.Trained(
+        data,
+        folder / "encoder",
+        folder / "regressor",
+        folder / "evaluation",
+        folder / "verdict.json",
+        config=resolve("demo", {"pretrain.steps": STEPS}),
+        profile="demo",
+        run="a-run",
+        code="c0de",
+    )
+    return {
+        "trained": trained,
+        "distorted": distorted,
+        "features": folder / "features",
+        "validation": {"expectations": 12.0, "rows": 2.0, "mos": []},
+        "outcome": {"name": "contrique", "version": "3", "alias": "champion"},
+    }

@@ -13,6 +13,8 @@ def extract_features(
     profile: str,
     overrides: dict,
     features: dsl.Output[dsl.Dataset],
+    part: int = 0,
+    parts: int = 1,
 ) -> None:
     """Two-scale features of every labelled picture, the encoder frozen.
 
@@ -23,6 +25,8 @@ def extract_features(
         profile: demo or paper.
         overrides: options that differ from the profile.
         features: folder with manifest.parquet and features.npz, row by row alike.
+        part: makes this one of `parts` parts, for gather_features to join.
+        parts: over how many tasks the work is fanned out.
     """
     from pathlib import Path
 
@@ -31,5 +35,5 @@ def extract_features(
 
     weights, settings = Path(encoder.path, "encoder.safetensors"), resolve(profile, overrides).features
     features.metadata["pictures"] = extract_set(
-        Path(dataset.path), Path(distorted.path), weights, Path(features.path), config=settings
+        Path(dataset.path), Path(distorted.path), weights, Path(features.path), config=settings, part=(part, parts)
     )

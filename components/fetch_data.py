@@ -6,7 +6,9 @@ from components import component
 
 
 @component
-def fetch_data(data: str, revision: str, pristine: list, authentic: list, dataset: dsl.Output[dsl.Dataset]) -> None:
+def fetch_data(
+    data: str, revision: str, pristine: list, authentic: list, pin: str, dataset: dsl.Output[dsl.Dataset]
+) -> None:
     """Fetch a revision of the data, prove its hash and record its lineage.
 
     Args:
@@ -14,11 +16,14 @@ def fetch_data(data: str, revision: str, pristine: list, authentic: list, datase
         revision: git revision of data.dvc; empty means what the folder holds now.
         pristine: folders of undistorted photographs without labels.
         authentic: folders of photographs as cameras made them, without labels.
+        pin: what `pin_data` said; data that changed since then are refused.
         dataset: picture set; its metadata is the lineage (source, revision, hash, counts).
     """
     from pathlib import Path
 
     from contrique.versioning import fetch
 
-    lineage = fetch(Path(dataset.path), data=data, revision=revision, pristine=pristine, authentic=authentic)
+    lineage = fetch(
+        Path(dataset.path), data=data, revision=revision, pristine=pristine, authentic=authentic, expected=pin
+    )
     dataset.metadata.update(vars(lineage))

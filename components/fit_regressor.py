@@ -18,12 +18,14 @@ def fit_regressor(
         features: feature set.
         profile: demo or paper.
         overrides: options that differ from the profile.
-        regressor: folder with ridge.npz and regressor.json.
+        regressor: folder with ridge.npz, regressor.json and drift.npz.
     """
     from pathlib import Path
 
-    from contrique.config import resolve
+    from contrique import config, drift
     from contrique.regressor import fit_set
 
-    settings = resolve(profile, overrides).regressor
-    regressor.metadata.update(vars(fit_set(Path(features.path), Path(regressor.path), config=settings)))
+    regressor.metadata.update(
+        vars(fit_set(Path(features.path), Path(regressor.path), config=config.resolve(profile, overrides).regressor))
+    )
+    drift.keep_reference(Path(features.path), Path(regressor.path))

@@ -11,6 +11,7 @@ def keep_champion(
     verdict: dsl.Input[dsl.Artifact],
     profile: str,
     overrides: dict,
+    tracking: dsl.Output[dsl.Markdown],
 ) -> dict:
     """Record the hold on the run and leave the registry as it is.
 
@@ -19,6 +20,7 @@ def keep_champion(
         verdict: JSON file of the gate.
         profile: demo or paper.
         overrides: options that differ from the profile.
+        tracking: where the MLflow run is.
 
     Returns:
         name, version and alias of the champion; empty if there is none.
@@ -32,5 +34,8 @@ def keep_champion(
         Path(dataset.path, "lineage.json"),
         config=config.resolve(profile, overrides).registry,
         run=registry.this_pipeline_run(),
+    )
+    Path(tracking.path).write_text(
+        registry.run_page(registry.this_pipeline_run(), config.resolve(profile, overrides).registry)
     )
     return vars(champion) if champion else {}

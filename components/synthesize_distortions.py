@@ -12,6 +12,8 @@ def synthesize_distortions(
     overrides: dict,
     seed: int,
     distorted: dsl.Output[dsl.Dataset],
+    part: int = 0,
+    parts: int = 1,
 ) -> None:
     """Distort every pristine photograph by each type and level, into tar shards with weak labels.
 
@@ -21,11 +23,19 @@ def synthesize_distortions(
         overrides: options that differ from the profile.
         seed: of every random draw; the same seed gives the same bytes.
         distorted: picture set of the distorted pictures.
+        part: makes this one of `parts` parts, for gather_distortions to join.
+        parts: over how many tasks the work is fanned out.
     """
     from pathlib import Path
 
     from contrique.config import resolve
     from contrique.synthesis import synthesize
 
-    settings = resolve(profile, overrides).synthesis
-    distorted.metadata.update(vars(synthesize(Path(dataset.path), Path(distorted.path), seed=seed, config=settings)))
+    made = synthesize(
+        Path(dataset.path),
+        Path(distorted.path),
+        seed=seed,
+        config=resolve(profile, overrides).synthesis,
+        part=(part, parts),
+    )
+    distorted.metadata.update(vars(made))

@@ -4,6 +4,8 @@
 class ContriqueError(Exception):
     """An expected failure: its message names the file or value and the remedy.
 
-    The command line prints the message alone and exits with status 2; anything else is a bug and
+    The command line prints the message alone and exits with `exit_status`; anything else is a bug and
     keeps its traceback.
     """
+
+    exit_status = 2

@@ -22,6 +22,10 @@ class StorageError(ContriqueError):
     """A file or an object that cannot be copied; the message names it and the remedy."""
 
 
+class DamagedObject(StorageError):
+    """An object whose bytes are not those that were uploaded."""
+
+
 @contextmanager
 def write_aside(path: Path) -> Iterator[Path]:
     """Give a temporary sibling of `path`; on success it takes the place of `path`, on failure it goes.
@@ -57,7 +61,7 @@ def is_s3(location: str) -> bool:
     return location.startswith("s3://")
 
 
-def upload(source: Path, url: str) -> int:
+def upload(source: Path, url: str, *, progress: bool = True) -> int:
     """Copy a file or a folder to S3, in parallel and in parts, each object with its SHA-256 as metadata.
 
     Endpoint and credentials come from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...) as for any AWS tool.
@@ -65,6 +69,7 @@ def upload(source: Path, url: str) -> int:
     Args:
         source: a file, or a folder that is copied with everything below it.
         url: `s3://bucket/prefix`; objects are called `prefix/RELATIVE_PATH`.
+        progress: draw a bar.
     Returns:
         the number of objects written.
     Raises:
@@ -82,10 +87,10 @@ def upload(source: Path, url: str) -> int:
         client.upload_file(str(path), bucket, key, ExtraArgs={"Metadata": {"sha256": _sha256(path)}})
 
     with _explained(url):
-        return _each(put, files, "uploading")
+        return _each(put, files, "uploading", progress)
 
 
-def download(url: str, target: Path) -> int:
+def download(url: str, target: Path, *, progress: bool = True) -> int:
     """Copy everything below an S3 prefix to a folder, whole or not at all, and check each object.
 
     Objects written by `upload` are compared with their SHA-256; others with their size, beside the checksums of the
@@ -94,11 +99,12 @@ def download(url: str, target: Path) -> int:
     Args:
         url: `s3://bucket/prefix`.
         target: the folder to make; an existing one is replaced.
+        progress: draw a bar.
     Returns:
         the number of files written.
     Raises:
-        StorageError: nothing below the prefix, a damaged object, no such bucket, refused credentials, or the server
-            cannot be reached.
+        DamagedObject: an object is not what was uploaded.
+        StorageError: nothing below the prefix, no such bucket, refused credentials, or the server cannot be reached.
     """
     bucket, prefix = _bucket_and_prefix(url)
     client = _client()
@@ -115,9 +121,51 @@ def download(url: str, target: Path) -> int:
             client.download_file(bucket, key, str(path))
             expected = head["Metadata"].get("sha256")
             if path.stat().st_size != head["ContentLength"] or (expected and _sha256(path) != expected):
-                raise StorageError(f"s3://{bucket}/{key}: damaged (its SHA-256 differs); upload the object again")
+                raise DamagedObject(f"s3://{bucket}/{key}: damaged (its SHA-256 differs); upload the object again")
 
-        return _each(get, keys, "downloading")
+        return _each(get, keys, "downloading", progress)
+
+
+def names(url: str) -> list[str]:
+    """The first part of the name of every object below an S3 prefix, each once; empty if there is none.
+
+    Raises:
+        StorageError: no such bucket, refused credentials, or the server cannot be reached.
+    """
+    bucket, prefix = _bucket_and_prefix(url)
+    with _explained(url):  # without a delimiter: some servers list the folders of objects that are gone
+        pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        keys = [entry["Key"] for page in pages for entry in page.get("Contents", [])]
+    return sorted({key[len(prefix) :].partition("/")[0] for key in keys if not key.endswith("/")})
+
+
+def remove(url: str) -> None:
+    """Delete every object below an S3 prefix.
+
+    Raises:
+        StorageError: no such bucket, refused credentials, or the server cannot be reached.
+    """
+    bucket, prefix = _bucket_and_prefix(url)
+    client = _client()
+    with _explained(url):
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+            for entry in page.get("Contents", []):
+                client.delete_object(Bucket=bucket, Key=entry["Key"])
+
+
+def fingerprint(url: str) -> str:
+    """A hash of what lies below an S3 prefix, by the names, sizes and ETags of the objects; no object is read.
+
+    Raises:
+        StorageError: nothing below the prefix, no such bucket, refused credentials, or the server cannot be reached.
+    """
+    bucket, prefix = _bucket_and_prefix(url)
+    with _explained(url):
+        pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        found = [(one["Key"], one["Size"], one["ETag"]) for page in pages for one in page.get("Contents", [])]
+    if not found:
+        raise StorageError(f"{url}: no objects there; check the bucket and the prefix")
+    return hashlib.sha256(repr(sorted(found)).encode()).hexdigest()
 
 
 def inside(name: str, where: str) -> PurePosixPath:
@@ -148,11 +196,12 @@ def _client() -> Any:
     return boto3.Session().client("s3", config=options)  # the default session would keep its first credentials
 
 
-def _each(action: Callable[[T], None], items: Sequence[T], what: str) -> int:
+def _each(action: Callable[[T], None], items: Sequence[T], what: str, progress: bool) -> int:
     with ThreadPoolExecutor(_TRANSFERS) as pool:
         pending = [pool.submit(action, item) for item in items]
+        hidden = None if progress else True  # None: on a terminal alone
         try:
-            for done in tqdm(as_completed(pending), total=len(items), desc=what, unit="file", disable=None):
+            for done in tqdm(as_completed(pending), total=len(items), desc=what, unit="file", disable=hidden):
                 done.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)

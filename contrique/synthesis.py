@@ -13,9 +13,10 @@ import itertools
 import json
 import multiprocessing
 import os
+import shutil
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -79,7 +80,9 @@ class _Job:
     fingerprint: str
 
 
-def synthesize(source: Path, out: Path, *, seed: int, config: SynthesisConfig) -> SynthesisSummary:
+def synthesize(
+    source: Path, out: Path, *, seed: int, config: SynthesisConfig, part: tuple[int, int] = (0, 1)
+) -> SynthesisSummary:
     """Distort every pristine photograph of a picture set.
 
     Writes `out/shards/*.tar`, a sidecar beside each, and `out/manifest.parquet`. Each row keeps the photograph's split,
@@ -91,6 +94,7 @@ def synthesize(source: Path, out: Path, *, seed: int, config: SynthesisConfig) -
         out: folder of the new picture set.
         seed: of every random number.
         config: `workers` changes the time that it takes and nothing else.
+        part: (k, n) makes every n-th shard from the k-th on, for `gather` to join with the others.
     Raises:
         SynthesisError: no pristine photograph, one that is too small or has changed, no space left, a worker that died.
         images.BadImage: a photograph that cannot be decoded.
@@ -101,18 +105,42 @@ def synthesize(source: Path, out: Path, *, seed: int, config: SynthesisConfig) -
     rows = dataset.rows_of(manifest[manifest["kind"] == "pristine"])
     if not rows:
         raise SynthesisError(f"{source}: no pristine photographs in it; import some with --pristine")
-    jobs = list(_jobs(source, out, rows, seed, config))
+    jobs = list(_jobs(source, out, rows, seed, config))[part[0] :: part[1]]
+    photographs = sum(len(job.rows) for job in jobs)
     pending = [job for job in jobs if _finished(job) is None]
     try:
         _tidy(out, jobs, stale=bool(pending))
         _run(pending, config, len(jobs) - len(pending), len(jobs))
-        return _collect(out, jobs, SynthesisSummary(len(rows), 0, 0, len(jobs), len(jobs) - len(pending), 0))
+        return _collect(out, jobs, SynthesisSummary(photographs, 0, 0, len(jobs), len(jobs) - len(pending), 0))
     except OSError as error:
         if error.errno in FULL:
             raise SynthesisError(
                 f"{out}: no space left for the distorted pictures ({error.strerror}); {_RETRY}"
             ) from error
         raise
+
+
+def gather(source: Path, parts: Sequence[Path], out: Path, *, seed: int, config: SynthesisConfig) -> SynthesisSummary:
+    """Join what several calls of `synthesize` made of one picture set; the same bytes as one call for everything.
+
+    Shards that no part has are made.
+
+    Args:
+        source: the picture set.
+        parts: folders of the parts.
+        out, seed, config: as `synthesize`, with the seed and the configuration of the parts.
+    Raises:
+        as `synthesize`.
+    """
+    shards = out / SHARDS
+    shards.mkdir(parents=True, exist_ok=True)
+    for path in (path for part in parts for path in sorted((part / SHARDS).iterdir())):
+        with write_aside(shards / path.name) as aside:
+            try:
+                aside.hardlink_to(path)
+            except OSError:  # another file system
+                shutil.copyfile(path, aside)
+    return synthesize(source, out, seed=seed, config=config)
 
 
 _RETRY = "free some or choose another folder, and run again: finished shards are kept"
@@ -368,5 +396,5 @@ def _groups(jobs: list[_Job]) -> Iterator[list[dict[str, Any]]]:
         if len(group) >= ROW_GROUP:
             yield group
             group = []
-    if group:
+    if group or not jobs:  # a part may be empty where there are more parts than shards
         yield group

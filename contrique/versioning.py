@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from contrique.errors import ContriqueError
 
 PIN = "data.dvc"
 LINEAGE = "lineage.json"
+_FRESH = "fresh-"  # begins a fingerprint that stands for no content
 _CHECK = (
     "check the remote's URL and its credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL for S3)"
 )
@@ -79,6 +81,7 @@ def fetch(
     revision: str = "",
     pristine: Sequence[str] = (),
     authentic: Sequence[str] = (),
+    expected: str = "",
 ) -> Lineage:
     """Bring data from wherever they are into one picture set, whole or not at all.
 
@@ -93,10 +96,12 @@ def fetch(
         revision: git revision whose `data.dvc` is pulled; empty for the working tree's.
         pristine: folders of undistorted pictures without labels, local or s3://.
         authentic: folders of pictures with distortions of their own, without labels.
+        expected: what `fingerprint` said of the same data; empty to take them as they are.
     Returns:
         the lineage, as written to `out/lineage.json`.
     Raises:
-        FetchError: nothing to fetch, an unknown revision, an unreachable remote, a missing or a damaged file.
+        FetchError: nothing to fetch, an unknown revision, an unreachable remote, a missing or a damaged file, or data
+            that changed since their fingerprint was taken.
         dataset.DatasetError: a folder that is no picture set and cannot be imported as one.
         public_sets.PublicSetError: a download that is not the public set it is said to be, or not all of it.
         storage.StorageError: an S3 location that cannot be read.
@@ -148,7 +153,46 @@ def fetch(
             counts={str(name): int(counts[name]) for name in sorted(counts.index)},
         )
         (aside / LINEAGE).write_text(json.dumps(asdict(lineage), indent=2) + "\n")
+        if expected and not expected.startswith(_FRESH):
+            now = fingerprint(data=data, revision=revision, pristine=pristine, authentic=authentic)
+            if now != expected:
+                raise FetchError(f"{data or pristine or authentic}: changed while they were fetched; run again")
     return lineage
+
+
+def fingerprint(
+    *, data: str = "", revision: str = "", pristine: Sequence[str] = (), authentic: Sequence[str] = ()
+) -> str:
+    """A hash of the content that `fetch` would bring, without bringing it.
+
+    A DVC project counts by the hash that it pins, an S3 prefix by the names, sizes and ETags of its objects.
+
+    Args:
+        data, revision, pristine, authentic: as `fetch`.
+    Returns:
+        a hash; with a plain folder among the sources, whose content nothing vouches for, a new one each time.
+    Raises:
+        FetchError: no such folder, an unknown revision, no pin.
+        storage.StorageError: an S3 location that cannot be read.
+    """
+    contents = [_pinned_content(data, revision)] if data else []
+    contents += [storage.fingerprint(one) if storage.is_s3(one) else "" for one in (*pristine, *authentic)]
+    if not all(contents):
+        return _FRESH + uuid.uuid4().hex
+    described = json.dumps([data, list(pristine), list(authentic), contents])
+    return hashlib.sha256(described.encode()).hexdigest()
+
+
+def _pinned_content(location: str, revision: str) -> str:
+    """What vouches for the content of labelled data; empty if nothing does."""
+    public, path = public_sets.split_name(location)
+    if storage.is_s3(path):
+        return storage.fingerprint(path)
+    if public:
+        return ""
+    with tempfile.TemporaryDirectory() as work:
+        _, text, _ = _find(path, revision, Path(work))
+    return _pinned(text, location).hash if text else ""
 
 
 def _merge(parts: Sequence[tuple[Path, pd.DataFrame]], out: Path) -> pd.DataFrame:
@@ -198,6 +242,14 @@ def _local(location: str, work: Path) -> Path:
 
 def _open(location: str, revision: str, work: Path) -> tuple[Path, str, str]:
     """The folder of the data, and for a DVC project the commit and the hash that pin it."""
+    project, text, commit = _find(location, revision, work)
+    if not text:
+        return project, "", ""
+    return _pull(text, project, location, work), commit, _pinned(text, location).hash
+
+
+def _find(location: str, revision: str, work: Path) -> tuple[Path, str, str]:
+    """The folder of a source, for a DVC project the text of its `data.dvc` and its commit, both else empty."""
     if re.match(r"(https?|ssh|git|file)://|git@", location) or location.endswith(".git"):
         project = work / "clone"
         _git("clone", "--quiet", "--", location, str(project))
@@ -214,11 +266,10 @@ def _open(location: str, revision: str, work: Path) -> tuple[Path, str, str]:
             text = _git("show", f"{commit}:./{PIN}", cwd=project)
         else:
             text, commit = (pin.read_text(), _describe(project)) if pin.is_file() else ("", "")
-        if not text:
-            return project, "", ""
+        return project, text, commit
     if not text:
         raise FetchError(f"{location}: no {PIN} in it; run `dvc add data` there and commit {PIN}")
-    return _pull(text, project, location, work), commit, _pinned(text, location).hash
+    return project, text, commit
 
 
 @dataclass(frozen=True)

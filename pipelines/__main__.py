@@ -1,25 +1,33 @@
-"""Compile, run and submit the pipelines: `python -m pipelines compile|run|submit --help`."""
+"""Compile, run, submit, schedule and upload the pipelines: `python -m pipelines COMMAND --help`."""
 
 import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from contrique.errors import ContriqueError
 
-_ENDED = {"SUCCEEDED", "SKIPPED", "FAILED", "CANCELED"}  # states of a run in KFP's API
-_POLL_SECONDS = 10
+if TYPE_CHECKING:
+    from kfp import dsl
+
+    from pipelines.cluster import Cluster
+
+# Arguments of each pipeline that have an option of their own, and what they are by default.
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "training": {"data": "", "revision": "", "pristine": [], "authentic": [], "profile": "demo", "seed": 0},
+    "scoring": {"data": "", "model": "champion", "fail_on_drift": True, "profile": "demo"},
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one subcommand; 0 on success, 2 on a failure that the user can mend, whose message goes to stderr."""
+    """Run one subcommand; 0 on success, 2 on a failure that the user can mend (3 on drift), told on stderr."""
     options = _parser().parse_args(arguments)
     try:
         options.command(options)
     except ContriqueError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return error.exit_status
     return 0
 
 
@@ -27,47 +35,107 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pipelines", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    compiling = commands.add_parser("compile", help="write the pipeline as YAML for Kubeflow")
-    compiling.add_argument("--out", type=Path, default=Path("training.yaml"), help="default: training.yaml")
+    compiling = commands.add_parser("compile", help="write a pipeline as YAML for Kubeflow")
+    _add_pipeline(compiling)
+    compiling.add_argument("--out", type=Path, help="default: the pipeline's name with .yaml")
     compiling.set_defaults(command=compile_pipeline)
 
-    running = commands.add_parser("run", help="run the pipeline on this machine")
+    running = commands.add_parser("run", help="run a pipeline on this machine; status 3: the scoring found drift")
     _add_arguments(running)
     running.add_argument("--runs", type=Path, default=Path("runs"), help="folder that keeps each run (default: runs)")
+    running.add_argument(
+        "--runner",
+        choices=("subprocess", "docker"),
+        default="subprocess",
+        help="each task as a process of this environment, or as a container of the image (default: subprocess)",
+    )
+    running.add_argument(
+        "--mount", action="append", default=[], metavar="FOLDER", help="that containers may read, too; repeatable"
+    )
     running.set_defaults(command=run)
 
     submitting = commands.add_parser("submit", help="start a run on a Kubeflow cluster")
     _add_arguments(submitting)
-    submitting.add_argument("--host", required=True, help="address of the Kubeflow Pipelines API")
-    submitting.add_argument("--experiment", default="contrique", help="default: contrique")
-    submitting.add_argument("--name", help="of the run; default: the pipeline's name and the time")
+    _add_cluster(submitting)
+    submitting.add_argument("--name", default="", help="of the run; default: its data, revision, profile and time")
     submitting.add_argument("--wait", action="store_true", help="until the run ends; fail if it failed")
     submitting.set_defaults(command=submit)
+
+    scheduling = commands.add_parser("schedule", help="make a recurring run on a Kubeflow cluster")
+    _add_arguments(scheduling)
+    _add_cluster(scheduling)
+    scheduling.add_argument("--cron", required=True, help="'0 2 * * 0' (Sundays at 2), or six fields, seconds first")
+    scheduling.add_argument("--name", default="", help="of the recurring run")
+    scheduling.set_defaults(command=schedule)
+
+    uploading = commands.add_parser("upload", help="upload a version of a pipeline, to be run from the UI")
+    _add_pipeline(uploading)
+    _add_cluster(uploading)
+    uploading.add_argument("--version", required=True, help="its name, new for this pipeline, such as 0.1.0")
+    uploading.add_argument("--description", default="", help="shown beside the version")
+    uploading.set_defaults(command=upload)
+
+    training = commands.add_parser("trainjob", help="write a Kubeflow Trainer job that pretrains on several machines")
+    training.add_argument("--name", required=True, help="of the job and of its MLflow run")
+    training.add_argument("--nodes", type=int, required=True, help="machines")
+    training.add_argument("--gpus", type=int, default=8, help="on each machine (default: 8)")
+    training.add_argument("--pristine", action="append", required=True, help="s3:// prefix of photographs; repeatable")
+    training.add_argument("--authentic", action="append", required=True, help="likewise, taken as they are; repeatable")
+    training.add_argument("--to", required=True, help="s3:// prefix for checkpoints, encoder and history")
+    training.add_argument("--profile", default="paper", help="default: paper")
+    training.add_argument("--seed", type=int, default=0, help="default: 0")
+    training.add_argument("--param", action="append", default=[], metavar="K=V", help="an option; repeatable")
+    training.add_argument("--out", type=Path, default=Path("trainjob.yaml"), help="default: trainjob.yaml")
+    training.set_defaults(command=trainjob)
+
+    stacking = commands.add_parser("stack", help="S3, PostgreSQL and the MLflow server on this machine")
+    stacking.add_argument("action", choices=("up", "down", "env"), help="env: shell commands that set its addresses")
+    stacking.add_argument("--folder", type=Path, default=Path(".stack"), help="its data and logs (default: .stack)")
+    stacking.add_argument("--detach", action="store_true", help="with up: run in the background, return when it works")
+    stacking.set_defaults(command=stack)
     return parser
 
 
+def _add_pipeline(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pipeline", choices=tuple(ARGUMENTS), default="training", help="default: training")
+    parser.add_argument(
+        "--shards", type=int, default=1, help="tasks that synthesis and feature extraction fan out over (default: 1)"
+    )
+
+
+def _add_cluster(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", required=True, help="address of the Kubeflow Pipelines API")
+    parser.add_argument("--experiment", default="contrique", help="default: contrique")
+    parser.add_argument("--namespace", default="", help="profile, in a Kubeflow that has them")
+
+
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", default="", help="folder, git URL or s3:// prefix of the labelled data")
-    parser.add_argument("--revision", default="", help="git revision of data.dvc (default: what the folder holds)")
-    parser.add_argument("--pristine", action="append", default=[], help="folder of undistorted photographs; repeatable")
-    parser.add_argument("--authentic", action="append", default=[], help="folder of camera photographs; repeatable")
-    parser.add_argument("--profile", default="demo", help="demo (minutes on a laptop) or paper; default: demo")
-    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    _add_pipeline(parser)
+    parser.add_argument("--data", help="labelled data, or pictures to score: folder, git URL or s3:// prefix")
+    parser.add_argument("--revision", help="git revision of data.dvc (default: what the folder holds)")
+    parser.add_argument("--pristine", action="append", help="folder of undistorted photographs; repeatable")
+    parser.add_argument("--authentic", action="append", help="folder of camera photographs; repeatable")
+    parser.add_argument("--profile", help="demo (minutes on a laptop) or paper; default: demo")
+    parser.add_argument("--seed", type=int, help="default: 0")
     parser.add_argument(
         "--param",
         action="append",
         default=[],
         metavar="K=V",
-        help="an option of the configuration, such as pretrain.steps=100; repeatable",
+        help="an option of the configuration, such as pretrain.steps=100, or an argument of the pipeline; repeatable",
     )
 
 
 def _arguments(options: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of `training`: a --param with a dot is an option of the configuration, one without an argument."""
+    """Arguments of the pipeline: a --param with a dot is an option of the configuration, one without an argument."""
     from contrique.config import resolve
 
-    names = ("data", "revision", "pristine", "authentic", "profile", "seed")
-    arguments = {name: getattr(options, name) for name in names} | {"overrides": {}}
+    known = ARGUMENTS[options.pipeline]
+    given = {name: getattr(options, name, None) for every in ARGUMENTS.values() for name in every}
+    for name, value in given.items():
+        if value is not None and name not in known:
+            raise UsageError(f"--{name}: the {options.pipeline} pipeline has no such argument; leave it out")
+    arguments = known | {name: value for name, value in given.items() if value is not None} | {"overrides": {}}
     for text in options.param:
         name, equals, value = text.partition("=")
         if not equals or ("." not in name and name not in arguments):
@@ -78,6 +146,18 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
         raise UsageError("no data; give --data FOLDER (`--data .` here, after `make data`, for the sample photographs)")
     resolve(arguments["profile"], arguments["overrides"])  # a mistyped option is better found now than by a task
     return arguments
+
+
+def _pipeline(options: argparse.Namespace) -> "dsl.base_component.BaseComponent":
+    if options.shards < 1:
+        raise UsageError(f"--shards {options.shards}: give 1 or more")
+    if options.pipeline == "scoring":
+        from pipelines.scoring import scoring
+
+        return scoring
+    from pipelines.training import build
+
+    return build(options.shards)
 
 
 def _value(text: str) -> Any:
@@ -91,20 +171,55 @@ class UsageError(ContriqueError):
     """A command-line argument that makes no sense."""
 
 
-class SubmitFailed(ContriqueError):
-    """The cluster cannot be reached, refuses, or the run failed there."""
-
-
 def compile_pipeline(options: argparse.Namespace) -> None:
     """Write the compiled pipeline."""
     from kfp import compiler
 
     from components import IMAGE
-    from pipelines.training import training
 
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    compiler.Compiler().compile(training, str(options.out))
-    print(f"{options.out}: upload it in the Kubeflow UI, or use `python -m pipelines submit`. Image: {IMAGE}")
+    out = options.out or Path(f"{options.pipeline}.yaml")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    compiler.Compiler().compile(_pipeline(options), str(out))
+    print(f"{out}: upload it in the Kubeflow UI, or use `python -m pipelines submit`. Image: {IMAGE}")
+
+
+def trainjob(options: argparse.Namespace) -> None:
+    """Write the manifest of a pretraining job."""
+    import yaml
+
+    from components import IMAGE
+    from contrique.config import resolve
+    from contrique.storage import write_aside
+    from pipelines.trainjob import manifest
+
+    overrides = {}
+    for text in options.param:
+        name, _, value = text.partition("=")
+        overrides[name] = _value(value)
+    config = resolve(options.profile, overrides).pretrain
+    processes = options.nodes * options.gpus
+    if min(options.nodes, options.gpus) < 1 or config.images % processes:
+        raise UsageError(
+            f"{options.nodes} nodes x {options.gpus} GPUs: pretrain.images={config.images} does not divide by them"
+        )
+    for place in (*options.pristine, *options.authentic, options.to):
+        if not place.startswith("s3://"):
+            raise UsageError(f"{place}: every machine must reach it; give an s3:// prefix")
+    job = manifest(
+        options.name,
+        IMAGE,
+        nodes=options.nodes,
+        gpus=options.gpus,
+        pristine=options.pristine,
+        authentic=options.authentic,
+        out=options.to.rstrip("/"),
+        profile=options.profile,
+        overrides=overrides,
+        seed=options.seed,
+    )
+    with write_aside(options.out) as aside:
+        aside.write_text(yaml.safe_dump(job, sort_keys=False))
+    print(f"{options.out}: start it with `kubectl apply -f {options.out}`. Image: {IMAGE}")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -113,10 +228,12 @@ def run(options: argparse.Namespace) -> None:
     from pipelines.summary import summary
 
     arguments = _arguments(options)
-    arguments["data"] = _absolute(arguments["data"])
-    for name in ("pristine", "authentic"):
-        arguments[name] = [_absolute(path) for path in arguments[name]]
-    print(summary(local.run(arguments, options.runs)))
+    for name in ("data", "pristine", "authentic"):
+        if name in arguments:
+            given = arguments[name]
+            arguments[name] = _absolute(given) if isinstance(given, str) else [_absolute(path) for path in given]
+    mounts = [str(Path(folder).resolve()) for folder in options.mount] if options.runner == "docker" else None
+    print(summary(local.run(_pipeline(options), arguments, options.runs, mounts=mounts)))
 
 
 def _absolute(location: str) -> str:
@@ -130,41 +247,45 @@ def _absolute(location: str) -> str:
     return f"{name}:{path.resolve()}" if name else str(path.resolve())
 
 
+def stack(options: argparse.Namespace) -> None:
+    """Start or stop the stack of a folder, or print how to use it."""
+    from pipelines import stack as servers
+
+    if options.action == "env":
+        print(servers.exports(options.folder))
+    elif options.action == "down":
+        servers.down(options.folder)
+    else:
+        (servers.up_detached if options.detach else servers.up)(options.folder)
+
+
 def submit(options: argparse.Namespace) -> None:
     """Start a run on a cluster, and wait for it if asked to."""
-    import logging
-    import time
-    import warnings
-
-    import kfp
-    import kfp_server_api
-    import urllib3
-
-    from pipelines.training import training
-
     arguments = _arguments(options)
-    warnings.simplefilter("ignore", FutureWarning)  # KFP's client warns of servers older than 2.0 in any case
-    logging.disable(logging.ERROR)  # and logs a traceback for each try to reach the server
-    try:
-        client = kfp.Client(host=options.host)
-        started = client.create_run_from_pipeline_func(
-            training, arguments=arguments, run_name=options.name, experiment_name=options.experiment
-        )
-        if not options.wait:
-            return
-        # not KFP's own wait_for_run_completion: it waits on for a run that was cancelled
-        while (ended := client.get_run(started.run_id)).state not in _ENDED:
-            time.sleep(_POLL_SECONDS)
-    except (TimeoutError, kfp_server_api.ApiException, urllib3.exceptions.HTTPError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise SubmitFailed(
-            f"{options.host}: the Kubeflow Pipelines API did not do as asked ({reason}); check --host and the login"
-        ) from error
-    finally:
-        logging.disable(logging.NOTSET)
-    print(f"run {started.run_id}: {ended.state}")
-    if ended.state != "SUCCEEDED":
-        raise SubmitFailed(f"run {started.run_id} ended as {ended.state}; the address above shows where")
+    cluster = _cluster(options)
+    started = cluster.submit(_pipeline(options), arguments, options.name)
+    if options.wait:
+        cluster.wait(started)
+
+
+def schedule(options: argparse.Namespace) -> None:
+    """Make a recurring run on a cluster."""
+    if len(options.cron.split()) not in (5, 6):
+        raise UsageError(f"--cron '{options.cron}': expected five fields, or six with seconds first")
+    made = _cluster(options).schedule(_pipeline(options), _arguments(options), options.cron, options.name)
+    print(f"recurring run {made}: it starts by `{options.cron}`")
+
+
+def upload(options: argparse.Namespace) -> None:
+    """Upload a version of a pipeline."""
+    made = _cluster(options).upload(_pipeline(options), options.version, options.description)
+    print(f"version {options.version}: {made}")
+
+
+def _cluster(options: argparse.Namespace) -> "Cluster":
+    from pipelines.cluster import Cluster
+
+    return Cluster(options.host, options.experiment, options.namespace)
 
 
 if __name__ == "__main__":

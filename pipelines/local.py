@@ -1,7 +1,8 @@
-"""Run the compiled pipeline on this machine: KFP's local runner, with a log file and a readable terminal.
+"""Run a compiled pipeline on this machine: KFP's local runners, with a log file and a readable terminal.
 
 The document that runs is the one that `compile` writes, less its retry policies: on a laptop a failing stage should
-say so at once and not a quarter of an hour later.
+say so at once and not a quarter of an hour later. Each task is a process of this environment, or a container of the
+pipeline's image.
 """
 
 import contextlib
@@ -20,7 +21,8 @@ import time
 import tty
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -33,11 +35,21 @@ from contrique.errors import ContriqueError
 from pipelines.resources import STAGES
 
 _BAR = "%|"  # of tqdm: what tells a progress bar from a line of text
+_PASSED = ("AWS_", "MLFLOW_", "CONTRIQUE_", "OMP_")  # variables of this process that containers are given too
 BRANCHES = ("register_model", "keep_champion")
 
 
 class RunFailed(ContriqueError):
-    """A task failed; the message names the task, the reason that it gave and the log."""
+    """A task failed; the message names the task, the reason that it gave and the log.
+
+    Args:
+        message: all of it.
+        exit_status: of the task's own error.
+    """
+
+    def __init__(self, message: str, exit_status: int = ContriqueError.exit_status) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
 
 
 @dataclass(frozen=True)
@@ -70,13 +82,22 @@ class Run:
 
 @dataclass
 class Terminal:
-    """What a person sees of the tasks: one line each, and their progress bars; everything goes to `log`."""
+    """What a person sees of the tasks: one line each, and their progress bars; everything goes to `log`.
+
+    Attributes:
+        log, screen: where to write.
+        environment: given to each task beside its own.
+        volumes: folders of this machine that containers may see, as Docker takes them.
+        reason: why the first task failed; empty if none did.
+        exit_status: of that task's error.
+    """
 
     log: TextIO
     screen: TextIO
     environment: dict[str, str]
+    volumes: dict[str, dict[str, str]] = field(default_factory=dict)
     reason: str = ""
-    tail: list[str] = field(default_factory=list)
+    exit_status: int = ContriqueError.exit_status
 
     def run_task(self, full_command: list[str], env_vars: dict[str, str] | None = None) -> int:
         """Stands in for KFP's own function, which pipes a task's output by line, so that no progress bar can draw.
@@ -85,11 +106,6 @@ class Terminal:
         """
         # KFP puts the interpreter into a shell command unquoted
         command = [part.replace(sys.executable, shlex.quote(sys.executable)) for part in full_command]
-        task = json.loads(command[command.index("--executor_input") + 1])["outputs"]["outputFile"].split("/")[-2]
-        title = STAGES[task.replace("-", "_")].title
-        self.tail.clear()
-        started = time.monotonic()
-        self._show(f"  {title} ...")
         reader, writer = pty.openpty() if self.screen.isatty() else os.pipe()
         if self.screen.isatty():
             tty.setraw(writer)  # or each newline would come with a carriage return
@@ -103,30 +119,60 @@ class Terminal:
             env=os.environ | self.environment | (env_vars or {}),
         ) as process:
             os.close(writer)
-            for line in self._lines(reader):
-                self.tail = [*self.tail[-199:], line]
-                print(line, file=self.log, flush=True)
-        mark = "✓" if process.returncode == 0 else "✗"
-        self._show(f"{mark} {title} ({time.monotonic() - started:.1f} s)\n")
-        if process.returncode:
-            self.reason = f"{title}: {_reason(self.tail, process.returncode)}"
-        return process.returncode
+            return self._watch(command, _chunks(reader), process.wait)
 
-    def _lines(self, reader: int) -> Iterator[str]:
+    def run_container(
+        self, client: Any, image: str, command: list[str], volumes: dict[str, Any], **arguments: Any
+    ) -> int:
+        """Stands in for KFP's own function, which takes a container that vanished before it was asked for a success.
+
+        This one is removed only after its status is known (kubeflow/pipelines#13332).
+        """
+        from docker.errors import APIError
+
+        environment = self.environment | arguments.pop("environment", {})
+        try:
+            container = client.containers.run(
+                image, command, detach=True, volumes=volumes | self.volumes, environment=environment, **arguments
+            )
+        except APIError as error:  # no such image here nor in a registry
+            reason = " ".join(str(error).split())
+            raise RunFailed(f"{image}: Docker cannot run it ({reason}); build it with `make image`") from error
+        try:
+            return self._watch(command, container.logs(stream=True), lambda: container.wait()["StatusCode"])
+        finally:
+            container.remove(force=True)
+
+    def _watch(self, command: list[str], output: Iterable[bytes], ended: Callable[[], int]) -> int:
+        task = json.loads(command[command.index("--executor_input") + 1])["outputs"]["outputFile"].split("/")[-2]
+        title = STAGES[task.replace("-", "_")].title
+        tail: deque[str] = deque(maxlen=200)
+        started = time.monotonic()
+        self._show(f"  {title} ...")
+        for line in self._lines(output):
+            tail.append(line)
+            print(line, file=self.log, flush=True)
+        code = ended()
+        self._show(f"{'✗' if code else '✓'} {title} ({time.monotonic() - started:.1f} s)\n")
+        if code and not self.reason:
+            reason, self.exit_status = _failure(list(tail), code)
+            self.reason = f"{title}: {reason}"
+        return code
+
+    def _lines(self, chunks: Iterable[bytes]) -> Iterator[str]:
         """Whole lines; what ends in a carriage return redraws the line on the screen instead."""
         text = ""
-        with open(reader, "rb", buffering=0) as stream:
-            while chunk := _read(stream):
-                text += chunk.decode(errors="replace")
-                *done, text = re.split(r"(?<=\n)|(?<=\r)(?!\n)", text)
-                for piece in done:
-                    if piece.strip() and (piece.endswith("\r") or _BAR in piece):
-                        self._show(f"  {piece.strip()}")
-                    if piece.endswith("\n"):
-                        yield piece.rstrip("\r\n")
-                if _BAR in text:  # tqdm writes the return first and the bar after it
-                    self._show(f"  {text.strip()}")
-                    text = ""
+        for chunk in chunks:
+            text += chunk.decode(errors="replace")
+            *done, text = re.split(r"(?<=\n)|(?<=\r)(?!\n)", text)
+            for piece in done:
+                if piece.strip() and (piece.endswith("\r") or _BAR in piece):
+                    self._show(f"  {piece.strip()}")
+                if piece.endswith("\n"):
+                    yield piece.rstrip("\r\n")
+            if _BAR in text:  # tqdm writes the return first and the bar after it
+                self._show(f"  {text.strip()}")
+                text = ""
         if text:
             yield text
 
@@ -138,40 +184,52 @@ class Terminal:
         self.screen.flush()
 
 
-def _read(stream: Any) -> bytes:
-    try:
-        return stream.read(65536)
-    except OSError:  # a pseudo-terminal's end of file
-        return b""
+def _chunks(reader: int) -> Iterator[bytes]:
+    with open(reader, "rb", buffering=0) as stream, contextlib.suppress(OSError):  # a pseudo-terminal's end of file
+        while chunk := stream.read(65536):
+            yield chunk
 
 
-def _reason(lines: list[str], code: int) -> str:
-    """What a person must know of a failed task: a ContriqueError's own message, or the end of a traceback."""
+def _failure(lines: list[str], code: int) -> tuple[str, int]:
+    """What a person must know of a failed task, and its error's exit status.
+
+    A ContriqueError's own message, or the end of a traceback.
+    """
     if code > 128:
-        return f"killed by signal {code - 128} (9 usually means that the machine ran out of memory)"
+        reason = f"killed by signal {code - 128} (9 usually means that the machine ran out of memory)"
+        return reason, ContriqueError.exit_status
     for place, line in reversed(list(enumerate(lines))):
         if match := re.match(r"(contrique(?:\.\w+)+): (.+)", line):
             with contextlib.suppress(ImportError, AttributeError):
-                if issubclass(pkgutil.resolve_name(match[1]), ContriqueError):
-                    return "\n".join([match[2], *lines[place + 1 :]])
+                kind = pkgutil.resolve_name(match[1])
+                if issubclass(kind, ContriqueError):
+                    return "\n".join([match[2], *lines[place + 1 :]]), kind.exit_status
     begin = max((place for place, line in enumerate(lines) if line.startswith("Traceback")), default=0)
-    return "\n".join(["unexpected failure", *lines[begin:][-15:]])
+    return "\n".join(["unexpected failure", *lines[begin:][-15:]]), ContriqueError.exit_status
 
 
-def run(arguments: dict[str, Any], runs: Path = Path("runs"), screen: TextIO | None = None) -> Run:
-    """Run the training pipeline in this process's environment, one subprocess a task.
+def run(
+    pipeline: dsl.base_component.BaseComponent,
+    arguments: dict[str, Any],
+    runs: Path = Path("runs"),
+    screen: TextIO | None = None,
+    *,
+    mounts: Sequence[str] | None = None,
+) -> Run:
+    """Run a pipeline on this machine, one process or one container a task.
 
     Args:
-        arguments: of `training`; paths in them must be absolute, for tasks need not share this directory.
+        pipeline: training or scoring.
+        arguments: of it; paths in them must be absolute, for tasks need not share this directory.
         runs: folder under which the run's own folder is made, and kept.
         screen: where progress goes; standard output if not given.
+        mounts: None: each task is a process. Else each is a container of the pipeline's image, by Docker, that may
+            read these folders beside those in `arguments`, write `mlruns` and the run's own, and use this network.
     Returns:
         the finished run.
     Raises:
-        RunFailed: a task failed, or the gate's branches did not run as the verdict says.
+        RunFailed: a task failed, the gate's branches did not run as the verdict says, or Docker cannot be used.
     """
-    from pipelines.training import training
-
     name = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
     root = runs.resolve() / name
     root.mkdir(parents=True)
@@ -183,23 +241,60 @@ def run(arguments: dict[str, Any], runs: Path = Path("runs"), screen: TextIO | N
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")  # KFP warns of every resource setting that has no meaning here
-        terminal = Terminal(log, screen or terminal_of_process, {"CONTRIQUE_RUN": name, "TMPDIR": scratch})
-        local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(root))
-        piped, subprocess_task_handler.run_local_subprocess = (
-            subprocess_task_handler.run_local_subprocess,
-            terminal.run_task,
-        )
+        terminal = Terminal(log, screen or terminal_of_process, {"CONTRIQUE_RUN": name})
+        if mounts is not None:
+            runner, module, function = _docker_runner(terminal, [*_paths(arguments), *mounts])
+            stand_in: Callable[..., int] = terminal.run_container
+        else:
+            terminal.environment["TMPDIR"] = scratch
+            runner, module, function = (
+                local.SubprocessRunner(use_venv=False),
+                subprocess_task_handler,
+                "run_local_subprocess",
+            )
+            stand_in = terminal.run_task
+        local.init(runner, pipeline_root=str(root))
+        original = getattr(module, function)
+        setattr(module, function, stand_in)
         try:
-            without_retries(training)(**arguments)
+            without_retries(pipeline)(**arguments)
         except RuntimeError as error:
             failure = terminal.reason or str(error)
         finally:
-            subprocess_task_handler.run_local_subprocess = piped
+            setattr(module, function, original)
     if failure:
-        raise RunFailed(f"{failure}\nThe whole log: {root / 'run.log'}")
+        raise RunFailed(f"{failure}\nThe whole log: {root / 'run.log'}", terminal.exit_status)
     done = _read_run(root)
-    check_branches(done)
+    if pipeline.name == "contrique-training":
+        check_branches(done)
     return done
+
+
+def _paths(arguments: dict[str, Any]) -> list[str]:
+    values = [value for given in arguments.values() for value in (given if isinstance(given, list) else [given])]
+    return [value for value in values if isinstance(value, str) and value.startswith("/")]
+
+
+def _docker_runner(terminal: Terminal, folders: list[str]) -> tuple[local.DockerRunner, Any, str]:
+    """KFP's runner for Docker, and the function of it that must be replaced; what tasks need goes to the terminal."""
+    import docker
+    from kfp.local import docker_task_handler
+
+    try:
+        with contextlib.closing(docker.from_env()) as client:
+            client.ping()
+    except docker.errors.DockerException as error:
+        raise RunFailed(f"Docker does not answer ({error}); start its daemon, or set DOCKER_HOST") from error
+    store = Path("mlruns").resolve()
+    store.mkdir(exist_ok=True)
+    passed = {name: value for name, value in os.environ.items() if name.startswith(_PASSED)}
+    terminal.environment = (
+        {"MLFLOW_TRACKING_URI": f"sqlite:///{store}/mlflow.db", "HOME": "/tmp"} | passed | (terminal.environment)
+    )
+    terminal.volumes = {folder: {"bind": folder, "mode": "ro"} for folder in folders}
+    terminal.volumes[str(store)] = {"bind": str(store), "mode": "rw"}
+    runner = local.DockerRunner(network_mode="host", user=f"{os.getuid()}:{os.getgid()}")
+    return runner, docker_task_handler, "run_docker_container"
 
 
 def without_retries(pipeline: dsl.base_component.BaseComponent) -> dsl.base_component.BaseComponent:

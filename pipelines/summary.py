@@ -7,11 +7,33 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from contrique.drift import SCORES
 from contrique.report import LABELS, METRICS
 from pipelines.local import Run
 
 
 def summary(run: Run) -> str:
+    """What came of a training or of a scoring."""
+    return _of_scoring(run) if "score_pictures" in run.artifacts else _of_training(run)
+
+
+def _of_scoring(run: Run) -> str:
+    scored = run.artifacts["score_pictures"]["scores"]
+    verdict = json.loads(run.artifacts["detect_drift"]["verdict"].path.read_text())
+    report = run.root / "drift.html"
+    shutil.copyfile(run.artifacts["detect_drift"]["report"].path, report)
+    lines = [
+        "",
+        f"Scored    {scored.metadata['scored']} pictures by version {scored.metadata['model']}, "
+        f"{scored.metadata['failed']} failed",
+        f"Drift     {verdict['reason']}",
+        f"Scores    {scored.path / SCORES}",
+        f"Report    {report}",
+    ]
+    return "\n".join(lines)
+
+
+def _of_training(run: Run) -> str:
     """Data, training, figures with n and interval, verdict, registry, report, and what to do next."""
     lineage = run.artifacts["fetch_data"]["dataset"].metadata
     trained = run.artifacts["pretrain_encoder"]["encoder"].metadata

@@ -383,3 +383,19 @@ def test_unknown_distortions_and_levels_are_refused_at_once(source, tmp_path, ch
     with pytest.raises(distortions.DistortionError):
         synthesize(source, tmp_path / "out", **change)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("parts", [2, 9])
+def test_parts_gathered_are_the_whole(source, tmp_path, parts):
+    """To the byte, also with more parts than photographs; what a part lacks is made."""
+    summary = synthesize(source, tmp_path / "whole")
+    folders = [tmp_path / f"part{k}" for k in range(parts)]
+    made = [
+        synthesis.synthesize(source, folder, seed=0, config=SMALL, part=(k, parts)) for k, folder in enumerate(folders)
+    ]
+    assert sum(one.pictures for one in made) == summary.pictures
+    gathered = synthesis.gather(source, folders, tmp_path / "gathered", seed=0, config=SMALL)
+    assert digest(tmp_path / "gathered") == digest(tmp_path / "whole")
+    assert (gathered.photographs, gathered.resumed) == (summary.photographs, summary.shards)
+    synthesis.gather(source, folders[1:], tmp_path / "mended", seed=0, config=SMALL)
+    assert digest(tmp_path / "mended") == digest(tmp_path / "whole")

@@ -381,3 +381,34 @@ def test_publishing_to_a_remote_that_refuses(s3, tmp_path, monkeypatch):
         versioning.publish(picture_set(tmp_path / "newer", seed=5), project)
     with pytest.raises(FetchError, match="remote 'team'"):
         versioning.is_published(project)
+
+
+def test_a_fingerprint_names_the_content_of_the_data(project, s3, tmp_path):
+    """The same for the same content, another for another, and of a folder that nothing vouches for new each time."""
+
+    def fingerprint(data: str = str(project), **options) -> str:
+        return versioning.fingerprint(data=data, **options)
+
+    first = fingerprint()
+    git(project, "tag", "v1")
+    (project / "data.dvc").write_text(versioning.publish(picture_set(tmp_path / "newer", seed=50), project))
+    assert fingerprint() != first
+    assert fingerprint(revision="v1") == first
+    built = tmp_path / "built"
+    assert fingerprint(str(built)) != fingerprint(str(built))
+    where = f"{s3.bucket}/fingerprint/fruit"
+    storage.upload(built, where)
+    stored = fingerprint(where)
+    assert fingerprint(where) == stored
+    picture(built / "images", "pear", 99)
+    storage.upload(built, where)
+    assert fingerprint(where) != stored
+    assert fingerprint(pristine=[where]) == fingerprint(pristine=[where]) != fingerprint()
+    assert fingerprint(pristine=[str(built)]) != fingerprint(pristine=[str(built)])
+
+
+def test_data_that_changed_since_their_fingerprint_was_taken_are_refused(project, tmp_path):
+    taken = versioning.fingerprint(data=str(project))
+    fetch(tmp_path / "out", data=str(project), expected=taken)
+    (project / "data.dvc").write_text(versioning.publish(picture_set(tmp_path / "newer", seed=50), project))
+    assert_refused(tmp_path, project, "changed while they were fetched", expected=taken)

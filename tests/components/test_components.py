@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,9 @@ def fetched(tmp_path):
     rated, clean = folder_of_pictures(tmp_path / "rated", range(5)), folder_of_pictures(tmp_path / "clean", range(5, 7))
     labels = pd.DataFrame({"image": [f"{number}.png" for number in range(5)], "mos": [1.0, 2.0, 3.0, 4.0, 5.0]})
     labels.to_csv(Path(rated, "labels.csv"), index=False)
-    component("fetch_data").python_func(data=rated, revision="", pristine=[clean], authentic=[], dataset=pictures)
+    component("fetch_data").python_func(
+        data=rated, revision="", pristine=[clean], authentic=[], pin="", dataset=pictures
+    )
     return pictures
 
 
@@ -113,13 +116,32 @@ def test_keep_champion_leaves_the_registry_alone(fetched, evaluation, tmp_path, 
     component("decide_promotion").python_func(
         evaluation=evaluation, verdict=verdict, profile="demo", overrides=overrides
     )
-    kept = component("keep_champion").python_func(dataset=fetched, verdict=verdict, profile="demo", overrides=overrides)
+    tracking = artifact(dsl.Markdown, tmp_path / "tracking")
+    kept = component("keep_champion").python_func(
+        dataset=fetched, verdict=verdict, profile="demo", overrides=overrides, tracking=tracking
+    )
     assert kept == {}
+    assert re.match(r"MLflow run `[0-9a-f]{32}` in `sqlite:///", Path(tracking.path).read_text())
     from contrique.config import RegistryConfig
 
     assert registry.models(RegistryConfig()) == []
     (event,) = registry.history(RegistryConfig())
     assert (event.action, event.run, event.data_hash) == ("hold", "a-run", fetched.metadata["hash"])
+
+
+@pytest.mark.parametrize(("state", "status"), [("FAILED", "FAILED"), ("CANCELLED", "FAILED"), ("SUCCEEDED", "RUNNING")])
+def test_close_run_closes_what_a_failure_left_open(state, status, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("CONTRIQUE_RUN", "a-run")
+    ended = dsl.PipelineTaskFinalStatus(state, "job", "training", 1, "")
+    component("close_run").python_func(status=ended, **SETTINGS)
+    assert not (tmp_path / "mlruns").exists(), "nothing was open, and nothing is made"
+    from contrique.config import RegistryConfig
+
+    opened = registry.open_run("a-run", RegistryConfig())
+    component("close_run").python_func(status=ended, **SETTINGS)
+    assert registry.tracking(RegistryConfig()).get_run(opened.id).info.status == status
 
 
 def test_a_step_without_its_run_says_so(monkeypatch):

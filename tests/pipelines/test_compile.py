@@ -14,13 +14,13 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 from pipelines.resources import STAGES
 
 ROOT = Path(__file__).parents[2]
-GOLDEN = ROOT / "tests" / "golden" / "training.yaml"
+GOLDEN = ROOT / "tests" / "golden"
 
 
-def compiled(out: Path, **environment: str) -> bytes:
+def compiled(out: Path, *options: str, **environment: str) -> bytes:
     """What `python -m pipelines compile` writes in a process of its own."""
     clean = {name: value for name, value in os.environ.items() if name != "CONTRIQUE_IMAGE"}
-    command = [sys.executable, "-m", "pipelines", "compile", "--out", str(out)]
+    command = [sys.executable, "-m", "pipelines", "compile", "--out", str(out), *options]
     subprocess.run(command, cwd=ROOT, env=clean | environment, check=True, stdout=subprocess.DEVNULL)
     return out.read_bytes()
 
@@ -28,6 +28,16 @@ def compiled(out: Path, **environment: str) -> bytes:
 @pytest.fixture(scope="module")
 def document(tmp_path_factory) -> bytes:
     return compiled(tmp_path_factory.mktemp("compiled") / "training.yaml")
+
+
+@pytest.fixture(scope="module")
+def scoring(tmp_path_factory) -> bytes:
+    return compiled(tmp_path_factory.mktemp("compiled") / "scoring.yaml", "--pipeline", "scoring")
+
+
+@pytest.fixture(scope="module")
+def fanned_out(tmp_path_factory) -> bytes:
+    return compiled(tmp_path_factory.mktemp("compiled") / "fanned_out.yaml", "--shards", "3")
 
 
 @pytest.fixture(scope="module")
@@ -49,27 +59,37 @@ def pods(document):
 @pytest.fixture(scope="module")
 def tasks(spec):
     """Every task of every DAG by name."""
+    return tasks_of(spec)
+
+
+def tasks_of(spec) -> dict:
     dags = [spec["root"], *spec["components"].values()]
     return {name: task for dag in dags for name, task in dag.get("dag", {}).get("tasks", {}).items()}
 
 
 def test_compiling_twice_gives_the_same_bytes(document, tmp_path):
-    assert compiled(tmp_path / "again.yaml") == document
+    """Whatever credentials the second one has at hand, none goes into the document."""
+    planted = {"AWS_SECRET_ACCESS_KEY": "planted", "MLFLOW_TRACKING_PASSWORD": "planted", "AWS_ENDPOINT_URL": "planted"}
+    assert compiled(tmp_path / "again.yaml", **planted) == document
 
 
-def test_equals_the_golden_file(document):
+@pytest.mark.parametrize("name", ["training", "scoring"])
+def test_equals_the_golden_file(name, document, scoring):
     """Whole documents, all but KFP's own version. If the change is meant:
 
     python -m pipelines compile --out tests/golden/training.yaml
+    python -m pipelines compile --pipeline scoring --out tests/golden/scoring.yaml
     """
-    new, golden = (list(yaml.safe_load_all(text)) for text in (document, GOLDEN.read_bytes()))
+    text, kept = {"training": document, "scoring": scoring}[name], (GOLDEN / f"{name}.yaml").read_bytes()
+    new, golden = (list(yaml.safe_load_all(each)) for each in (text, kept))
     assert new[0].pop("sdkVersion").startswith("kfp-")
     golden[0].pop("sdkVersion")
     assert new == golden
 
 
-def test_parses_strictly(document):
-    spec, platform = yaml.safe_load_all(document)
+@pytest.mark.parametrize("name", ["training", "scoring", "fanned out"])
+def test_parses_strictly(name, document, scoring, fanned_out):
+    spec, platform = yaml.safe_load_all({"training": document, "scoring": scoring, "fanned out": fanned_out}[name])
     json_format.ParseDict(spec, pipeline_spec_pb2.PipelineSpec(), ignore_unknown_fields=False)
     json_format.ParseDict(platform, pipeline_spec_pb2.PlatformSpec(), ignore_unknown_fields=False)
     for pod in platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values():
@@ -77,13 +97,37 @@ def test_parses_strictly(document):
         json_format.ParseDict(pod, config, ignore_unknown_fields=False)
 
 
-def test_every_stage_is_there_with_a_title_and_its_resources(tasks, containers):
-    assert {name.replace("-", "_") for name in containers} == set(STAGES)
-    for name, container in containers.items():
-        stage = STAGES[name.replace("-", "_")]
-        assert tasks[name]["taskInfo"]["name"] == stage.title
-        assert container["resources"]["resourceCpuRequest"] == stage.cpu
-        assert container["resources"]["resourceMemoryLimit"] == stage.memory
+def test_every_stage_has_a_title_and_its_resources(document, scoring, fanned_out):
+    seen = set()
+    for text in (document, scoring, fanned_out):
+        spec = next(yaml.safe_load_all(text))
+        tasks = tasks_of(spec)
+        for label, executor in spec["deploymentSpec"]["executors"].items():
+            name = label.removeprefix("exec-")
+            stage = STAGES[name.replace("-", "_")]
+            assert tasks[name]["taskInfo"]["name"] == stage.title
+            assert executor["container"]["resources"]["resourceCpuRequest"] == stage.cpu
+            assert executor["container"]["resources"]["resourceMemoryLimit"] == stage.memory
+            seen.add(name.replace("-", "_"))
+    assert seen == set(STAGES)
+
+
+def test_fanning_out(fanned_out):
+    """Two loops over three parts, and each result gathered into what the next stage takes."""
+    spec = next(yaml.safe_load_all(fanned_out))
+    tasks = tasks_of(spec)
+    loops = [task["parameterIterator"]["items"]["raw"] for task in tasks.values() if "parameterIterator" in task]
+    assert loops == ["[0, 1, 2]"] * 2
+    pictures = tasks["pretrain-encoder"]["inputs"]["artifacts"]["distorted"]["taskOutputArtifact"]
+    assert pictures["producerTask"] == "gather-distortions"
+    assert tasks["extract-features"]["inputs"]["parameters"]["parts"]["runtimeValue"]["constant"] == 3
+
+
+def test_a_failed_run_is_closed_in_mlflow(tasks, spec):
+    close = spec["root"]["dag"]["tasks"]["close-run"]
+    assert close["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
+    (body,) = [name for name in spec["root"]["dag"]["tasks"] if name != "close-run"]
+    assert close["inputs"]["parameters"]["status"]["taskFinalStatus"]["producerTask"] == body
 
 
 @pytest.mark.parametrize("name", ["pretrain-encoder", "extract-features"])
@@ -112,8 +156,14 @@ def test_caching_is_chosen_stage_by_stage(tasks):
     cached = {name for name, task in tasks.items() if task.get("cachingOptions", {}).get("enableCache")}
     stages = {name for name in tasks if name.replace("-", "_") in STAGES}
     assert cached & stages == {name for name in stages if STAGES[name.replace("-", "_")].cache}
-    assert not cached & {"fetch-data", "evaluate-model", "register-model", "keep-champion"}
-    assert "pretrain-encoder" in cached
+    assert not cached & {"pin-data", "evaluate-model", "register-model", "keep-champion", "close-run"}
+    assert {"fetch-data", "pretrain-encoder"} <= cached
+
+
+def test_the_pin_is_what_fetching_is_cached_by(tasks):
+    """It names the content; without it among the inputs, the cache would serve old data under the same name."""
+    given = tasks["fetch-data"]["inputs"]["parameters"]
+    assert given["pin"]["taskOutputParameter"]["producerTask"] == "pin-data"
 
 
 def test_every_task_has_an_end(pods, containers):

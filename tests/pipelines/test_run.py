@@ -41,6 +41,8 @@ TINY = {
     "synthesis.workers": 1,
 }
 CONFIG = RegistryConfig()
+SECRETS = ("AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD")  # as a Kubernetes Secret would set them
+SECRET = "planted-6f1d2c"
 
 
 def photograph(seed: int) -> images.Picture:
@@ -65,12 +67,12 @@ def picture_set(folder: Path, **labelled: list[float]) -> Path:
     return folder
 
 
-def run(data: Path, **options: Any) -> tuple[int, str, str]:
+def run(data: Path, *flags: str, **options: Any) -> tuple[int, str, str]:
     """`python -m pipelines run`: exit status, standard output, standard error."""
     params = [f"--param={name}={json.dumps(value)}" for name, value in (TINY | options).items()]
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = main(["run", "--data", os.path.relpath(data), *params])
+        status = main(["run", "--data", os.path.relpath(data), *flags, *params])
     return status, out.getvalue(), err.getvalue()
 
 
@@ -82,6 +84,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(folder)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.setenv("OMP_NUM_THREADS", "1")
+        for name in SECRETS:
+            patch.setenv(name, SECRET)
         project = folder / "project"
         (project / ".dvc").mkdir(parents=True)
         config = "[core]\n    remote = store\n    analytics = false\n    no_scm = true\n['remote \"store\"']\n"
@@ -102,8 +106,8 @@ class Finished:
     versions: list[str]
 
 
-def finished(place: Path, **options: Any) -> Finished:
-    status, out, err = run(place / "project", **options)
+def finished(place: Path, *flags: str, **options: Any) -> Finished:
+    status, out, err = run(place / "project", *flags, **options)
     model = registry.load_champion(CONFIG)
     versions = [model.version for model in registry.models(CONFIG)]
     return Finished(status, out, err, max((place / "runs").iterdir()), model.version if model else "", versions)
@@ -116,7 +120,7 @@ def promoted(place: Path) -> Finished:
 
 @pytest.fixture(scope="module")
 def held(place: Path, promoted: Finished) -> Finished:
-    return finished(place, **{"gate.floor": 1.1, "pretrain.steps": 1})
+    return finished(place, "--shards", "2", **{"gate.floor": 1.1, "pretrain.steps": 1})
 
 
 def ran(run: Finished) -> set[str]:
@@ -142,7 +146,15 @@ class TestPromote:
     def test_every_stage_ran_and_one_branch(self, promoted):
         assert "register-model" in ran(promoted)
         assert "keep-champion" not in ran(promoted)
-        assert len(ran(promoted)) == 10
+        assert len(ran(promoted)) == 12
+
+    def test_the_run_page_links_to_mlflow(self, promoted):
+        (page,) = promoted.root.glob("*/register-model/tracking")
+        assert re.match(r"MLflow run `[0-9a-f]{32}` in `sqlite:///", page.read_text())
+
+    def test_keeps_the_model_card_with_the_version(self, place, promoted):
+        (card,) = place.rglob("artifacts/model_card.md")
+        assert "weak labels" in card.read_text()
 
     def test_registers_the_champion(self, promoted):
         assert (promoted.champion, promoted.versions) == ("1", ["1"])
@@ -165,6 +177,13 @@ class TestPromote:
         assert "weak labels" in page
         assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
 
+    def test_no_secret_is_left_anywhere(self, promoted):
+        """Of the credentials that every task was given: in its log, artifacts, metadata, and on the screen."""
+        files = [path for path in promoted.root.rglob("*") if path.is_file()]
+        assert len(files) > 30
+        assert not [path for path in files if SECRET.encode() in path.read_bytes()]
+        assert SECRET not in promoted.out
+
     def test_the_log_keeps_what_the_terminal_does_not_show(self, promoted):
         assert "executor_input" in (promoted.root / "run.log").read_text()
         assert "executor_input" not in promoted.out
@@ -185,11 +204,61 @@ class TestHold:
         assert "keep-champion" in ran(held)
         assert "register-model" not in ran(held)
 
+    def test_fanned_out_it_is_the_same_data(self, promoted, held):
+        """This run made the distorted pictures in two parts, and the features too."""
+        one, two = (
+            next(each.root.glob(f"*/{task}/distorted"))
+            for each, task in ((promoted, "synthesize-distortions"), (held, "gather-distortions"))
+        )
+        assert versioning.listing(one) == versioning.listing(two)
+        assert "gather-features" in ran(held)
+
     def test_the_champion_was_rescored_on_the_same_pictures(self, held):
         (result,) = held.root.glob("*/evaluate-model/result")
         evaluation = json.loads((result / "evaluation.json").read_text())
         assert evaluation["champion_version"] == "1"
         assert evaluation["champion"]["n"] == evaluation["challenger"]["n"]
+
+
+@pytest.fixture(scope="module")
+def noise(place: Path, promoted: Finished) -> Path:
+    folder = place / "noise"
+    folder.mkdir()
+    for seed in range(12):
+        pixels = np.random.default_rng(seed).integers(0, 256, (96, 96, 3), np.uint8)
+        (folder / f"{seed}.png").write_bytes(images.encode_png(pixels))
+    (folder / "broken.png").write_bytes(b"no picture")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.pipeline
+class TestScoring:
+    """The second pipeline, with the champion of the first."""
+
+    @staticmethod
+    def score(folder: Path, **options: Any) -> tuple[int, str, str, Path]:
+        limits = {"drift.min_pictures": 5, "drift.bins": 2, "drift.psi": 0.1, "drift.significance": 0.5}
+        params = [f"--param={name}={json.dumps(value)}" for name, value in (limits | options).items()]
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = main(["run", "--pipeline", "scoring", "--data", str(folder), *params])
+        return status, out.getvalue(), err.getvalue(), max(Path("runs").iterdir())
+
+    def test_drift_ends_with_a_status_of_its_own_and_a_report(self, noise):
+        status, out, err, root = self.score(noise)
+        assert status == 3
+        assert re.match(r"error: Raise the alarm: 12 pictures are unlike those that version 1 was judged on", err)
+        assert [line[0] for line in out.splitlines()] == ["✓", "✓", "✗"]
+        (report,) = root.glob("*/detect-drift/report")
+        assert "<h1>Drift</h1>" in report.read_text()
+
+    def test_unless_told_not_to_fail(self, noise):
+        status, out, _, root = self.score(noise, fail_on_drift=False)
+        assert status == 0
+        assert "Scored    12 pictures by version 1, 1 failed" in out
+        assert re.search(r"Drift     \w+: PSI", out)
+        assert (root / "drift.html").is_file()
 
 
 @pytest.mark.slow
@@ -210,7 +279,8 @@ class TestFailures:
             stored.write_bytes(good)
         assert status == 2
         assert "images/4.png" in err
-        assert "✓" not in out, "no later stage may run"
+        marks = [line.split(" (")[0] for line in out.splitlines()]
+        assert marks == ["✓ Pin the data", "✗ Fetch and prove the data", "✓ Close the MLflow run"]
 
     def test_a_truncated_jpeg(self, place, tmp_path):
         folder = picture_set(tmp_path / "set")
@@ -236,6 +306,17 @@ class TestFailures:
         dataset.write_manifest(manifest, folder)
         self.fails_in_validation(folder, r"scene 6")
 
+    def test_after_the_mlflow_run_was_opened(self, place):
+        """Then that run is closed as failed."""
+        status, _, err = run(place / "project", **{"regressor.alphas": [-1.0]})
+        assert status == 2
+        assert err.startswith("error: Fit the regressor: alphas must be positive")
+        client = registry.tracking(CONFIG)
+        experiment = client.get_experiment_by_name(CONFIG.experiment).experiment_id
+        name = max((place / "runs").iterdir()).name
+        (found,) = client.search_runs([experiment], f"tags.`{registry.PIPELINE_RUN}` = '{name}'")
+        assert (found.info.status, found.data.tags["pipeline.state"]) == ("FAILED", "FAILED")
+
     @staticmethod
     def fails_in_validation(folder: Path, message: str) -> None:
         status, out, err = run(folder)
@@ -244,7 +325,7 @@ class TestFailures:
         assert err.startswith("error: Validate the data: ")
         assert "Traceback" not in err
         assert "run.log" in err.splitlines()[-1]
-        assert [line[0] for line in out.splitlines()] == ["✓", "✗"], "no later stage may run"
+        assert [line[0] for line in out.splitlines()] == ["✓", "✓", "✗", "✓"], "of later stages the last alone may run"
 
 
 class TestArguments:
@@ -315,6 +396,7 @@ class TestTerminal:
         with (tmp_path / "log").open("w") as log:
             terminal = local.Terminal(log, io.StringIO(), {})
             assert terminal.run_task(["bash", "-c", '"$@"; exit $?', "-", *task(code)]) != 0
+            assert terminal.run_task(task("raise OSError('what came after it')")) != 0
         assert reason in terminal.reason
 
 
@@ -342,7 +424,8 @@ def test_the_local_document_differs_in_retries_alone():
     from pipelines.training import training
 
     whole, without = training.pipeline_spec, local.without_retries(training).pipeline_spec
-    assert whole.root.dag.tasks["pretrain-encoder"].HasField("retry_policy")
+    (body,) = [one for one in whole.components.values() if "pretrain-encoder" in one.dag.tasks]
+    assert body.dag.tasks["pretrain-encoder"].HasField("retry_policy")
     for spec in (whole, without):
         for component in (spec.root, *spec.components.values()):
             for one in component.dag.tasks.values():

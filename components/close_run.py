@@ -1,0 +1,21 @@
+"""Last, whatever happened: no MLflow run stays open."""
+
+from kfp import dsl
+
+from components import component
+
+
+@component
+def close_run(status: dsl.PipelineTaskFinalStatus, profile: str, overrides: dict) -> None:
+    """Close the MLflow run of a pipeline run that failed or was cancelled.
+
+    Args:
+        status: how the pipeline ended.
+        profile: demo or paper.
+        overrides: options that differ from the profile.
+    """
+    from contrique import config, registry
+
+    registry.close_failed(
+        registry.this_pipeline_run(), config=config.resolve(profile, overrides).registry, state=status.state
+    )

@@ -22,10 +22,10 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export GX_ANALYTICS_ENABLED := false
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help setup data demo test lint format compile ui image lock clean
+.PHONY: help setup data demo stack stack-stop demo-stack test lint format compile ui image image-check lock clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do printf '  make %-9s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
 
 setup: $(STAMP) ## make .venv with everything installed, the package itself editable
 
@@ -50,11 +50,12 @@ demo: setup data ## the whole pipeline on the sample photographs, minutes on a l
 test: setup ## every test, two files at a time
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-lint: setup ## ruff, mypy --strict and hadolint
+lint: setup ## ruff, mypy --strict, hadolint, and deploy/ against the schemas of Kubernetes
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy --strict contrique
-	@$(BIN)/hadolint Dockerfile
+	@$(BIN)/hadolint Dockerfile mlflow/Dockerfile
+	@$(BIN)/kubectl kustomize deploy | $(BIN)/kubernetes-validate --strict --quiet /dev/stdin
 
 format: setup ## let ruff mend and format the code
 	@$(BIN)/ruff check --fix .
@@ -63,12 +64,39 @@ format: setup ## let ruff mend and format the code
 compile: setup ## write training.yaml for Kubeflow
 	@$(BIN)/python -m pipelines compile --out training.yaml
 
+stack: setup ## start S3 (SeaweedFS), PostgreSQL and the MLflow server on this machine, in the background
+	@$(BIN)/python -m pipelines stack up --detach
+
+stack-stop: setup ## stop them; what they hold is kept in .stack
+	@$(BIN)/python -m pipelines stack down
+
+# Its data are the sample photographs in a DVC project of their own, whose remote is the stack's S3.
+demo-stack: stack ## the demo against the stack: data, checkpoints and models in S3, runs in PostgreSQL
+	@mkdir -p .stack/project && cp data.dvc .stack/project
+	@$(BIN)/dvc --cd .stack/project init --quiet --no-scm --force
+	@$(BIN)/dvc --cd .stack/project remote add --quiet --default s3 s3://contrique/dvc
+	@$(BIN)/dvc --cd .stack/project remote modify --quiet s3 verify true
+	@exports=$$($(BIN)/python -m pipelines stack env); eval "$$exports"; \
+		$(BIN)/python -m contrique.sample_data .stack/project; \
+		$(BIN)/python -m pipelines run --data .stack/project --profile demo --seed 0 \
+			--param pretrain.checkpoints=s3://contrique/checkpoints/$$(date +%Y%m%d-%H%M%S)
+	@echo; echo 'The stack is still up: make stack-stop ends it'
+
 ui: setup ## open the MLflow UI on the runs and models of this folder
 	@$(BIN)/mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlruns/mlflow.db}"
 
 image: ## build the container image: make image TARGET=gpu BASE=python:3.11-slim-bookworm@sha256:...
 	$(DOCKER) build --target $(TARGET) --build-arg BASE=$(BASE) --build-arg VERSION=$(VERSION) \
 		--build-arg REVISION=$$(git rev-parse HEAD) -t $(IMAGE) .
+
+image-check: setup ## hadolint, sbom.json (CycloneDX) of what the image holds, and pip-audit for its known vulnerabilities
+	@$(BIN)/hadolint Dockerfile mlflow/Dockerfile
+	@[ -x .venv-audit/bin/pip-audit ] || { $(PYTHON) -m venv .venv-audit \
+		&& .venv-audit/bin/pip install --quiet --disable-pip-version-check cyclonedx-bom==7.5.0 pip-audit==2.10.1; }
+	@$(DOCKER) run --rm $(IMAGE) pip freeze --all --exclude-editable > .venv-audit/image.txt
+	@.venv-audit/bin/cyclonedx-py requirements .venv-audit/image.txt --pyproject pyproject.toml \
+		--of JSON --output-reproducible --output-file sbom.json
+	@.venv-audit/bin/pip-audit --requirement .venv-audit/image.txt --no-deps --disable-pip
 
 lock: ## write requirements.lock from what .venv holds now
 	@$(PIP) freeze --all --exclude-editable --exclude pip \

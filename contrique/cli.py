@@ -98,7 +98,31 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument(
         "--model", default="champion", help="registry version, alias, or a folder of `adapt`; default: champion"
     )
+    score.add_argument(
+        "--backend",
+        choices=("auto", "torch", "onnx", "openvino"),
+        default="torch",
+        help="what runs the encoder; auto: the fastest one, measured once; default: torch",
+    )
+    score.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="bfloat16 is faster and may move a score by up to 2 points; default: float32",
+    )
     add_settings(score)
+
+    explain = add(
+        "explain",
+        _explain,
+        "draw where a picture's quality is lost, and name the likeliest distortion",
+        "contrique explain photo.jpg --out heat.png",
+    )
+    explain.add_argument("image", type=Path, metavar="IMAGE")
+    explain.add_argument("--out", type=Path, required=True, help="PNG to write: red is bad, blue is good")
+    explain.add_argument("--format", choices=("text", "json"), default="text", help="default: text")
+    explain.add_argument("--model", default="champion", help="as of `score`; default: champion")
+    add_settings(explain)
 
     features = add(
         "features",
@@ -178,11 +202,13 @@ def _parser() -> argparse.ArgumentParser:
         "pretrain",
         _pretrain,
         "train an encoder on pictures without labels",
-        "contrique pretrain --pristine photographs/ --authentic phone/ --out run/ --set pretrain.steps=200",
+        "contrique pretrain --pristine photographs/ --authentic phone/ --out run/ --set pretrain.steps=200\n"
+        "  torchrun --nproc_per_node=8 -m contrique.cli pretrain --profile paper --pristine photographs/ ...",
     )
     pretrain.add_argument("--pristine", action="append", required=True, help="folder to distort; repeatable")
     pretrain.add_argument("--authentic", action="append", required=True, help="folder used as it is; repeatable")
     pretrain.add_argument("--out", type=Path, required=True, help="folder of the run; an interrupted one goes on")
+    pretrain.add_argument("--publish", help="s3:// prefix that gets the encoder and its history too")
     pretrain.add_argument("--profile", choices=sorted(PROFILES), default="demo", help="default: demo")
     pretrain.add_argument("--seed", type=int, default=0, help="default: 0")
     add_settings(pretrain)
@@ -203,6 +229,39 @@ def _parser() -> argparse.ArgumentParser:
     adapt.add_argument("--out", type=Path, default=Path("adapted"), help="folder to make; default: adapted")
     adapt.add_argument("--seed", type=int, default=0, help="default: 0")
     add_settings(adapt)
+
+    benchmark = add(
+        "benchmark",
+        _benchmark,
+        "judge an encoder on rated sets, own set and across sets, beside baselines and published figures",
+        "contrique benchmark --data tid2013:tid2013/ --data koniq10k:koniq/ --encoder encoder.safetensors "
+        "--baseline brisque --out benchmark/",
+    )
+    benchmark.add_argument(
+        "--data",
+        action="append",
+        required=True,
+        metavar="NAME:PATH",
+        help="a public set as distributed, or any name for a folder with labels.csv or a picture set; repeatable",
+    )
+    which = benchmark.add_mutually_exclusive_group(required=True)
+    which.add_argument("--encoder", type=Path, help="a .safetensors file of a pretraining run")
+    which.add_argument("--model", help="registry version, alias, or a folder of `adapt`, for its encoder")
+    benchmark.add_argument(
+        "--baseline",
+        action="append",
+        default=[],
+        choices=("untrained", "brisque"),
+        help="untrained: the same network with random weights, three seeds; brisque: with an SVR; repeatable",
+    )
+    benchmark.add_argument(
+        "--distorted", type=Path, help="set of `contrique synthesize` or a run, to fit an opinion-unaware head on too"
+    )
+    benchmark.add_argument("--weak-pictures", type=int, default=2000, help="how many of it; default: 2000")
+    benchmark.add_argument("--out", type=Path, required=True, help="folder for benchmark.md, .json and .html")
+    benchmark.add_argument("--cache", type=Path, help="folder of features to keep and use; default: features in --out")
+    benchmark.add_argument("--seed", type=int, default=0, help="of splits and intervals; default: 0")
+    add_settings(benchmark)
 
     checkpoint = add(
         "import-checkpoint",
@@ -234,10 +293,35 @@ def _score(options: argparse.Namespace) -> int:
     from contrique import scorer
 
     model = _model(options)
+    backend = model.use(options.backend, options.precision)
+    if options.backend == "auto":
+        print(f"backend: {backend}", file=sys.stderr)
     results = model.score_paths(options.paths)
     hidden = True if sys.stdout.isatty() else None  # on a terminal the results themselves show the progress
     bar = tqdm(results, desc="score", unit="img", file=sys.stderr, disable=hidden)
     return SOME_FAILED if scorer.write(bar, sys.stdout, options.format) else 0
+
+
+def _explain(options: argparse.Namespace) -> None:
+    from contrique import explain, images, scorer
+    from contrique.storage import write_aside
+
+    picture = _read(str(options.image))
+    model = _model(options)
+    told = explain.explain(model, picture, str(options.image))
+    with write_aside(options.out) as aside:
+        aside.write_bytes(images.encode_png(explain.overlay(picture, told.heat)))
+    if options.format == "json":
+        print(json.dumps(explain.as_dict(told), indent=2, ensure_ascii=False))
+        return
+    scorer.write([told.score], sys.stdout)
+    print(f"{options.out}: local scores {told.heat.min():.1f} to {told.heat.max():.1f}, red is low, blue is high")
+    if told.suspects is None:
+        print("this model was fitted without synthesized pictures: it cannot name distortions")
+        return
+    for suspect in told.suspects[:3]:
+        level = f", level {suspect.level}" if suspect.level else ""
+        print(f"{suspect.probability:6.1%}  {suspect.distortion}{level}")
 
 
 def _model(options: argparse.Namespace) -> "Scorer":
@@ -441,17 +525,34 @@ def _validate(options: argparse.Namespace) -> None:
 
 
 def _pretrain(options: argparse.Namespace) -> None:
-    from contrique import pretrain, synthesis, versioning
+    from contrique import distributed, pretrain, registry, storage, synthesis, versioning
 
     config = _config(options)
     dataset, distorted = options.out / "dataset", options.out / "distorted"
-    versioning.fetch(dataset, pristine=options.pristine, authentic=options.authentic)
-    synthesis.synthesize(dataset, distorted, seed=options.seed, config=config.synthesis)
-    made = pretrain.pretrain(dataset, distorted, options.out, config=config.pretrain, seed=options.seed)
-    print(
-        f"{options.out / 'encoder.safetensors'}: {made.steps} steps, {made.crops} crops, loss {made.loss_first:.3f} "
-        f"to {made.loss_last:.3f} in {made.minutes:.1f} minutes"
-    )
+    with distributed.joined() as world:
+        if world.prepares:
+            versioning.fetch(dataset, pristine=options.pristine, authentic=options.authentic)
+            if config.pretrain.synthesis == "stored":
+                synthesis.synthesize(dataset, distorted, seed=options.seed, config=config.synthesis)
+        distributed.wait_for_all()
+        track = registry.this_run(config).track if world.leads and "CONTRIQUE_RUN" in os.environ else None
+        made = pretrain.pretrain(
+            dataset,
+            distorted,
+            options.out,
+            config=config.pretrain,
+            seed=options.seed,
+            track=track,
+            synthesis=config.synthesis,
+        )
+        if world.leads and options.publish:
+            for name in (pretrain.ENCODER, pretrain.HISTORY):
+                storage.upload(options.out / name, options.publish)
+    if world.leads:
+        print(
+            f"{options.out / 'encoder.safetensors'}: {made.steps} steps, {made.crops} crops, "
+            f"loss {made.loss_first:.3f} to {made.loss_last:.3f} in {made.minutes:.1f} minutes"
+        )
 
 
 def _adapt(options: argparse.Namespace) -> None:
@@ -479,11 +580,40 @@ def _adapt(options: argparse.Namespace) -> None:
     with write_aside(options.out) as aside:
         aside.mkdir()
         save_encoder(model.encoder, aside / _ENCODER, {"adapted_from": model.version})
-        regressor.save(made.ridge, made.summary, aside / _REGRESSOR)
+        companions = regressor.Companions(made.novelty, model.diagnosis)
+        regressor.save(made.ridge, made.summary, aside / _REGRESSOR, companions)
     print(
         f"{options.out}: {made.summary.n} pictures of {made.summary.contents} contents, alpha {made.summary.alpha:g}; "
         f"SRCC out of fold {made.srcc:.3f} [{made.low:.3f}, {made.high:.3f}]"
     )
+
+
+def _benchmark(options: argparse.Namespace) -> None:
+    import torch
+
+    from contrique import benchmark
+    from contrique.encoder import load_encoder
+
+    if options.encoder:
+        encoder = load_encoder(options.encoder).to("cuda" if torch.cuda.is_available() else "cpu")
+    else:
+        encoder = _model(options).encoder
+    made = benchmark.run(
+        options.data,
+        encoder,
+        options.out,
+        config=_config(options),
+        distorted=options.distorted,
+        weak_pictures=options.weak_pictures,
+        baselines=options.baseline,
+        cache=options.cache,
+        seed=options.seed,
+    )
+    for method, result in made.methods.items():
+        for name, judged in result.own.items():
+            srcc = judged.metrics["srcc"]
+            print(f"{name}: {method}: SRCC {srcc.value:.3f} [{srcc.low:.3f}, {srcc.high:.3f}], {judged.n} pictures")
+    print(f"{options.out / benchmark.MARKDOWN}: all figures, also as JSON and HTML")
 
 
 def _import_checkpoint(options: argparse.Namespace) -> None:

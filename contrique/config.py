@@ -56,6 +56,9 @@ class PretrainConfig:
     authentic_share: float = 0.5  # of them
     sampler: Literal["uniform", "balanced"] = "uniform"
     contents_per_class: int = 3  # of the balanced sampler
+    synthesis: Literal["stored", "on_the_fly"] = (
+        "stored"  # distorted pictures: from the set, or made as they are needed
+    )
     merge_identity: bool = True  # nearly-identity classes count as pristine (spec section 6)
     temperature: float = 0.1
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -71,8 +74,10 @@ class PretrainConfig:
     channels_last: bool = True
     threads: int = 0  # torch threads; 0: one per core
     workers: int = 1  # loader processes
-    checkpoint_every: int = 500
+    checkpoint_every: int = 500  # steps
+    checkpoints: str = ""  # a folder or s3://bucket/prefix; empty: `checkpoints` in the run's folder
     log_every: int = 10
+    probe_every: int = 1000  # steps between linear probes of distortion type and level; 0: never
 
 
 @dataclass(frozen=True)
@@ -113,11 +118,36 @@ class GateConfig:
 
 @dataclass(frozen=True)
 class RegistryConfig:
-    """Names in MLflow."""
+    """Names in MLflow, and the last proof before a model becomes champion.
+
+    Attributes:
+        serve_seconds: within which MLflow's server must come up with the candidate and answer; 0 to load the candidate
+            in this process instead.
+    """
 
     experiment: str = "contrique"
     model: str = "contrique"
     alias: str = "champion"
+    serve_seconds: float = 180.0
+
+
+@dataclass(frozen=True)
+class ServingConfig:
+    """Limits of a served model; what is over one is answered with an error for that image alone."""
+
+    max_images: int = 64  # a request
+    max_bytes: int = 32_000_000  # of an image file
+    max_pixels: int = 50_000_000  # of an image
+
+
+@dataclass(frozen=True)
+class DriftConfig:
+    """When pictures count as unlike those that the model was judged on."""
+
+    psi: float = 0.25  # population stability index from which on a distribution has changed (Siddiqi 2006)
+    significance: float = 0.001  # of a change that chance alone would make
+    bins: int = 10  # quantiles of the reference
+    min_pictures: int = 20  # below which nothing can be said
 
 
 @dataclass(frozen=True)
@@ -132,6 +162,7 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     gate: GateConfig = field(default_factory=GateConfig)
     registry: RegistryConfig = field(default_factory=RegistryConfig)
+    drift: DriftConfig = field(default_factory=DriftConfig)
 
 
 # demo: about three minutes of training on two laptop cores.
@@ -150,6 +181,7 @@ PROFILES: dict[str, Config] = {
             lr_views=120,
             steps=300,
             checkpoint_every=100,
+            probe_every=100,
         ),
         gate=GateConfig(floor=0.3),  # what minutes of training reach on weak labels; it is no quality to ship
     ),

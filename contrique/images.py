@@ -2,6 +2,10 @@
 
 import hashlib
 import io
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +19,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from contrique.errors import ContriqueError
 
 EXTENSIONS = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".qoi", ".tif", ".tiff", ".webp"})
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # of Pillow's; others can run programs
 MAX_PIXELS = 200_000_000  # a decompression bomb is refused before a pixel is decoded
+MAX_BYTES = 2_000_000_000  # of a file
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # Pillow's own limit, which is lower, would warn of scans and panoramas
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # what is over the limit is refused here
+_QOI = b"qoif"
 
 Picture = NDArray[np.uint8]
 
@@ -38,31 +46,52 @@ class Decoded:
     channels: int
 
 
-def decode(data: bytes, name: str = "image") -> Decoded:
+def decode(data: bytes, name: str = "image", max_pixels: int = MAX_PIXELS) -> Decoded:
     """Decode an image file to 8-bit RGB, upright.
 
     EXIF orientation is applied, alpha is composed over white, 16-bit is scaled to 8, CMYK and palettes are
-    converted, and of an animation the first frame is taken.
+    converted, and of an animation the first frame is taken. The whole policy: docs/inputs.md.
 
     Args:
-        data: the file's bytes (BMP, JPEG, PNG, PPM, QOI, TIFF or WebP).
+        data: the file's bytes, in one of FORMATS or QOI.
         name: what error messages call the file.
+        max_pixels: above which it is refused before a pixel is decoded; at most MAX_PIXELS.
     Returns:
         the picture, RGB, uint8.
     Raises:
-        BadImage: empty, truncated, not an image, or more than MAX_PIXELS.
+        BadImage: empty, truncated, not an image, or more than `max_pixels`.
     """
+    with _explained(data, name):
+        if data[:4] == _QOI:
+            return _decode_qoi(data, name, max_pixels)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _refuse_bomb(image.width, image.height, name, max_pixels)
+            image.load()
+            channels = len(image.getbands())
+            ImageOps.exif_transpose(image, in_place=True)  # a copy of 100 megapixels would be 400 MB
+            return Decoded(np.array(_to_rgb(image, name)), channels)
+
+
+def declared_size(data: bytes, name: str = "image") -> tuple[int, int]:
+    """Width and height that an image file declares, before rotation; no pixel is decoded.
+
+    Raises:
+        BadImage: as `decode`, as far as the header shows.
+    """
+    with _explained(data, name):
+        if data[:4] == _QOI:
+            return int.from_bytes(data[4:8], "big"), int.from_bytes(data[8:12], "big")
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return image.size
+
+
+@contextmanager
+def _explained(data: bytes, name: str) -> Iterator[None]:
+    """Turn what Pillow and imagecodecs raise into one line that names the file and the remedy."""
     if not data:
         raise BadImage(f"{name}: the file is empty; replace it or remove its row")
     try:
-        if data[:4] == b"qoif":
-            return _decode_qoi(data, name)
-        with Image.open(io.BytesIO(data)) as image:
-            _refuse_bomb(image.width, image.height, name)
-            image.load()
-            channels = len(image.getbands())
-            upright = ImageOps.exif_transpose(image)
-            return Decoded(np.array(_to_rgb(upright)), channels)
+        yield
     except BadImage:
         raise
     except Image.DecompressionBombError:  # more than twice MAX_PIXELS
@@ -70,50 +99,70 @@ def decode(data: bytes, name: str = "image") -> Decoded:
     except UnidentifiedImageError:
         raise BadImage(f"{name}: not an image in a known format; remove it or convert it to PNG") from None
     except Exception as error:  # Pillow and imagecodecs raise many types for damaged files
-        raise BadImage(f"{name}: damaged or truncated ({error}); fetch the file again") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BadImage(f"{name}: damaged or truncated ({reason}); fetch the file again") from error
 
 
-def _decode_qoi(data: bytes, name: str) -> Decoded:
-    _refuse_bomb(int.from_bytes(data[4:8], "big"), int.from_bytes(data[8:12], "big"), name)
+def _decode_qoi(data: bytes, name: str, max_pixels: int) -> Decoded:
+    _refuse_bomb(int.from_bytes(data[4:8], "big"), int.from_bytes(data[8:12], "big"), name, max_pixels)
     if not data.endswith(b"\0\0\0\0\0\0\0\1"):  # the decoder fills what is missing with black, and says nothing
         raise ValueError("no end marker")
     pixels = imagecodecs.qoi_decode(data)
-    return Decoded(np.array(_to_rgb(Image.fromarray(pixels))), pixels.shape[2])
+    return Decoded(np.array(_to_rgb(Image.fromarray(pixels), name)), pixels.shape[2])
 
 
-def _refuse_bomb(width: int, height: int, name: str) -> None:
-    if width * height > MAX_PIXELS:
-        raise BadImage(f"{name}: {width}x{height} is over {MAX_PIXELS // 10**6} megapixels; downscale it first")
+def _refuse_bomb(width: int, height: int, name: str, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise BadImage(f"{name}: {width}x{height} is over {max_pixels / 10**6:g} megapixels; downscale it first")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, dtype=np.float64)
+        if not np.isfinite(values).all():
+            raise BadImage(f"{name}: holds NaN or infinite values; replace them, or convert it to PNG")
         scale = 255.0 / 65535.0 if image.mode.startswith("I") else 255.0
         return Image.fromarray(np.clip(values * scale + 0.5, 0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+    if image.mode in ("LAB", "HSV"):
+        raise BadImage(f"{name}: stored in the colour space {image.mode}; convert it to RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
     return image.convert("RGB")
 
 
+def read_bytes(path: Path | str) -> bytes:
+    """The bytes of an image file.
+
+    Raises:
+        BadImage: missing, unreadable, not a regular file (a pipe, a device), or over MAX_BYTES.
+    """
+    try:
+        found = Path(path).stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise BadImage(f"{path}: cannot be read (not a regular file); give an image file")
+        if found.st_size > MAX_BYTES:
+            raise BadImage(f"{path}: {found.st_size / 1e9:.1f} GB is over {MAX_BYTES / 1e9:.0f} GB; convert it first")
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise BadImage(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
+
+
 def read(path: Path | str) -> Picture:
     """Read an image file as RGB. Shape (H, W, 3), uint8.
 
     Raises:
-        BadImage: as `decode`, or the file is missing or unreadable.
+        BadImage: as `decode` and `read_bytes`.
     """
     return read_decoded(path).pixels
 
 
 def read_decoded(path: Path | str) -> Decoded:
     """As `read`, with what the file declared."""
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise BadImage(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
-    return decode(data, str(path))
+    return decode(read_bytes(path), str(path))
 
 
 def encode_png(pixels: Picture) -> bytes:

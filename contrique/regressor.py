@@ -30,10 +30,12 @@ from scipy import linalg
 from tqdm import tqdm
 
 from contrique.config import RegressorConfig
-from contrique.dataset import judged_rows
+from contrique.dataset import judged_rows, label_kind, pretrain_rows
 from contrique.errors import ContriqueError
+from contrique.explain import Diagnosis, fit_diagnosis
 from contrique.features import load_set
 from contrique.metrics import EvaluationError, interval, resample, srcc, srcc_resampled
+from contrique.reliability import Novelty, conformal_radius, fit_novelty
 from contrique.storage import write_aside
 
 COEFFICIENTS: Final = "ridge.npz"
@@ -41,6 +43,8 @@ DESCRIPTION: Final = "regressor.json"
 FORMAT: Final = 1
 ADAPT_MIN: Final = 20  # pictures
 ADAPT_FOLDS: Final = 10
+RESIDUAL_FOLDS: Final = 10
+ENOUGH_CONTENTS: Final = 30  # of the validation part, to set the interval alone
 TOLERANCE: Final = 3e-8  # of the conjugate gradients' residual, relative, in the preconditioner's norm
 REDUCTION: Final = 1e-4  # of it by one run of float32 steps
 MAX_STEPS: Final = 200
@@ -380,6 +384,10 @@ class RegressorSummary:
         validation_n: validation pictures.
         validation_srcc: SRCC that chose alpha, hence optimistic.
         features_dim: D.
+        interval: half-width of the conformal interval of `reliability.COVERAGE`, in the unit of the labels; None if
+            there were too few residuals, or in a file from before it was kept.
+        interval_n: residuals that set it.
+        diagnosis_accuracy: share of held-out synthesized pictures whose distortion is named right; None without them.
         format: version of the two files.
     """
 
@@ -392,23 +400,36 @@ class RegressorSummary:
     validation_n: int
     validation_srcc: float
     features_dim: int
+    interval: float | None = None
+    interval_n: int = 0
+    diagnosis_accuracy: float | None = None
     format: int = FORMAT
 
 
-def label_kind(manifest: pd.DataFrame) -> tuple[str, str]:
-    """Which labels judge a set and their column: ("human", "mos") if any judged row has a MOS, else weak labels."""
-    human = bool((manifest["mos"].notna() & (manifest["split"] != "pretrain")).any())
-    return ("human", "mos") if human else ("weak", "weak_label")
+@dataclass(frozen=True)
+class Companions:
+    """What is fitted beside a ridge on the same features; None for what could not be, or was not yet kept.
+
+    Attributes:
+        novelty: tells pictures unlike the training ones.
+        diagnosis: names the likeliest distortion.
+    """
+
+    novelty: Novelty | None = None
+    diagnosis: Diagnosis | None = None
 
 
 def fit_set(features: Path, out: Path, *, config: RegressorConfig) -> RegressorSummary:
     """Fit on a feature set's training part, with the alpha that ranks its validation part best.
 
-    The test part is not touched, and the model is not fitted again with the validation part added.
+    Without human labels the weak-labelled pretraining pictures join the training part: their labels are as good.
+    The test part is not touched, and the model is not fitted again with the validation part added. The conformal
+    interval comes from the residuals of the validation part; where that has few contents, the training pictures'
+    residuals out of fold, by content, join them (cross-conformal, Vovk 2015).
 
     Args:
         features: folder with `manifest.parquet` and `features.npz` (`contrique.features.extract_set`).
-        out: folder to write: `ridge.npz` and `regressor.json`.
+        out: folder to write: `ridge.npz` (with what `Companions` holds) and `regressor.json`.
         config: the alphas.
     Returns:
         what was fitted.
@@ -420,6 +441,8 @@ def fit_set(features: Path, out: Path, *, config: RegressorConfig) -> RegressorS
     kind, column = label_kind(manifest)
     rows = judged_rows(manifest)
     part = {name: rows.index[rows["split"] == name].to_numpy() for name in ("train", "validation")}
+    if kind == "weak":
+        part["train"] = np.r_[part["train"], pretrain_rows(manifest).index]
     for name, index in part.items():
         if not len(index):
             raise RegressorError(f"{features}: no rows with {kind} labels in the {name} part; assign splits again")
@@ -429,19 +452,50 @@ def fit_set(features: Path, out: Path, *, config: RegressorConfig) -> RegressorS
     candidates = np.stack([model.predict(values[validation]) for model in models])
     chosen = choose(candidates, labels[validation])
     low, high = (0.0, 1.0) if kind == "weak" else (float(labels[train].min()), float(labels[train].max()))
+    contents = manifest["reference"].to_numpy(dtype=str)
+    residuals = labels[validation] - candidates[chosen]
+    if len(np.unique(contents[validation])) < ENOUGH_CONTENTS:
+        inner = _residuals_out_of_fold(values[train], labels[train], contents[train], models[chosen].alpha)
+        residuals = np.concatenate([residuals, inner])
+    diagnosis, accuracy = _diagnosis(manifest, values)
     summary = RegressorSummary(
         labels=kind,
         label_low=low,
         label_high=high,
         alpha=models[chosen].alpha,
         n=len(train),
-        contents=int(rows.loc[train, "reference"].nunique()),
+        contents=len(np.unique(contents[train])),
         validation_n=len(validation),
         validation_srcc=srcc(candidates[chosen], labels[validation]),
         features_dim=values.shape[1],
+        interval=conformal_radius(residuals),
+        interval_n=len(residuals),
+        diagnosis_accuracy=accuracy,
     )
-    save(models[chosen], summary, out)
+    novelty = fit_novelty(values[train], contents[train], values[validation], contents[validation])
+    save(models[chosen], summary, out, Companions(novelty, diagnosis))
     return summary
+
+
+def _residuals_out_of_fold(features: ArrayLike, labels: Array, contents: NDArray[np.str_], alpha: float) -> Array:
+    """Label minus prediction by a ridge that saw no picture of the content; empty if there is but one content."""
+    names, ids = np.unique(contents, return_inverse=True)
+    count = min(RESIDUAL_FOLDS, len(names))
+    if count < 2:
+        return np.empty(0)
+    fold = (np.random.default_rng(0).permutation(len(names)) % count)[ids]
+    tasks = [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(count)]
+    tasks = [task for task in tasks if np.ptp(labels[task[0]]) > 0]  # constant labels cannot be fitted
+    predictions = predict_tasks(features, labels, tasks, [alpha])
+    return np.concatenate(
+        [np.empty(0), *(labels[held] - scores[0] for (_, held), scores in zip(tasks, predictions, strict=True))]
+    )
+
+
+def _diagnosis(manifest: pd.DataFrame, values: Any) -> tuple[Diagnosis | None, float | None]:
+    """The linear head of distortions, fitted to the synthesized pictures outside the test part, and its accuracy."""
+    made = manifest[manifest["weak_label"].notna() & (manifest["split"] != "test")]
+    return fit_diagnosis(values[made.index], list(made["distortion"]), list(made["level"]), list(made["reference"]))
 
 
 @dataclass(frozen=True)
@@ -450,13 +504,15 @@ class Adaptation:
 
     Attributes:
         ridge: fitted on every picture.
-        summary: of `ridge`; its `validation_srcc` chose alpha.
+        summary: of `ridge`; its `validation_srcc` chose alpha, its `interval` is set out of fold.
+        novelty: how unlike these pictures another one is.
         srcc: out of fold: each picture scored by a head that saw none of its content, with an alpha chosen without it.
         low, high: interval of `srcc` by bootstrap over contents.
     """
 
     ridge: Ridge
     summary: RegressorSummary
+    novelty: Novelty | None
     srcc: float
     low: float
     high: float
@@ -528,16 +584,37 @@ def adapt(
         validation_n=len(y),
         validation_srcc=srcc(candidates[chosen], y),
         features_dim=len(ridge.coef),
+        interval=conformal_radius(y - judged),
+        interval_n=len(y),
     )
-    return Adaptation(ridge, summary, srcc(judged, y), low, high)
+    novelty = fit_novelty(features, list(names), np.empty((0, len(ridge.coef))), [], seed=seed)
+    return Adaptation(ridge, summary, novelty, srcc(judged, y), low, high)
 
 
-def save(ridge: Ridge, summary: RegressorSummary, directory: Path) -> None:
-    """Write `ridge.npz` (coef, intercept, alpha) and `regressor.json`; the same regressor gives the same bytes."""
+def save(ridge: Ridge, summary: RegressorSummary, directory: Path, companions: Companions | None = None) -> None:
+    """Write `ridge.npz` (coef, intercept, alpha, and what `companions` hold) and `regressor.json`.
+
+    The same regressor gives the same bytes.
+    """
+    arrays: dict[str, Any] = {
+        "coef": ridge.coef,
+        "intercept": np.float64(ridge.intercept),
+        "alpha": np.float64(ridge.alpha),
+    }
+    novelty, diagnosis = (companions.novelty, companions.diagnosis) if companions else (None, None)
+    if novelty:
+        arrays |= {"novelty_bank": novelty.bank, "novelty_threshold": np.float64(novelty.threshold)}
+    if diagnosis:
+        arrays |= {
+            "diagnosis_coef": diagnosis.coef,
+            "diagnosis_intercept": diagnosis.intercept,
+            "diagnosis_distortions": np.asarray(diagnosis.distortions, dtype=str),
+            "diagnosis_levels": np.asarray(diagnosis.levels, dtype=np.int64),
+        }
     with write_aside(directory) as aside:
         aside.mkdir()
         with (aside / COEFFICIENTS).open("wb") as file:
-            np.savez(file, coef=ridge.coef, intercept=np.float64(ridge.intercept), alpha=np.float64(ridge.alpha))
+            np.savez(file, **arrays)
         (aside / DESCRIPTION).write_text(json.dumps(asdict(summary), indent=2, allow_nan=False) + "\n")
 
 
@@ -560,3 +637,31 @@ def load(directory: Path) -> tuple[Ridge, RegressorSummary]:
     if ridge.coef.shape != (summary.features_dim,) or not np.isfinite([*ridge.coef, ridge.intercept]).all():
         raise RegressorError(f"{directory}: {COEFFICIENTS} does not fit {DESCRIPTION}; fit the regressor again")
     return ridge, summary
+
+
+def load_companions(directory: Path) -> Companions:
+    """Read what `save` wrote beside the coefficients; a file from before it was kept gives None for each.
+
+    Raises:
+        RegressorError: as `load`, or arrays that do not belong together.
+    """
+    ridge, _ = load(directory)
+    with np.load(directory / COEFFICIENTS, allow_pickle=False) as file:
+        held = {name: file[name] for name in file.files}
+    try:
+        novelty, diagnosis = None, None
+        if "novelty_bank" in held:
+            novelty = Novelty(held["novelty_bank"], float(held["novelty_threshold"]))
+        if "diagnosis_coef" in held:
+            diagnosis = Diagnosis(
+                held["diagnosis_coef"],
+                held["diagnosis_intercept"],
+                tuple(map(str, held["diagnosis_distortions"])),
+                tuple(map(int, held["diagnosis_levels"])),
+            )
+    except (KeyError, TypeError, ValueError) as error:
+        raise RegressorError(f"{directory}: {COEFFICIENTS} is incomplete ({error}); fit the regressor again") from error
+    held_widths = [held[name].shape[1:] for name in ("novelty_bank", "diagnosis_coef") if name in held]
+    if any(width != ridge.coef.shape for width in held_widths):
+        raise RegressorError(f"{directory}: {COEFFICIENTS} holds arrays of another width; fit the regressor again")
+    return Companions(novelty, diagnosis)

@@ -9,49 +9,84 @@ The folder must never hold an `__init__.py`: it would shadow the installed packa
 
 import base64
 import binascii
+import logging
+import threading
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pandas as pd
 import yaml
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
+from contrique.config import ServingConfig
 from contrique.scorer import CSV_COLUMNS, Failure, Score, Scorer, flat
+
+LIMITS = ServingConfig()
+_log = logging.getLogger("contrique.serving")
 
 
 class QualityModel(mlflow.pyfunc.PythonModel):
-    """Scores a DataFrame of images, row by row."""
+    """Scores a DataFrame of images, row by row, one at a time whatever the number of clients."""
 
     def load_context(self, context: Any) -> None:
         encoder, regressor = Path(context.artifacts["encoder"]), Path(context.artifacts["regressor"])
         self._scorer = Scorer(encoder, regressor, _version(regressor))
+        self._turn = threading.Lock()  # a request's thread would need memory of its own for each picture
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Score images.
 
         Args:
             context: unused, the model is loaded.
-            model_input: a column `image` of encoded image files, as base64 strings or bytes.
+            model_input: a column `image` of encoded image files, as base64 strings or bytes; at most
+                `ServingConfig.max_images` rows, each of at most `max_bytes` and `max_pixels`.
             params: unused.
         Returns:
-            one row per input row, in order: the columns `score`, `raw`, `low`, `high`, `direction`, `model`, `labels`
-            and `error`. A bad image has an `error` and no `score`; its neighbours are scored.
+            one row per input row, in order: the columns of `scorer.CSV_COLUMNS` less `path`. An image that is bad, too
+            large or one too many has an `error` and no `score`; its neighbours are scored.
+        Raises:
+            MlflowException: no column `image`. The server turns any other exception into an answer with its stack
+                trace, so none leaves this method.
         """
         if "image" not in model_input:
-            raise ValueError(f"the input needs a column 'image' of base64 strings, has {list(model_input.columns)}")
-        rows = [flat(self._judge(value, f"image {index}")) for index, value in enumerate(model_input["image"])]
+            raise MlflowException(
+                f"the input needs a column 'image' of base64 strings, has {list(model_input.columns)}",
+                INVALID_PARAMETER_VALUE,
+            )
+        rows = [flat(self._judge(value, index)) for index, value in enumerate(model_input["image"])]
         # of objects, so that what is missing is None and not NaN, which is no JSON
         return pd.DataFrame(rows, columns=CSV_COLUMNS, dtype=object).drop(columns="path")
 
-    def _judge(self, value: Any, name: str) -> Score | Failure:
-        if isinstance(value, str):
-            try:
-                value = base64.b64decode("".join(value.split()), validate=True)
-            except (binascii.Error, ValueError):
-                return Failure(name, f"{name}: not base64; send the image file's bytes in base64")
-        if not isinstance(value, bytes | bytearray):
-            return Failure(name, f"{name}: neither base64 nor bytes; send the image file's bytes in base64")
-        return self._scorer.judge(bytes(value), name)
+    def _judge(self, value: Any, index: int) -> Score | Failure:
+        name = f"image {index}"
+        if index >= LIMITS.max_images:
+            return Failure(name, f"{name}: over {LIMITS.max_images} images a request; send the rest in another")
+        try:
+            data = _decoded(value)
+            if isinstance(data, str):
+                return Failure(name, f"{name}: {data}")
+            with self._turn:
+                return self._scorer.judge(data, name, LIMITS.max_pixels)
+        except Exception:
+            _log.exception("%s could not be scored", name)
+            return Failure(name, f"{name}: could not be scored (an error of the server, told in its log)")
+
+
+def _decoded(value: Any) -> bytes | str:
+    """The bytes of an image file, or why there are none."""
+    too_large = f"over {LIMITS.max_bytes / 1e6:g} MB; send it smaller"
+    if isinstance(value, str):
+        if len(value) > 1.5 * LIMITS.max_bytes:  # base64 is a third longer, and may have line breaks
+            return too_large
+        try:
+            value = base64.b64decode("".join(value.split()), validate=True)
+        except (binascii.Error, ValueError):
+            return "not base64; send the image file's bytes in base64"
+    if not isinstance(value, bytes | bytearray):
+        return "neither base64 nor bytes; send the image file's bytes in base64"
+    return too_large if len(value) > LIMITS.max_bytes else bytes(value)
 
 
 def _version(artifact: Path) -> str:

@@ -125,7 +125,9 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.chdir(folder)
-        registry.register(*vars(parts).values(), config=RegistryConfig(), run="monday", expected_champion="")
+        registry.register(
+            *vars(parts).values(), config=RegistryConfig(serve_seconds=0), run="monday", expected_champion=""
+        )
     (folder / "scans").mkdir()
     lines = ["image,dmos"]
     for i in range(40):

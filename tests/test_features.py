@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from contrique import features, images
+from contrique.backends import Torch
 from contrique.dataset import DatasetError, write_manifest
 from contrique.encoder import Encoder, load_encoder, save_encoder
 from contrique.features import ImageTooSmall, extract, extract_one, extract_set, load_set, save_features
@@ -74,6 +75,68 @@ def test_feature_set_holds_judged_and_weak_labelled_rows(encoder: Encoder, tmp_p
     first = (tmp_path / "out" / features.FEATURES).read_bytes()
     extract_set(tmp_path / "mos", tmp_path / "weak_label", tmp_path / "e.safetensors", tmp_path / "out")
     assert (tmp_path / "out" / features.FEATURES).read_bytes() == first
+    parts = [tmp_path / f"part{k}" for k in range(3)]  # one of them empty
+    for k, part in enumerate(parts):
+        inputs = (tmp_path / "mos", tmp_path / "weak_label", tmp_path / "e.safetensors")
+        extract_set(*inputs, part, part=(k, 3))
+    assert features.gather(parts, tmp_path / "gathered") == 2
+    assert (tmp_path / "gathered" / features.FEATURES).read_bytes() == first
+    pd.testing.assert_frame_equal(load_set(tmp_path / "gathered")[0], manifest)
     save_features(values, ["x", "y"], tmp_path / "out" / features.FEATURES)
     with pytest.raises(DatasetError, match="different images"):
         load_set(tmp_path / "out")
+
+
+@pytest.mark.parametrize(("arch", "shape"), [("resnet18", (640, 64)), ("resnet50", (64, 576))])
+def test_tiles_give_what_the_whole_picture_gives(
+    arch: str, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small tiles of two cells each; in float64, so that a halo too small by one cell would show."""
+    net = Encoder(arch, 0).eval().requires_grad_(False).double()
+
+    def backend(pictures: np.ndarray) -> np.ndarray:
+        return net.maps(torch.from_numpy(pictures.copy()).permute(0, 3, 1, 2).double() / 255).numpy()
+
+    picture = noise(*shape)[None]
+    whole = backend(picture)
+    monkeypatch.setattr(features, "TILE", 2 * features.HALO + 2 * features.STRIDE)
+    tiled = np.full_like(whole, np.nan)
+    for row, column, cells in features.maps(picture, backend):
+        tiled[:, :, row : row + cells.shape[2], column : column + cells.shape[3]] = cells
+    assert max(shape) > features.TILE
+    np.testing.assert_allclose(tiled, whole, rtol=0, atol=1e-10 * np.abs(whole).max())
+
+
+@pytest.mark.parametrize("shape", [(2305, 2304), (2304, 2304), (4700, 70), (64, 7001), (5000, 4321)])
+def test_tiles_cover_each_cell_once_at_bounded_size(shape: tuple[int, int]) -> None:
+    """An encoder whose cells are the sums of their own pixels."""
+    sides = []
+
+    def backend(pictures: np.ndarray) -> np.ndarray:
+        sides.extend(pictures.shape[1:3])
+        grey = pictures[..., 0].astype(np.float64)
+        rows, columns = (range(0, size, features.STRIDE) for size in grey.shape[1:])
+        return np.add.reduceat(np.add.reduceat(grey, rows, axis=1), columns, axis=2)[:, None]
+
+    picture = np.random.default_rng(0).integers(0, 256, (1, *shape, 1), dtype=np.uint8)
+    whole = backend(picture)
+    sides.clear()
+    seen = np.zeros_like(whole)
+    for row, column, cells in features.maps(picture, backend):
+        place = np.s_[:, :, row : row + cells.shape[2], column : column + cells.shape[3]]
+        seen[place] += 1
+        np.testing.assert_array_equal(cells, whole[place])
+    assert (seen == 1).all()
+    assert max(sides) <= features.TILE
+
+
+def test_describing_pictures_together_is_describing_each(encoder: Encoder) -> None:
+    pictures = np.stack([noise(72, 80, seed) for seed in range(5)])
+    together = features.describe(pictures, Torch(encoder))
+    alone = [features.describe(picture[None], Torch(encoder))[0] for picture in pictures]
+    np.testing.assert_allclose(together, alone, rtol=0, atol=1e-6)
+
+
+def test_spread_is_linear_between_the_points() -> None:
+    grid = np.array([[0.0, 10.0], [20.0, 30.0]])
+    np.testing.assert_allclose(features.spread(grid, (3, 4), 2), [[0, 5, 10, 10], [10, 15, 20, 20], [20, 25, 30, 30]])

@@ -309,3 +309,110 @@ def test_a_damaged_regressor_is_refused(saved, damage):
     damage(saved)
     with pytest.raises(RegressorError, match=r"fit (it|the regressor) again"):
         regressor.load(saved)
+
+
+# ------------------------------------------------------------------------------------- the contract's other parts
+
+
+def exchangeable_set(directory, contents, each=6, seed=0):
+    """Contents drawn alike, labels with a part of each content's own and heavy tails; a fifth each held out."""
+    rng = np.random.default_rng(seed)
+    n = contents * each
+    ids = np.arange(n) % contents
+    x = rng.normal(size=(contents, 24))[ids] + rng.normal(size=(n, 24))
+    y = 50 + 3 * x[:, :4].sum(axis=1) + rng.normal(size=contents)[ids] + 2 * rng.standard_t(3, size=n)
+    part = np.array(["train", "train", "train", "validation", "test"])[ids % 5]
+    rows = [
+        {"image": f"{i}.png", "reference": f"c{ids[i]}", "split": part[i], "kind": "authentic", "mos": y[i]}
+        for i in range(n)
+    ]
+    dataset.write_manifest(dataset.as_manifest(rows), directory)
+    features.save_features(x.astype(np.float32), [row["image"] for row in rows], directory / features.FEATURES)
+    return x, y, part
+
+
+@pytest.mark.parametrize("contents", [400, 40])
+def test_the_interval_covers_the_test_part_as_often_as_promised(tmp_path, contents):
+    """With enough contents the validation part sets it alone, with fewer the training part joins out of fold."""
+    covered, total = 0, 0
+    for seed in range(4 if contents > 100 else 20):
+        x, y, part = exchangeable_set(tmp_path / f"{seed}", contents, seed=seed)
+        summary = regressor.fit_set(tmp_path / f"{seed}", tmp_path / f"out{seed}", config=RegressorConfig())
+        alone = contents // 5 >= regressor.ENOUGH_CONTENTS
+        assert summary.interval_n == (part == "validation").sum() + (0 if alone else (part == "train").sum())
+        ridge, _ = regressor.load(tmp_path / f"out{seed}")
+        test = part == "test"
+        covered += np.sum(np.abs(y[test] - ridge.predict(x[test])) <= summary.interval)
+        total += test.sum()
+    assert covered / total == pytest.approx(0.9, abs=4 * np.sqrt(0.09 / total))
+
+
+def test_residuals_of_training_pictures_come_from_ridges_that_saw_none_of_their_content(tmp_path):
+    """Two contents far apart, each constant but for noise: known to the ridge, a content would have no residual."""
+    rng = np.random.default_rng(0)
+    x, y = np.repeat(np.eye(4), 10, axis=0) + 1e-3 * rng.normal(size=(40, 4)), np.repeat([0.0, 10, 20, 30], 10)
+    contents = np.repeat(list("abcd"), 10)
+    assert np.abs(regressor.fit(x, y, 1e-6).predict(x) - y).max() < 1
+    assert np.abs(regressor._residuals_out_of_fold(x, y, contents, 1e-6)).min() > 1
+    assert len(regressor._residuals_out_of_fold(x, y, np.full(40, "a"), 1e-6)) == 0
+
+
+def test_a_regressor_from_before_the_contract_still_loads(saved):
+    """Its files had neither the fields nor the arrays."""
+    ridge, summary = regressor.load(saved)
+    path = saved / regressor.DESCRIPTION
+    told = json.loads(path.read_text())
+    for name in ("interval", "interval_n", "diagnosis_accuracy"):
+        del told[name]
+    path.write_text(json.dumps(told))
+    with (saved / regressor.COEFFICIENTS).open("wb") as file:
+        np.savez(file, coef=ridge.coef, intercept=ridge.intercept, alpha=ridge.alpha)
+    old_ridge, old = regressor.load(saved)
+    np.testing.assert_array_equal(old_ridge.coef, ridge.coef)
+    assert (old.alpha, old.interval, old.interval_n) == (summary.alpha, None, 0)
+    assert regressor.load_companions(saved) == regressor.Companions(None, None)
+
+
+def test_companions_come_back_as_they_were_saved(tmp_path):
+    """Human labels, and synthesized pictures of pretraining photographs beside them."""
+    feature_set(tmp_path / "features")
+    manifest, values = features.load_set(tmp_path / "features")
+    made = [
+        {"image": f"m{i}.png", "reference": f"p{i % 8}", "split": "pretrain", "kind": "distorted", "level": 3}
+        | {"distortion": ["jpeg", "white_noise"][i // 8 % 2], "weak_label": 0.5}
+        for i in range(48)
+    ]
+    both = dataset.as_manifest([*manifest.to_dict("records"), *made])
+    moved = np.random.default_rng(0).normal(size=(48, 16)) + 9 * (np.arange(48) // 8 % 2)[:, None]
+    dataset.write_manifest(both, tmp_path / "features")
+    values = np.concatenate([values, moved.astype(np.float32)])
+    features.save_features(values, list(both["image"]), tmp_path / "features" / features.FEATURES)
+    summary = regressor.fit_set(tmp_path / "features", tmp_path / "out", config=RegressorConfig())
+    assert summary.diagnosis_accuracy == 1.0
+    held = regressor.load_companions(tmp_path / "out")
+    assert held.diagnosis.suspects(moved[0])[0].distortion == "jpeg"
+    assert held.diagnosis.suspects(moved[8])[0].distortion == "white_noise"
+    assert held.novelty.distance(moved).min() > 1
+    ridge, _ = regressor.load(tmp_path / "out")
+    regressor.save(ridge, summary, tmp_path / "again", held)
+    for name in (regressor.COEFFICIENTS, regressor.DESCRIPTION):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+
+
+@pytest.mark.parametrize("change", ["width", "missing", "rows"])
+def test_damaged_companions_are_refused(saved, change):
+    _, summary = regressor.load(saved)
+    with np.load(saved / regressor.COEFFICIENTS) as file:
+        held = {name: file[name] for name in file.files}
+    if change == "width":
+        held["novelty_bank"] = held["novelty_bank"][:, :-1]
+    elif change == "missing":
+        del held["novelty_threshold"]
+    else:
+        held |= {"diagnosis_coef": np.zeros((2, 16)), "diagnosis_intercept": np.zeros(3)}
+        held |= {"diagnosis_distortions": np.array(["a", "b"]), "diagnosis_levels": np.array([1, 2])}
+    with (saved / regressor.COEFFICIENTS).open("wb") as file:
+        np.savez(file, **held)
+    assert regressor.load(saved)[1] == summary
+    with pytest.raises(RegressorError, match="fit the regressor again"):
+        regressor.load_companions(saved)

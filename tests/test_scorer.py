@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import io
 import itertools
 import json
@@ -15,8 +16,23 @@ from PIL import Image
 from contrique import images, regressor
 from contrique.dataset import Source, import_folder, write_manifest
 from contrique.encoder import load_encoder
+from contrique.features import extract
 from contrique.regressor import RegressorError
-from contrique.scorer import CSV_COLUMNS, DIRECTION, RANGE, Failure, Score, Scorer, ScorerError, find_images, write
+from contrique.reliability import fit_novelty
+from contrique.scorer import (
+    AHEAD,
+    BATCH_PIXELS,
+    CSV_COLUMNS,
+    DIRECTION,
+    RANGE,
+    TOLERANCE,
+    Failure,
+    Score,
+    Scorer,
+    ScorerError,
+    find_images,
+    write,
+)
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +176,7 @@ def test_an_unreadable_folder_is_named(tmp_path):
     (tmp_path / "closed").chmod(0o700)
 
 
-def test_paths_are_taken_one_at_a_time(scorer, folder):
+def test_paths_are_taken_a_few_ahead(scorer, folder):
     taken = []
 
     def endless():
@@ -170,7 +186,8 @@ def test_paths_are_taken_one_at_a_time(scorer, folder):
 
     first = list(itertools.islice(scorer.score_paths(endless()), 3))
     assert len(first) == 3
-    assert taken == [0, 1, 2]
+    pixels = 70 * 101
+    assert len(taken) <= 3 + AHEAD + 2 * BATCH_PIXELS["cpu"] // pixels
 
 
 def test_parts_that_do_not_belong_together(parts, tmp_path):
@@ -200,7 +217,9 @@ def test_json_is_a_list_of_objects(results):
     items = json.loads(file.getvalue())
     assert [item["path"] for item in items] == [item.path for item in results]
     assert set(items[1]) == {"path", "error"}
-    assert set(items[0]) == {"path", "score", "raw", "range", "direction", "model", "labels"}
+    assert set(items[0]) == {
+        *("path", "score", "raw", "range", "direction", "model", "labels", "interval", "distance", "warning")
+    }
     assert items[0]["score"] == results[0].score
     assert items[0]["range"] == [0, 100]
     assert items[0]["direction"] == "higher is better"
@@ -229,7 +248,7 @@ def test_the_table_says_how_to_read_it(results):
     file = io.StringIO()
     assert write(results, file) == 1
     lines = file.getvalue().splitlines()
-    assert f"{results[0].score:.1f}  {results[0].path}" in lines[1]
+    assert lines[1] == f"{results[0].score:6.1f}       unknown  {results[0].path}"
     assert "absent.png: no such file" in lines[2]
     assert lines[-1] == ("2 scored, 1 failed | scale 0 to 100, higher is better | model 7, learned from human labels")
 
@@ -276,3 +295,92 @@ def test_rescore_refuses_rows_it_cannot_find(scorer, sets):
     (sets[0] / "1.png").unlink()
     with pytest.raises(images.BadImage, match=r"1\.png"):
         scorer.rescore(Path(sets[0]))(pd.read_parquet(sets[0] / "manifest.parquet"))
+
+
+@pytest.fixture(scope="module")
+def contracted(parts, tmp_path_factory):
+    """The same model with an interval of 7 points of its scale and a bank of pictures like those of tiny_model."""
+    ridge, summary = regressor.load(parts.regressor)
+    pictures = [tiny_model.picture(i) for i in range(100, 140)]
+    features = extract(pictures, load_encoder(parts.encoder))
+    novelty = fit_novelty(features[:30], [str(i) for i in range(30)], features[30:], ["o"] * 10)
+    folder = tmp_path_factory.mktemp("contracted") / "regressor"
+    told = dataclasses.replace(summary, interval=0.07 * 140, interval_n=99)
+    regressor.save(ridge, told, folder, regressor.Companions(novelty))
+    return Scorer(parts.encoder, folder, version="8")
+
+
+def test_the_interval_is_around_the_score_and_inside_the_range(contracted):
+    seen = []
+    for i in range(12):
+        item = contracted.judge(images.encode_png(tiny_model.picture(i)), "x")
+        centre = 100 * (item.raw + 20) / 140
+        assert item.interval == pytest.approx((np.clip(centre - 7, 0, 100), np.clip(centre + 7, 0, 100)))
+        assert item.interval[0] <= item.score <= item.interval[1]
+        seen.append(item.interval[1] - item.interval[0])
+    assert max(seen) == pytest.approx(14)
+
+
+def test_a_picture_unlike_the_training_ones_is_warned_of(contracted):
+    alike = [contracted.judge(images.encode_png(tiny_model.picture(i)), "x") for i in range(200, 230)]
+    assert np.mean([item.warning == "" for item in alike]) > 0.8
+    assert all((item.distance > 1) == bool(item.warning) for item in alike)
+    stripes = np.tile(((np.arange(96) // 2 % 2) * 255).astype(np.uint8)[None, :, None], (80, 1, 3))
+    for stranger in (np.zeros((80, 96, 3), np.uint8), stripes):
+        item = contracted.judge(images.encode_png(stranger), "x")
+        assert item.distance > 1
+        assert item.warning.startswith(f"unlike the training pictures ({item.distance:.1f} times as far")
+
+
+def test_the_whole_contract_in_every_form(contracted, tmp_path):
+    for name, picture in (("like", tiny_model.picture(0)), ("unlike", np.zeros((80, 96, 3), np.uint8))):
+        (tmp_path / f"{name}.png").write_bytes(images.encode_png(picture))
+    like, unlike = items = list(contracted.score_paths([tmp_path / "like.png", tmp_path / "unlike.png"]))
+    text = {}
+    for form in ("json", "csv", "table"):
+        file = io.StringIO()
+        assert write(items, file, form) == 0
+        text[form] = file.getvalue()
+    told = json.loads(text["json"])
+    assert told[0]["interval"] == list(like.interval)
+    assert (told[0]["distance"], told[1]["warning"]) == (like.distance, unlike.warning)
+    rows = list(csv.DictReader(io.StringIO(text["csv"])))
+    assert (float(rows[0]["interval_low"]), float(rows[0]["interval_high"])) == like.interval
+    assert (rows[0]["warning"], rows[1]["warning"]) == (like.warning, unlike.warning)
+    lines = text["table"].splitlines()
+    assert f"{like.interval[0]:.1f} - {like.interval[1]:.1f}  {like.path}" in lines[1]
+    assert lines[2].endswith(f"{unlike.path} | {unlike.warning}")
+
+
+def test_same_score_alone_in_any_batch_and_by_any_number_of_threads(scorer, tmp_path, monkeypatch):
+    for i in range(6):
+        (tmp_path / f"{i}.png").write_bytes(images.encode_png(tiny_model.picture(i, 64, 64)))
+    paths = [tmp_path / f"{i}.png" for i in range(6)]
+    alone = [next(scorer.score_paths([path])) for path in paths]
+    assert [item.score for item in alone] == list(scorer.score([images.read(path) for path in paths]))
+    sizes = []
+    backend = scorer._backend
+    monkeypatch.setattr(scorer, "_backend", lambda pictures: sizes.append(len(pictures)) or backend(pictures))
+    for budget, largest in ((64 * 64, 1), (3 * 64 * 64, 3), (2**20, 6)):
+        monkeypatch.setitem(BATCH_PIXELS, "cpu", budget)
+        sizes.clear()
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            try:
+                items = list(scorer.score_paths(paths))
+            finally:
+                torch.set_num_threads(1)
+            assert max(sizes) == largest
+            np.testing.assert_allclose(
+                [item.score for item in items], [item.score for item in alone], rtol=0, atol=TOLERANCE
+            )
+
+
+def test_a_large_picture_is_decoded_in_its_turn(scorer, folder, monkeypatch):
+    paths = [folder / "b.png", folder / "sub/c.png"]
+    expected = [item.score for item in scorer.score_paths(paths)]
+    monkeypatch.setattr("contrique.scorer._decoded.__defaults__", (10,))
+    taken = []
+    monkeypatch.setattr(images, "read_bytes", lambda path, real=images.read_bytes: taken.append(path) or real(path))
+    assert [item.score for item in scorer.score_paths(paths)] == expected
+    assert sorted(taken) == sorted(2 * paths)  # once for its size, once for good

@@ -1,0 +1,283 @@
+"""How fast is scoring, how exact, and what does it cost? Files to scores, decoding included.
+
+    python benchmarks/score.py speed PICTURES --encoder ENCODER --regressor REGRESSOR --out speed.json
+    python benchmarks/score.py agreement --judged TID2013 --encoder ENCODER --regressor REGRESSOR --out agreement.json
+    python benchmarks/score.py memory PICTURES --encoder ENCODER --regressor REGRESSOR --out memory.json
+    python benchmarks/score.py coverage --judged TID2013 --encoder ENCODER --out coverage.json
+
+`speed`: each backend on JPEGs of 512x384 and 1024x768 made of PICTURES, beside the original's way (one picture at a
+time, fp32, eager, NCHW, decoded in between) and beside the bare encoder on decoded pictures; the ways take turns, round
+by round, so that a busy machine is fair to all, and each ratio is the median over rounds. By `--clock cpu` the seconds
+are those of all threads, which a busy machine disturbs least; use it with `--threads 1`. `agreement`: features, scores
+and SRCC of each backend against PyTorch in float32. `memory`: resident memory at its peak, for many pictures and for
+one of 100 megapixels, and the start-up time. `coverage`: how often the 90 % interval covers human scores of contents
+that did not set it.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from contrique import backends, dataset, images, regressor
+from contrique.config import RegressorConfig
+from contrique.encoder import Encoder, load_encoder
+from contrique.features import describe, save_features
+from contrique.metrics import srcc
+from contrique.reliability import COVERAGE
+from contrique.scorer import Failure, Scorer, find_images
+
+SIZES = ((512, 384), (1024, 768))
+WAYS = (
+    ("torch", "float32"),
+    ("onnx", "float32"),
+    ("openvino", "float32"),
+    ("torch", "bfloat16"),
+    ("openvino", "bfloat16"),
+)
+
+
+def jpegs(sources: list[Path], size: tuple[int, int], count: int, folder: Path) -> list[Path]:
+    """Photographs cropped to one shape and size, as JPEG of quality 92."""
+    made = []
+    for number, source in zip(range(count), itertools.cycle(sources), strict=False):
+        picture = Image.fromarray(images.read(source))
+        scale = max(size[0] / picture.width, size[1] / picture.height)
+        picture = picture.resize((round(picture.width * scale), round(picture.height * scale)))
+        made.append(folder / f"{size[0]}_{number}.jpg")
+        picture.crop((0, 0, *size)).save(made[-1], quality=92)
+    return made
+
+
+def original(paths: list[Path], encoder: Encoder, ridge: regressor.Ridge) -> list[float]:
+    """One file after the other, as the published demo: Pillow, NCHW float32, eager, both scales, then the ridge."""
+    scores = []
+    for path in paths:
+        picture = Image.open(path).convert("RGB")
+        halves = (picture, picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BICUBIC))
+        with torch.no_grad():
+            parts = [
+                encoder(torch.from_numpy(np.asarray(scale, np.float32).transpose(2, 0, 1)[None] / 255))[0]
+                for scale in halves
+            ]
+        scores.append(float(ridge.predict(torch.cat(parts).numpy()[None])[0]))
+    return scores
+
+
+def taking_turns(ways: dict[str, Callable[[], Any]], rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
+    """Seconds of each way in each round, after a warm-up round."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for number in tqdm(range(rounds + 1), desc="rounds"):
+        for name, way in ways.items():
+            start = clock()
+            way()
+            if number:
+                seconds[name].append(clock() - start)
+    return seconds
+
+
+def speed(arguments: argparse.Namespace) -> dict[str, Any]:
+    sources = [path for path in find_images([arguments.pictures]) if isinstance(path, Path)]
+    ridge, _ = regressor.load(arguments.regressor)
+    contiguous = load_encoder(arguments.encoder).to(memory_format=torch.contiguous_format)
+    told: dict[str, Any] = {
+        "threads": arguments.threads,
+        "clock": arguments.clock,
+        "arch": contiguous.arch,
+        "rounds": arguments.rounds,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for size in SIZES:
+            count = max(1, arguments.count * SIZES[0][0] * SIZES[0][1] // (size[0] * size[1]))
+            paths = jpegs(sources, size, count, Path(folder))
+            decoded = [images.read(path)[None] for path in paths]
+            ways: dict[str, Callable[[], Any]] = {"original": lambda p=paths: original(p, contiguous, ridge)}
+            for name, precision in WAYS:
+                scorer = Scorer(arguments.encoder, arguments.regressor)
+                try:
+                    scorer.use(name, precision)
+                except backends.BackendError as error:
+                    print(error)
+                    continue
+                way = f"{name} {precision}"
+                ways[way] = lambda s=scorer, p=paths: [item for item in s.score_paths(p) if isinstance(item, Failure)]
+                ways[f"{way}, bare"] = lambda s=scorer, d=decoded: [
+                    s._backend(scale) for picture in d for scale in (picture, images.half_scale(picture[0])[None])
+                ]
+            clock = {"wall": time.perf_counter, "cpu": time.process_time}[arguments.clock]
+            seconds = taking_turns(ways, arguments.rounds, clock)
+            told[f"{size[0]}x{size[1]}"] = {
+                name: {
+                    "images_per_second": count / float(np.median(taken)),
+                    "times_original": ratio(seconds["original"], taken),
+                    "share_of_bare": ratio(seconds[f"{name}, bare"], taken) if f"{name}, bare" in seconds else None,
+                }
+                for name, taken in seconds.items()
+            }
+            print(json.dumps(told, indent=1), flush=True)
+    return told
+
+
+def ratio(a: list[float], b: list[float]) -> float:
+    """Median over rounds of a / b."""
+    return float(np.median(np.array(a) / np.array(b)))
+
+
+def agreement(arguments: argparse.Namespace) -> dict[str, Any]:
+    told: dict[str, Any] = {}
+    ridge, summary = regressor.load(arguments.regressor)
+    for folder in arguments.judged:
+        manifest = dataset.import_folder(dataset.Source(folder, "labelled"))
+        pictures = [dataset.picture(folder, row) for row in dataset.rows_of(manifest)]
+        found: dict[str, np.ndarray] = {}
+        for name, precision in WAYS:
+            backend = backends._make(
+                name, load_encoder(arguments.encoder), backends.file_hash(arguments.encoder), precision
+            )
+            bar = tqdm(pictures, desc=f"{folder.name}: {name} {precision}", mininterval=5)
+            found[f"{name} {precision}"] = np.stack([describe(picture[None], backend)[0] for picture in bar])
+        reference = found["torch float32"]
+        scale = 100 / (summary.label_high - summary.label_low)
+        mos = manifest["mos"].to_numpy()
+        told[folder.name] = {
+            way: {
+                "features_max_abs": float(np.abs(values - reference).max()),
+                "points_max": float(scale * np.abs(ridge.predict(values) - ridge.predict(reference)).max()),
+                "srcc_with_float32": srcc(ridge.predict(values), ridge.predict(reference)),
+                "srcc_difference": srcc(ridge.predict(values), mos) - srcc(ridge.predict(reference), mos),
+            }
+            for way, values in found.items()
+        }
+    return told
+
+
+def memory(arguments: argparse.Namespace) -> dict[str, Any]:
+    sources = [path for path in find_images([arguments.pictures]) if isinstance(path, Path)]
+    told: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        small = jpegs(sources, (128, 96), 50, Path(folder))
+        links = Path(folder) / "many"
+        links.mkdir()
+        for number in range(arguments.count):
+            (links / f"{number:06}.jpg").symlink_to(small[number % len(small)])
+        few = Path(folder) / "few"
+        few.mkdir()
+        for path in small[:10]:
+            (few / path.name).symlink_to(path)
+        large = Path(folder) / "large.jpg"
+        tile = images.fit_within(images.read(sources[0]), 512)
+        repeats = (-(-10_000 // tile.shape[0]), -(-10_000 // tile.shape[1]), 1)
+        Image.fromarray(np.tile(tile, repeats)[:10_000, :10_000]).save(large, quality=90)
+        for name, path in (
+            ("10 pictures", few),
+            (f"{arguments.count} pictures", links),
+            ("one of 100 megapixels", large),
+        ):
+            told[name] = child("score", path, arguments)
+        told["start-up, one picture"] = child("score", small[0], arguments)
+    return told
+
+
+def child(what: str, path: Path, arguments: argparse.Namespace) -> dict[str, float]:
+    """A process of its own, which tells the seconds it took and its largest resident memory."""
+    command = [sys.executable, __file__, what, str(path), "--encoder", str(arguments.encoder)]
+    command += ["--regressor", str(arguments.regressor), "--threads", str(arguments.threads)]
+    start = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
+    return {"seconds": time.perf_counter() - start, **json.loads(done.stdout.splitlines()[-1])}
+
+
+def score(arguments: argparse.Namespace) -> dict[str, Any]:
+    scorer = Scorer(arguments.encoder, arguments.regressor)
+    scorer.use(arguments.backend)
+    start = time.perf_counter()
+    kinds = [isinstance(item, Failure) for item in scorer.score_paths([arguments.pictures])]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"scored": len(kinds) - sum(kinds), "scoring_seconds": time.perf_counter() - start, "peak_mib": peak}
+
+
+def coverage(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Each pair of contents is the test part once; the others train, validate and set the interval."""
+    folder = arguments.judged[0]
+    manifest = dataset.import_folder(dataset.Source(folder, "labelled"))
+    backend = backends.Torch(load_encoder(arguments.encoder), "bfloat16")
+    pictures = tqdm(
+        (dataset.picture(folder, row) for row in dataset.rows_of(manifest)), total=len(manifest), desc="features"
+    )
+    values = np.stack([describe(picture[None], backend)[0] for picture in pictures])
+    contents = manifest["reference"].to_numpy()
+    told: dict[str, Any] = {"nominal": COVERAGE, "splits": []}
+    with tempfile.TemporaryDirectory() as place:
+        for test, (fitted, split) in splits_of(contents):
+            root = Path(place) / "_".join(test).replace(":", "_")
+            dataset.write_manifest(manifest.assign(split=split), root)
+            save_features(values, list(manifest["image"]), root / "features.npz")
+            summary = regressor.fit_set(root, root / "out", config=RegressorConfig())
+            ridge, _ = regressor.load(root / "out")
+            rows = np.flatnonzero(split == "test")
+            residuals = manifest["mos"].to_numpy()[rows] - ridge.predict(values[rows])
+            assert summary.interval is not None
+            covered = np.abs(residuals) <= summary.interval
+            told["splits"].append(
+                {"test": list(test), "n": len(rows), "covered": float(covered.mean()), "set_by": summary.interval_n}
+                | {
+                    "half_width": summary.interval,
+                    "label_range": summary.label_high - summary.label_low,
+                    "fitted": fitted,
+                }
+            )
+    counts = np.array([item["n"] for item in told["splits"]])
+    shares = np.array([item["covered"] for item in told["splits"]])
+    told["covered"] = float((shares * counts).sum() / counts.sum())
+    return told
+
+
+def splits_of(contents: np.ndarray) -> Iterator[tuple[tuple[str, ...], tuple[int, np.ndarray]]]:
+    """Leave each content out; of the others the one with the fewest pictures above nine validates."""
+    names, counts = np.unique(contents, return_counts=True)
+    for name, count in zip(names, counts, strict=True):
+        if count < 9:
+            continue
+        others = [(c, other) for c, other in zip(counts, names, strict=True) if other != name and c >= 9]
+        validation = min(others)[1]
+        split = np.where(contents == name, "test", np.where(contents == validation, "validation", "train"))
+        yield (str(name),), (int((split == "train").sum()), split)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("speed", "agreement", "memory", "coverage", "score"))
+    parser.add_argument("pictures", type=Path, nargs="?", help="folder of photographs")
+    parser.add_argument("--encoder", type=Path, required=True)
+    parser.add_argument("--regressor", type=Path)
+    parser.add_argument("--judged", type=Path, action="append", default=[], help="folder with labels.csv; repeatable")
+    parser.add_argument("--count", type=int, default=16, help="pictures a round, of 512x384; default: 16")
+    parser.add_argument("--rounds", type=int, default=5, help="default: 5")
+    parser.add_argument("--threads", type=int, default=2, help="default: 2")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="of `speed`; default: wall")
+    parser.add_argument("--backend", default="torch", help="of `score`; default: torch")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    told = globals()[arguments.what](arguments)
+    text = json.dumps(told, indent=None if arguments.what == "score" else 1)
+    if arguments.out:
+        arguments.out.write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 from contrique import distortions, images
-from contrique.distortions import kernels
+from contrique.distortions import batch, kernels
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import reference_distortions as reference
@@ -191,8 +191,9 @@ def batches(device: str, count: int = 256, side: int = 256) -> None:
         print(f"| {name} | {rate([name] * count, levels):,.0f} |", flush=True)
     mixed = [distortions.NAMES[k * 7 % 25] for k in range(count)]
     print(f"| all mixed | {rate(mixed, levels):,.0f} |")
-    batched = [name for name in distortions.NAMES if name not in ("color_quantization", "jpeg", "jpeg2000")]
-    print(f"| all but the three on the CPU, mixed | {rate([batched[k * 7 % 22] for k in range(count)], levels):,.0f} |")
+    batched = list(batch.BATCHED)
+    mixed = [batched[k * 7 % len(batched)] for k in range(count)]
+    print(f"| all but the {len(batch.SERIAL)} on the CPU, mixed | {rate(mixed, levels):,.0f} |")
 
 
 def main() -> None:

@@ -62,14 +62,9 @@ def brisque(picture: Picture) -> NDArray[np.float64]:
     return np.concatenate(parts)
 
 
-def brisque_features(pictures: Iterable[Picture], total: int | None = None) -> NDArray[np.float64]:
-    """`brisque` of each picture; they may differ in size. Shape (N, 36).
-
-    Args:
-        pictures: as `brisque`.
-        total: how many, for the progress bar.
-    """
-    rows = [brisque(picture) for picture in tqdm(pictures, desc="BRISQUE", total=total, unit="img", disable=None)]
+def brisque_features(pictures: Iterable[Picture]) -> NDArray[np.float64]:
+    """`brisque` of each picture; they may differ in size. Shape (N, 36)."""
+    rows = [brisque(picture) for picture in pictures]
     return np.stack(rows) if rows else np.empty((0, FEATURES))
 
 

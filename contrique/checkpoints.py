@@ -4,7 +4,6 @@ A checkpoint is a folder `step-N` with safetensors files, `state.json` and, writ
 `sha256sum --check` reads too.
 """
 
-import hashlib
 import json
 import re
 import shutil
@@ -53,7 +52,7 @@ class Checkpoints:
     def save(
         self, step: int, tensors: "Mapping[str, Mapping[str, Tensor]]", state: dict[str, Any], *, last: bool = False
     ) -> None:
-        """Write one checkpoint and remove all but the newest two.
+        """Write one checkpoint and remove all older ones but the one before it.
 
         Args:
             step: its name.
@@ -66,8 +65,8 @@ class Checkpoints:
         if not storage.is_s3(self.location):
             with storage.write_aside(Path(self.name(step))) as aside:
                 _write(aside, tensors, state)
-            for old in sorted(Path(self.location).glob("step-*"))[:-_KEPT]:
-                shutil.rmtree(old)
+            for old in self._outdated(step):
+                shutil.rmtree(self.name(old))
             return
         if self._upload and not (self._upload.done() or last):
             print(f"{self.name(step)}: left out, the one before is still being uploaded", file=sys.stderr)
@@ -90,10 +89,14 @@ class Checkpoints:
             (folder / _SUMS).rename(sums)
             storage.upload(folder, self.name(step), progress=False)
             storage.upload(sums, self.name(step), progress=False)
-            for old in self.steps()[_KEPT:]:
+            for old in self._outdated(step):
                 storage.remove(self.name(old))
         finally:
             shutil.rmtree(folder.parent)
+
+    def _outdated(self, step: int) -> list[int]:
+        """Of the checkpoints up to this one all but the newest; later ones are damaged, or it would not be made."""
+        return [old for old in self.steps() if old <= step][_KEPT:]
 
     def steps(self) -> list[int]:
         """The steps that there are checkpoints of, whole or not, newest first.
@@ -139,7 +142,7 @@ def _write(folder: Path, tensors: "Mapping[str, Mapping[str, Tensor]]", state: d
         whole = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
         save_file(whole, folder / f"{stem}.safetensors")
     (folder / _STATE).write_text(json.dumps(state))
-    sums = "".join(f"{_sha256(path)}  {path.name}\n" for path in sorted(folder.iterdir()))
+    sums = "".join(f"{storage.sha256(path)}  {path.name}\n" for path in sorted(folder.iterdir()))
     (folder / _SUMS).write_text(sums)
 
 
@@ -152,14 +155,9 @@ def _read(folder: Path, name: str) -> "tuple[dict[str, dict[str, Tensor]], dict[
     for line in (folder / _SUMS).read_text(errors="replace").splitlines():
         digest, _, file = line.partition("  ")
         files.append(file)
-        if not (folder / file).is_file() or _sha256(folder / file) != digest:
+        if not (folder / file).is_file() or storage.sha256(folder / file) != digest:
             raise DamagedCheckpoint(f"checkpoint {name} is damaged (the SHA-256 of {file} differs from {_SUMS})")
     if _STATE not in files:
         raise DamagedCheckpoint(f"checkpoint {name} is damaged (no {_STATE} in {_SUMS})")
     tensors = {Path(file).stem: load_file(folder / file) for file in files if file != _STATE}
     return tensors, json.loads((folder / _STATE).read_text())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

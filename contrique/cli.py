@@ -86,6 +86,9 @@ def _parser() -> argparse.ArgumentParser:
             help="an option of contrique/config.py, such as pretrain.steps=100; repeatable",
         )
 
+    def add_seed(command: argparse.ArgumentParser, of: str = "") -> None:
+        command.add_argument("--seed", type=int, default=0, help=f"{of}default: 0")
+
     score = add(
         "score",
         _score,
@@ -169,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:
     distort.add_argument("image", type=Path, metavar="IMAGE")
     distort.add_argument("--name", help="one of the 25; a wrong name lists them")
     distort.add_argument("--level", type=int, help="1 to 5")
-    distort.add_argument("--seed", type=int, default=0, help="default: 0")
+    add_seed(distort)
     distort.add_argument("--out", type=Path, help="PNG to write")
     distort.add_argument("--sheet", type=Path, help="PNG of all 25 x 5 to write, labelled")
 
@@ -182,7 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     synthesize.add_argument("path", type=Path, metavar="PATH", help="folder of photographs, or a picture set")
     synthesize.add_argument("--out", type=Path, required=True, help="folder of the set; an interrupted one goes on")
     synthesize.add_argument("--workers", type=int, help="processes; default: one per core")
-    synthesize.add_argument("--seed", type=int, default=0, help="default: 0")
+    add_seed(synthesize)
     add_settings(synthesize)
 
     validate = add(
@@ -210,7 +213,7 @@ def _parser() -> argparse.ArgumentParser:
     pretrain.add_argument("--out", type=Path, required=True, help="folder of the run; an interrupted one goes on")
     pretrain.add_argument("--publish", help="s3:// prefix that gets the encoder and its history too")
     pretrain.add_argument("--profile", choices=sorted(PROFILES), default="demo", help="default: demo")
-    pretrain.add_argument("--seed", type=int, default=0, help="default: 0")
+    add_seed(pretrain)
     add_settings(pretrain)
 
     adapt = add(
@@ -227,7 +230,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     adapt.add_argument("--model", default="champion", help="registry version or alias; default: champion")
     adapt.add_argument("--out", type=Path, default=Path("adapted"), help="folder to make; default: adapted")
-    adapt.add_argument("--seed", type=int, default=0, help="default: 0")
+    add_seed(adapt)
     add_settings(adapt)
 
     benchmark = add(
@@ -260,7 +263,7 @@ def _parser() -> argparse.ArgumentParser:
     benchmark.add_argument("--weak-pictures", type=int, default=2000, help="how many of it; default: 2000")
     benchmark.add_argument("--out", type=Path, required=True, help="folder for benchmark.md, .json and .html")
     benchmark.add_argument("--cache", type=Path, help="folder of features to keep and use; default: features in --out")
-    benchmark.add_argument("--seed", type=int, default=0, help="of splits and intervals; default: 0")
+    add_seed(benchmark, "of splits and intervals; ")
     add_settings(benchmark)
 
     checkpoint = add(
@@ -527,6 +530,8 @@ def _validate(options: argparse.Namespace) -> None:
 def _pretrain(options: argparse.Namespace) -> None:
     from contrique import distributed, pretrain, registry, storage, synthesis, versioning
 
+    if options.publish and not storage.is_s3(options.publish):  # before the days of training, not after
+        raise UsageError(f"--publish {options.publish}: expected s3://BUCKET/PREFIX")
     config = _config(options)
     dataset, distorted = options.out / "dataset", options.out / "distorted"
     with distributed.joined() as world:
@@ -550,7 +555,7 @@ def _pretrain(options: argparse.Namespace) -> None:
                 storage.upload(options.out / name, options.publish)
     if world.leads:
         print(
-            f"{options.out / 'encoder.safetensors'}: {made.steps} steps, {made.crops} crops, "
+            f"{options.out / pretrain.ENCODER}: {made.steps} steps, {made.crops} crops, "
             f"loss {made.loss_first:.3f} to {made.loss_last:.3f} in {made.minutes:.1f} minutes"
         )
 

@@ -56,9 +56,7 @@ class PretrainConfig:
     authentic_share: float = 0.5  # of them
     sampler: Literal["uniform", "balanced"] = "uniform"
     contents_per_class: int = 3  # of the balanced sampler
-    synthesis: Literal["stored", "on_the_fly"] = (
-        "stored"  # distorted pictures: from the set, or made as they are needed
-    )
+    synthesis: Literal["stored", "on_the_fly"] = "stored"  # distorted pictures: read, or made as they are needed
     merge_identity: bool = True  # nearly-identity classes count as pristine (spec section 6)
     temperature: float = 0.1
     optimizer: Literal["sgd", "adamw"] = "sgd"

@@ -136,7 +136,12 @@ def picture_bytes(directory: Path, row: Any) -> bytes:
 
 def picture(directory: Path, row: Any) -> images.Picture:
     """One manifest row's picture, RGB. Shape (H, W, 3), uint8."""
-    return images.decode(picture_bytes(directory, row), f"{row.shard}:{row.image}" if row.shard else row.image).pixels
+    return images.decode(picture_bytes(directory, row), picture_name(row)).pixels
+
+
+def picture_name(row: Any) -> str:
+    """What messages call a row's picture: its file, or its shard and the member of it."""
+    return f"{row.shard}:{row.image}" if row.shard else str(row.image)
 
 
 def describe(path: Path) -> dict[str, Any]:

@@ -60,33 +60,31 @@ def joined() -> Iterator[World]:
         return
     local_rank = int(os.environ["LOCAL_RANK"])
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
-    if nested := several():
-        pass
-    elif cuda:
-        torch.cuda.set_device(device)
-        dist.init_process_group("cpu:gloo,cuda:nccl")
-    else:
-        dist.init_process_group("gloo")
+    nested = in_group()
+    if not nested:
+        if cuda:
+            torch.cuda.set_device(device)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     yield World(device, dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_WORLD_SIZE"]), local_rank)
     if not nested:  # and not after a failure: the others may be waiting for this rank, and it would wait for them
         dist.destroy_process_group()
 
 
-def several() -> bool:
-    """Whether torchrun started this process, be it as the only one."""
+def in_group() -> bool:
+    """Whether this process is in a group that `joined` made, be it as the only one."""
     return dist.is_initialized()
 
 
 def wait_for_all() -> None:
     """Return when every rank is here; one may take days to come."""
-    if several():
-        group: Any = dist.new_group(backend="gloo")
+    if in_group():
+        group: Any = dist.new_group(timeout=_LONG, backend="gloo")  # waits for all ranks, too
         dist.monitored_barrier(group, timeout=_LONG)
 
 
 def of_the_first(value: float) -> float:
     """Rank 0's value, on every rank."""
-    if not several():
+    if not in_group():
         return value
     told = torch.tensor(value, dtype=torch.float64)
     dist.broadcast(told, 0)
@@ -101,7 +99,7 @@ def gather(tensor: Tensor) -> Tensor:
     Returns:
         Shape (ranks * n, ...).
     """
-    gathered: Tensor = _Gather.apply(tensor) if several() else tensor
+    gathered: Tensor = _Gather.apply(tensor) if in_group() else tensor
     return gathered
 
 
@@ -123,7 +121,7 @@ class _Gather(torch.autograd.Function):
 
 def total(tensor: Tensor) -> Tensor:
     """The sum over all ranks, without gradient."""
-    if several():
+    if in_group():
         tensor = tensor.detach().clone()
         dist.all_reduce(tensor)
     return tensor
@@ -191,7 +189,7 @@ class GradientSum:
 
     def __init__(self, model: nn.Module) -> None:
         self._under_way: list[dist.Work] = []
-        for parameter in model.parameters() if several() else ():
+        for parameter in model.parameters() if in_group() else ():
             parameter.register_post_accumulate_grad_hook(self._start)  # type: ignore[no-untyped-call]
 
     def _start(self, parameter: Tensor) -> None:

@@ -12,6 +12,7 @@ import json
 import shutil
 import sys
 import tempfile
+import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from contrique import pages
 from contrique.config import DriftConfig, RegistryConfig
 from contrique.errors import ContriqueError
 from contrique.storage import write_aside
@@ -138,7 +140,7 @@ def read_reference(regressor: Path) -> Reference:
     try:
         with np.load(path, allow_pickle=False) as file:
             return Reference(**{name: file[name] for name in file.files})
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise DriftError(f"{path}: no readable reference ({error}); train and register the model again") from error
 
 
@@ -278,7 +280,6 @@ def judge_set(scores: Path, out: Path, page: Path, *, config: DriftConfig) -> li
     Raises:
         DriftError: fewer than `config.min_pictures` scores.
     """
-    import jinja2
     import pandas as pd
 
     table = pd.read_parquet(scores / SCORES)
@@ -306,11 +307,9 @@ def judge_set(scores: Path, out: Path, page: Path, *, config: DriftConfig) -> li
     }
     with write_aside(out) as aside:
         aside.write_text(json.dumps(verdict, indent=2) + "\n")
-    loader = jinja2.PackageLoader("contrique")
-    pages = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     worst = good.sort_values("score").head(10).to_dict("records")
     with write_aside(page) as aside:
-        aside.write_text(pages.get_template("drift.html").render(verdict=verdict, config=config, worst=worst))
+        aside.write_text(pages.render("drift.html", {"verdict": verdict, "config": config, "worst": worst}))
     return found
 
 

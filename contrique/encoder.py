@@ -1,6 +1,5 @@
 """The encoder (a ResNet to conv5), the projector of pretraining, and their files."""
 
-import hashlib
 import json
 import pickle
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from contrique.errors import ContriqueError
-from contrique.storage import write_aside
+from contrique.storage import sha256, write_aside
 
 Arch = Literal["resnet18", "resnet50"]
 WIDTHS: dict[str, int] = {"resnet18": 512, "resnet50": 2048}
@@ -246,9 +245,7 @@ def import_checkpoint(path: Path, out: Path) -> str:
         )
     encoder = Encoder(arch)
     encoder.load_state_dict({_our_name(key): state[key] for key in formats[arch] if key.startswith("encoder.")})
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    save_encoder(encoder, out, {"checkpoint": path.name, "checkpoint_sha256": digest})
+    save_encoder(encoder, out, {"checkpoint": path.name, "checkpoint_sha256": sha256(path)})
     return arch
 
 

@@ -634,21 +634,15 @@ def decide_set(evaluation: Path, out: Path, *, config: GateConfig) -> gate.Verdi
     try:
         told = json.loads((evaluation / EVALUATION).read_text())
         table = pd.read_parquet(evaluation / TEST_SCORES)
-        rival = table["champion"].to_numpy() if told["has_champion"] else None
-        verdict = gate.decide(
-            table["challenger"].to_numpy(),
-            rival,
-            table["label"].to_numpy(),
-            list(table["reference"]),
-            list(table["distortion"]),
-            config=config,
-            resamples=told["resamples"],
-            confidence=told["confidence"],
-            seed=told["seed"],
-        )
-        version = told["champion_version"]
+        challenger, rival, labels = (table[column].to_numpy() for column in ("challenger", "champion", "label"))
+        contents, distortions = list(table["reference"]), list(table["distortion"])
+        has_champion, version = told["has_champion"], told["champion_version"]
+        bootstrap = {name: told[name] for name in ("resamples", "confidence", "seed")}
     except (OSError, KeyError, ValueError) as error:
         raise EvaluationError(f"{evaluation}: not a readable evaluation ({error}); evaluate again") from error
+    verdict = gate.decide(
+        challenger, rival if has_champion else None, labels, contents, distortions, config=config, **bootstrap
+    )
     with write_aside(out) as aside:
         text = json.dumps(verdict.as_dict() | {"champion_version": version}, indent=2, allow_nan=False)
         aside.write_text(text + "\n")

@@ -201,6 +201,7 @@ def _train(run: "_Run", views: Views, total: int) -> float:
     trainer, past = run.trainer, run.past
     config = trainer.config
     clock = 60 * config.minutes
+    stop = sys.maxsize if clock else total
     start = last = time.monotonic()
     before = past.seconds
     update: _Update | None = None
@@ -211,7 +212,7 @@ def _train(run: "_Run", views: Views, total: int) -> float:
         unit="step",
         disable=None if trainer.world.leads else True,
     )
-    for batch in _loader(views, past.step, sys.maxsize if clock else total, config.workers):
+    for batch in _loader(views, past.step, stop, config.workers):
         now = time.monotonic()
         past.seconds = before + now - start
         progress = distributed.of_the_first(past.seconds) / clock if clock else past.step / total
@@ -237,7 +238,7 @@ def _train(run: "_Run", views: Views, total: int) -> float:
             bar.set_postfix_str(f"loss {entry['loss']:.3f}, {entry['crops_per_s']:.0f} crops/s")
         if probing:
             run.examine()
-        if past.step % config.checkpoint_every == 0:
+        if past.step % config.checkpoint_every == 0 and past.step < stop:  # the last one is saved below, when logged
             run.save()
         last = time.monotonic()
     bar.close()
@@ -281,7 +282,6 @@ class _Run:
         self.trainer, self.checkpoints, self.probe = trainer, checkpoints, probe
         self.track = track if trainer.world.leads else None
         self.past = _Past()
-        self.saved = -1
         self.first_crop = 0
         self.waited = 0.0
 
@@ -315,11 +315,10 @@ class _Run:
             self.track(measured, past.step)
 
     def save(self, *, last: bool = False) -> None:
-        """Keep a checkpoint of this step, if it is not kept yet and this rank writes."""
-        if self.trainer.world.leads and (last or self.saved != self.past.step):
+        """Keep a checkpoint of this step, if this rank writes."""
+        if self.trainer.world.leads:
             state = dataclasses.asdict(self.past) | {"recipe": self.trainer.recipe()}
             self.checkpoints.save(self.past.step, self.trainer.tensors(), state, last=last)
-        self.saved = self.past.step
 
     def resume(self) -> None:
         """Go on from the newest whole checkpoint, if there is one, on every rank."""
@@ -340,7 +339,7 @@ class _Run:
                     "pretrain.checkpoints to a folder that all machines share, or to s3://BUCKET/PREFIX"
                 )
             self._load(chosen)
-        self.saved, self.first_crop = chosen, self.past.crops
+        self.first_crop = self.past.crops
 
     def _load(self, step: int) -> None:
         tensors, state = self.checkpoints.load(step)
@@ -392,14 +391,14 @@ class _Trainer:
     def __init__(self, config: PretrainConfig, seed: int, world: distributed.World) -> None:
         self.config, self.seed, self.world, self.device = config, seed, world, world.device
         # batch-norm statistics are a view's own, as in the paper; one pass for both views is faster on a CPU alone
-        together = 2 if self.device.type == "cpu" and not distributed.several() else 1
+        together = 2 if self.device.type == "cpu" and not distributed.in_group() else 1
         self.encoder = Encoder(config.arch, seed, together).to(self.device)
         projector = Projector(self.encoder.width, config.projection, seed).to(self.device)
         if config.channels_last:
             self.encoder = self.encoder.to(memory_format=torch.channels_last)
         self.bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and _bfloat16_pays(self.device))
         self.model = _Network(self.encoder, projector, config, self.bfloat16).train()
-        if distributed.several():
+        if distributed.in_group():
             distributed.synchronise_batch_norm(self.model, self.device)
         self.gradients = distributed.GradientSum(self.model)
         self.optimizer = _optimizer(self.model, config)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CONTENTS = 8  # at most; half of them to fit the probe on, half to judge it with
-FEWEST = 4
-RESERVE = 10  # photographs are withheld from training only if there are this many times CONTENTS / 2 of them
+FEWEST = 4  # contents outside `pretrain` that are enough
+RESERVE = 10  # photographs are withheld from training only if there are this many times FEWEST of them
 _RIDGE = 0.1  # of the mean eigenvalue scale: features are standardised
 _BATCH = 64
 
@@ -73,8 +73,7 @@ class Probe:
             contents.append(pictures.reference(row))
         self.crops = torch.from_numpy(np.stack(crops)).permute(0, 1, 4, 2, 3).flatten(0, 1)  # full, half, full, ...
         self.types, self.levels = np.array(types), np.array(levels)
-        half = sorted(set(contents), key=_first(contents).index)[::2]
-        self.fitted = np.isin(contents, half)
+        self.fitted = np.isin(contents, _first(contents)[::2])
 
     def measure(self, embed: Embed) -> dict[str, float]:
         """Accuracy on contents that the probe was not fitted on.

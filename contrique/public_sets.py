@@ -228,6 +228,16 @@ _TID2013 = (
 )
 
 
+def _distorted(image: str, reference: str, distortion: str, level: Any, score: Any) -> Row:
+    return {
+        "image": image,
+        "reference": reference,
+        "distortion": distortion,
+        "level": int(level),
+        "mos": float(score),
+    }
+
+
 def _live(dmos: Path, references: Path) -> list[Row]:
     """jp2k/img1.bmp ..., one list of scores for all five folders; `orgs` marks the undistorted copies among them."""
     judged = _mat(dmos)
@@ -235,12 +245,7 @@ def _live(dmos: Path, references: Path) -> list[Row]:
     names = _cells(_mat(references)["refnames_all"])
     places = [(folder, kind, number + 1) for folder, kind, count in _LIVE for number in range(count)]
     return [
-        {
-            "image": f"{folder}/img{number}.bmp",
-            "reference": f"refimgs/{name}",
-            "distortion": kind,
-            "mos": float(score),
-        }
+        _distorted(f"{folder}/img{number}.bmp", f"refimgs/{name}", kind, 0, score)
         for (folder, kind, number), score, copy, name in zip(places, scores, undistorted, names, strict=True)
         if not copy
     ]
@@ -252,15 +257,8 @@ def _csiq(workbook: Path) -> list[Row]:
     rows = []
     for image, kind, level, score in table.itertuples(index=False, name=None):
         token, distortion = _CSIQ[str(kind).strip().lower()]
-        rows.append(
-            {
-                "image": f"dst_imgs/{token}/{image}.{token}.{int(level)}.png",
-                "reference": f"src_imgs/{image}.png",
-                "distortion": distortion,
-                "level": int(level),
-                "mos": float(score),
-            }
-        )
+        file = f"dst_imgs/{token}/{image}.{token}.{int(level)}.png"
+        rows.append(_distorted(file, f"src_imgs/{image}.png", distortion, level, score))
     return rows
 
 
@@ -271,15 +269,8 @@ def _tid2013(scores: Path) -> list[Row]:
         if line.strip():
             score, name = line.split()
             reference, distortion, level = PurePosixPath(name).stem.split("_")
-            rows.append(
-                {
-                    "image": f"distorted_images/{name}",
-                    "reference": f"reference_images/{reference}.bmp",
-                    "distortion": _TID2013[int(distortion) - 1],
-                    "level": int(level),
-                    "mos": float(score),
-                }
-            )
+            kind = _TID2013[int(distortion) - 1]
+            rows.append(_distorted(f"distorted_images/{name}", f"reference_images/{reference}.bmp", kind, level, score))
     return rows
 
 
@@ -290,15 +281,8 @@ def _kadid10k(scores: Path) -> list[Row]:
     rows = []
     for image, reference, score in _csv(scores, ("dist_img", "ref_img", "dmos")):
         _, distortion, level = PurePosixPath(image).stem.split("_")
-        rows.append(
-            {
-                "image": f"images/{image}",
-                "reference": f"images/{reference}",
-                "distortion": NAMES[int(distortion) - 1],
-                "level": int(level),
-                "mos": float(score),
-            }
-        )
+        kind = NAMES[int(distortion) - 1]
+        rows.append(_distorted(f"images/{image}", f"images/{reference}", kind, level, score))
     return rows
 
 

@@ -22,6 +22,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -175,7 +176,7 @@ def tracking(config: RegistryConfig) -> "MlflowClient":
             _create_once(client.create_experiment, config.experiment, artifact_location=location)
         elif experiment.lifecycle_stage != "active":
             raise RegistryError(
-                f"MLflow at {uri}: experiment '{config.experiment}' was deleted; "
+                f"MLflow at {without_password(uri)}: experiment '{config.experiment}' was deleted; "
                 "restore it with `mlflow experiments restore`, or set registry.experiment to another name"
             )
     return client
@@ -249,7 +250,7 @@ def open_run(pipeline_run: str, config: RegistryConfig) -> Run:
         raise RegistryError(f"pipeline run {pipeline_run!r}: needs a name without quotes")
     client = tracking(config)
     with _explained("opening the run"):
-        experiment = client.get_experiment_by_name(config.experiment).experiment_id
+        experiment = _experiment(client, config)
         run_id = _find_run(client, experiment, pipeline_run)
         if not run_id:
             with _lock(client, f"{config.experiment}.runs"):
@@ -294,8 +295,7 @@ def close_failed(run: str, *, config: RegistryConfig, state: str) -> None:
         return
     client = tracking(config)
     with _explained("closing the run"):
-        experiment = client.get_experiment_by_name(config.experiment).experiment_id
-        run_id = _find_run(client, experiment, run)
+        run_id = _find_run(client, _experiment(client, config), run)
     if run_id:
         failed = Run(client, run_id)
         failed.set_tags({"pipeline.state": state})
@@ -311,12 +311,16 @@ def run_page(run: str, config: RegistryConfig) -> str:
         RegistryError: as `open_run`.
     """
     mlrun = open_run(run, config)
-    base = os.environ.get("CONTRIQUE_MLFLOW_UI") or _uri()
+    base = without_password(os.environ.get("CONTRIQUE_MLFLOW_UI") or _uri())
     if not base.startswith("http"):
         return f"MLflow run `{mlrun.id}` in `{base}`: `make ui` shows it.\n"
     with _explained("opening the run"):
-        experiment = tracking(config).get_experiment_by_name(config.experiment).experiment_id
+        experiment = _experiment(tracking(config), config)
     return f"[MLflow run {mlrun.id}]({base.rstrip('/')}/#/experiments/{experiment}/runs/{mlrun.id})\n"
+
+
+def _experiment(client: "MlflowClient", config: RegistryConfig) -> str:
+    return str(client.get_experiment_by_name(config.experiment).experiment_id)
 
 
 def _find_run(client: "MlflowClient", experiment: str, pipeline_run: str) -> str:
@@ -381,7 +385,7 @@ def register(
     if current:
         own = _version(client, config, current)
         if own.run_id == mlrun.id and own.tags.get("model.hash") == tags["model.hash"]:  # this step, tried again
-            return Registered(config.model, current, config.alias)
+            return _registered(mlrun, tags, current, config)
     _compare(current, expected_champion, config)
     for file in (evaluation, verdict, lineage):
         mlrun.log_file(file, "judgement")
@@ -403,6 +407,11 @@ def register(
         except RegistryError as second:  # the first error is the cause; without its tag the version is never used
             error.add_note(str(second))
         raise
+    return _registered(mlrun, tags, version, config)
+
+
+def _registered(mlrun: Run, tags: dict[str, str], version: str, config: RegistryConfig) -> Registered:
+    """Close the run of a version that became champion."""
     mlrun.set_tags(tags | {"registered_version": version})
     mlrun.close()
     return Registered(config.model, version, config.alias)
@@ -469,9 +478,7 @@ def model_files(version: str, config: RegistryConfig) -> Iterator[tuple[Path, Pa
     Yields:
         the encoder, the regressor's folder and the version's number.
     """
-    if not _exists(_uri()):
-        raise RegistryError(f"{_uri()}: no registry there; run the pipeline first, or set MLFLOW_TRACKING_URI")
-    client = tracking(config)
+    client = _made_before(config)
     number = str(int(version)) if version.isdecimal() else _aliases(client, config).get(version, "")
     if not number:
         raise RegistryError(f"model '{config.model}' has no version '{version}'; see `contrique models`")
@@ -543,9 +550,8 @@ def history(config: RegistryConfig) -> list[Event]:
         return []
     client = tracking(config)
     with _explained("reading the history"):
-        experiment = client.get_experiment_by_name(config.experiment).experiment_id
         tags = _model_tags(client, config)
-        held = _all_runs(client, experiment, "tags.verdict = 'hold'")
+        held = _all_runs(client, _experiment(client, config), "tags.verdict = 'hold'")
     events = [Event(**json.loads(value)) for key, value in tags.items() if key.startswith(_EVENT)]
     events += [
         Event(
@@ -606,6 +612,11 @@ def _uri() -> str:
     return f"sqlite:///{database}{uri[uri.index('?') :] if '?' in uri else ''}" if database else uri
 
 
+def without_password(text: str) -> str:
+    """Text for logs and pages: the password of every address in it, `scheme://user:password@host`, becomes `***`."""
+    return re.sub(r"(://[^/\s:@]*:)[^@\s]*@", r"\1***@", text)
+
+
 def _database(uri: str) -> Path | None:
     """The file of a SQLite store."""
     return Path(uri.removeprefix("sqlite:///").partition("?")[0]).absolute() if uri.startswith("sqlite:///") else None
@@ -617,6 +628,13 @@ def _exists(uri: str) -> bool:
     return database is None or database.is_file()
 
 
+def _made_before(config: RegistryConfig) -> "MlflowClient":
+    """A client of a store that must be there already."""
+    if not _exists(_uri()):
+        raise RegistryError(f"{_uri()}: no registry there; run the pipeline first, or set MLFLOW_TRACKING_URI")
+    return tracking(config)
+
+
 @contextmanager
 def _explained(doing: str, remedy: str = "start the server, or correct or unset MLFLOW_TRACKING_URI") -> Iterator[None]:
     """Turn the failures of MLflow and its stores into one line that names the address and what was tried."""
@@ -625,11 +643,12 @@ def _explained(doing: str, remedy: str = "start the server, or correct or unset 
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in _STORES and not isinstance(error, OSError):
             raise
-        raise RegistryError(f"MLflow at {_uri()}: {doing} failed ({_line(error)}); {remedy}") from error
+        address = without_password(_uri())
+        raise RegistryError(f"MLflow at {address}: {doing} failed ({_line(error)}); {remedy}") from error
 
 
 def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    text = without_password(" ".join(str(error).split()))
     return text if len(text) <= 300 else text[:300] + " ..."
 
 
@@ -651,21 +670,21 @@ def _create_once(create: Any, name: str, **arguments: Any) -> bool:
 def _lock(client: "MlflowClient", name: str) -> Iterator[None]:
     """Hold `<name>.lock` in the tracking store; see the module's docstring for what it is and its limits."""
     lock = f"{name}.lock"
-    seen, since = 0, 0.0
+    seen, since = 0, time.monotonic()
     while not _create_once(client.create_registered_model, lock, description=f"held by {_who()}, since {_now()}"):
         holder = _lock_time(client, lock)
         if holder != seen:
             seen, since = holder, time.monotonic()
         elif time.monotonic() - since > LOCK_SECONDS:
             print(f"breaking {lock}: its holder is gone", file=sys.stderr)
-            client.delete_registered_model(lock)
+            _found(client.delete_registered_model, lock)  # it may be gone by now: others wait, too
         time.sleep(0.1)
     mine = _lock_time(client, lock)
     try:
         yield
     finally:
         if mine and _lock_time(client, lock) == mine:  # else it was broken, and another may hold it
-            client.delete_registered_model(lock)
+            _found(client.delete_registered_model, lock)
 
 
 def _lock_time(client: "MlflowClient", lock: str) -> int:
@@ -726,9 +745,7 @@ def _compare(current: str, expected: str, config: RegistryConfig) -> None:
 
 
 def _set_champion(version: str, config: RegistryConfig, action: str, reason: str) -> Registered:
-    if not _exists(_uri()):
-        raise RegistryError(f"{_uri()}: no registry there; run the pipeline first, or set MLFLOW_TRACKING_URI")
-    client = tracking(config)
+    client = _made_before(config)
     current = _champion(client, config)
     _version(client, config, version)
     if version != current:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from contrique import pages
 from contrique.config import Config, as_dict, resolve
 from contrique.errors import ContriqueError
 from contrique.storage import write_aside
@@ -176,7 +177,7 @@ def write(
     import pandas as pd
 
     told = _told(trained)
-    card = _render("model_card.md", told | _card_facts(told, trained.dataset))
+    card = _card(told, trained)
     scores = pd.read_parquet(trained.evaluation / "test_scores.parquet")
     html = _render(
         "report.html",
@@ -202,7 +203,10 @@ def model_card(trained: Trained) -> str:
     Raises:
         ReportError: a file is missing or damaged.
     """
-    told = _told(trained)
+    return _card(_told(trained), trained)
+
+
+def _card(told: dict[str, Any], trained: Trained) -> str:
     return _render("model_card.md", told | _card_facts(told, trained.dataset))
 
 
@@ -472,17 +476,9 @@ def _render(template: str, values: Mapping[str, Any]) -> str:
 
 
 def _environment() -> "jinja2.Environment":
-    import jinja2
-
     from contrique.figures import readable
 
-    page = jinja2.Environment(
-        loader=jinja2.PackageLoader("contrique"),
-        autoescape=jinja2.select_autoescape(("html",)),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    page = pages.environment(trim_blocks=True, lstrip_blocks=True)
     page.filters |= {"number": _number, "readable": readable, "cell": _cell}
     return page
 

@@ -84,7 +84,7 @@ def upload(source: Path, url: str, *, progress: bool = True) -> int:
 
     def put(path: Path) -> None:
         key = prefix + path.relative_to(root).as_posix()
-        client.upload_file(str(path), bucket, key, ExtraArgs={"Metadata": {"sha256": _sha256(path)}})
+        client.upload_file(str(path), bucket, key, ExtraArgs={"Metadata": {"sha256": sha256(path)}})
 
     with _explained(url):
         return _each(put, files, "uploading", progress)
@@ -109,8 +109,7 @@ def download(url: str, target: Path, *, progress: bool = True) -> int:
     bucket, prefix = _bucket_and_prefix(url)
     client = _client()
     with _explained(url), write_aside(target) as aside:
-        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-        keys = [entry["Key"] for page in pages for entry in page.get("Contents", []) if not entry["Key"].endswith("/")]
+        keys = [entry["Key"] for entry in _objects(client, bucket, prefix) if not entry["Key"].endswith("/")]
         if not keys:
             raise StorageError(f"{url}: no objects there; check the bucket and the prefix")
 
@@ -120,7 +119,7 @@ def download(url: str, target: Path, *, progress: bool = True) -> int:
             head = client.head_object(Bucket=bucket, Key=key)
             client.download_file(bucket, key, str(path))
             expected = head["Metadata"].get("sha256")
-            if path.stat().st_size != head["ContentLength"] or (expected and _sha256(path) != expected):
+            if path.stat().st_size != head["ContentLength"] or (expected and sha256(path) != expected):
                 raise DamagedObject(f"s3://{bucket}/{key}: damaged (its SHA-256 differs); upload the object again")
 
         return _each(get, keys, "downloading", progress)
@@ -134,8 +133,7 @@ def names(url: str) -> list[str]:
     """
     bucket, prefix = _bucket_and_prefix(url)
     with _explained(url):  # without a delimiter: some servers list the folders of objects that are gone
-        pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-        keys = [entry["Key"] for page in pages for entry in page.get("Contents", [])]
+        keys = [entry["Key"] for entry in _objects(_client(), bucket, prefix)]
     return sorted({key[len(prefix) :].partition("/")[0] for key in keys if not key.endswith("/")})
 
 
@@ -148,9 +146,8 @@ def remove(url: str) -> None:
     bucket, prefix = _bucket_and_prefix(url)
     client = _client()
     with _explained(url):
-        for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
-            for entry in page.get("Contents", []):
-                client.delete_object(Bucket=bucket, Key=entry["Key"])
+        for entry in _objects(client, bucket, prefix):
+            client.delete_object(Bucket=bucket, Key=entry["Key"])
 
 
 def fingerprint(url: str) -> str:
@@ -161,8 +158,7 @@ def fingerprint(url: str) -> str:
     """
     bucket, prefix = _bucket_and_prefix(url)
     with _explained(url):
-        pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-        found = [(one["Key"], one["Size"], one["ETag"]) for page in pages for one in page.get("Contents", [])]
+        found = [(entry["Key"], entry["Size"], entry["ETag"]) for entry in _objects(_client(), bucket, prefix)]
     if not found:
         raise StorageError(f"{url}: no objects there; check the bucket and the prefix")
     return hashlib.sha256(repr(sorted(found)).encode()).hexdigest()
@@ -196,6 +192,11 @@ def _client() -> Any:
     return boto3.Session().client("s3", config=options)  # the default session would keep its first credentials
 
 
+def _objects(client: Any, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+        yield from page.get("Contents", [])
+
+
 def _each(action: Callable[[T], None], items: Sequence[T], what: str, progress: bool) -> int:
     with ThreadPoolExecutor(_TRANSFERS) as pool:
         pending = [pool.submit(action, item) for item in items]
@@ -209,7 +210,8 @@ def _each(action: Callable[[T], None], items: Sequence[T], what: str, progress: 
     return len(items)
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

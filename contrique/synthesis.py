@@ -108,16 +108,10 @@ def synthesize(
     jobs = list(_jobs(source, out, rows, seed, config))[part[0] :: part[1]]
     photographs = sum(len(job.rows) for job in jobs)
     pending = [job for job in jobs if _finished(job) is None]
-    try:
+    with _room(out):
         _tidy(out, jobs, stale=bool(pending))
         _run(pending, config, len(jobs) - len(pending), len(jobs))
         return _collect(out, jobs, SynthesisSummary(photographs, 0, 0, len(jobs), len(jobs) - len(pending), 0))
-    except OSError as error:
-        if error.errno in FULL:
-            raise SynthesisError(
-                f"{out}: no space left for the distorted pictures ({error.strerror}); {_RETRY}"
-            ) from error
-        raise
 
 
 def gather(source: Path, parts: Sequence[Path], out: Path, *, seed: int, config: SynthesisConfig) -> SynthesisSummary:
@@ -133,9 +127,8 @@ def gather(source: Path, parts: Sequence[Path], out: Path, *, seed: int, config:
         as `synthesize`.
     """
     shards = out / SHARDS
-    shards.mkdir(parents=True, exist_ok=True)
     for path in (path for part in parts for path in sorted((part / SHARDS).iterdir())):
-        with write_aside(shards / path.name) as aside:
+        with _room(out), write_aside(shards / path.name) as aside:
             try:
                 aside.hardlink_to(path)
             except OSError:  # another file system
@@ -143,7 +136,18 @@ def gather(source: Path, parts: Sequence[Path], out: Path, *, seed: int, config:
     return synthesize(source, out, seed=seed, config=config)
 
 
-_RETRY = "free some or choose another folder, and run again: finished shards are kept"
+@contextmanager
+def _room(path: Path) -> Iterator[None]:
+    """A full disk in one line; it arises in worker processes, too."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise SynthesisError(
+                f"{path}: no space left ({error.strerror}); free some or choose another folder, and run again: "
+                "finished shards are kept"
+            ) from error
+        raise
 
 
 def versions(config: SynthesisConfig) -> list[Version]:
@@ -291,17 +295,13 @@ def _one_thread(torch_too: bool) -> Iterator[None]:
 def _make(job: _Job) -> None:
     """Write a shard and then its sidecar."""
     rows: list[dict[str, Any]] = []
-    try:
+    with _room(job.shard):
         with write_aside(job.shard) as aside, tarfile.open(aside, "w", format=tarfile.GNU_FORMAT) as tar:
             for row in job.rows:
                 rows += (record | {"shard": f"{SHARDS}/{job.shard.name}"} for record in _distort(job, row, tar))
         sidecar = {"fingerprint": job.fingerprint, "bytes": job.shard.stat().st_size, "rows": rows}
         with write_aside(job.shard.with_suffix(".json")) as aside:
             aside.write_text(json.dumps(sidecar))
-    except OSError as error:
-        if error.errno in FULL:
-            raise SynthesisError(f"{job.shard}: no space left ({error.strerror}); {_RETRY}") from error
-        raise
 
 
 def _distort(job: _Job, row: Any, tar: tarfile.TarFile) -> Iterator[dict[str, Any]]:

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from contrique import distortions
-from contrique.dataset import DatasetError, picture_bytes, rows_of
+from contrique.dataset import DatasetError, picture_bytes, picture_name, rows_of
+from contrique.distortions import kernels
 from contrique.images import Picture, as_float, as_uint8, content_hash, decode, fit_within, half_scale
 from contrique.synthesis import Version
 
@@ -114,10 +115,9 @@ class Pictures:
 
     def name(self, row: int) -> str:
         """What messages call a row."""
-        record: Any = self.records[self.source[row]]
         version = self.made(row)
         made = f" as {version.distortion}-{version.level}" if version and version.distortion else ""
-        return f"{record.shard}:{record.image}" if record.shard else f"{record.image}{made}"
+        return picture_name(self.records[self.source[row]]) + made
 
     def version_of(self, row: int) -> Version:
         """Distortion and level of a row, stored or made."""
@@ -197,8 +197,10 @@ class Views(Dataset[Batch]):
 
     @property
     def steps_per_epoch(self) -> float:
-        """Steps after which as many synthetic pictures were drawn as there are."""
-        return len(self.synthetic) / max(1, self.n_synthetic)
+        """Steps after which as many synthetic pictures were drawn as there are; authentic ones if no others are."""
+        if self.n_synthetic:
+            return len(self.synthetic) / self.n_synthetic
+        return len(self.authentic) / self.n_authentic
 
     def rows(self, step: int) -> NDArray[np.int64]:
         """Rows of the pool that make a step, of all ranks: synthetic ones first. Shape (images,)."""
@@ -367,9 +369,7 @@ def _lab(rgb: Tensor) -> Tensor:
     levels = torch.arange(256, dtype=rgb.dtype, device=rgb.device) / 255
     linear_of = torch.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
     linear = linear_of.index_select(0, (rgb * 255).round().int().flatten()).view_as(rgb)
-    to_xyz = rgb.new_tensor(
-        [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]]
-    ) / rgb.new_tensor([[0.950456], [1.0], [1.088754]])
+    to_xyz = rgb.new_tensor(kernels.RGB_TO_XYZ) / rgb.new_tensor(kernels.WHITE)[:, None]
     xyz = (to_xyz @ linear.flatten(2)).view_as(rgb)
     f = torch.where(xyz > 0.008856, xyz.clamp(min=1e-8) ** (1 / 3), 7.787 * xyz + 16 / 116)
     x, y, z = f.unbind(1)

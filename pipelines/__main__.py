@@ -55,17 +55,13 @@ def _parser() -> argparse.ArgumentParser:
     running.set_defaults(command=run)
 
     submitting = commands.add_parser("submit", help="start a run on a Kubeflow cluster")
-    _add_arguments(submitting)
-    _add_cluster(submitting)
-    submitting.add_argument("--name", default="", help="of the run; default: its data, revision, profile and time")
+    _add_run(submitting)
     submitting.add_argument("--wait", action="store_true", help="until the run ends; fail if it failed")
     submitting.set_defaults(command=submit)
 
     scheduling = commands.add_parser("schedule", help="make a recurring run on a Kubeflow cluster")
-    _add_arguments(scheduling)
-    _add_cluster(scheduling)
+    _add_run(scheduling)
     scheduling.add_argument("--cron", required=True, help="'0 2 * * 0' (Sundays at 2), or six fields, seconds first")
-    scheduling.add_argument("--name", default="", help="of the recurring run")
     scheduling.set_defaults(command=schedule)
 
     uploading = commands.add_parser("upload", help="upload a version of a pipeline, to be run from the UI")
@@ -109,6 +105,12 @@ def _add_cluster(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--namespace", default="", help="profile, in a Kubeflow that has them")
 
 
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    _add_arguments(parser)
+    _add_cluster(parser)
+    parser.add_argument("--name", default="", help="of the run; default: its data, revision, profile and time")
+
+
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_pipeline(parser)
     parser.add_argument("--data", help="labelled data, or pictures to score: folder, git URL or s3:// prefix")
@@ -136,12 +138,11 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
         if value is not None and name not in known:
             raise UsageError(f"--{name}: the {options.pipeline} pipeline has no such argument; leave it out")
     arguments = known | {name: value for name, value in given.items() if value is not None} | {"overrides": {}}
-    for text in options.param:
-        name, equals, value = text.partition("=")
-        if not equals or ("." not in name and name not in arguments):
-            raise UsageError(f"--param {text}: expected NAME=VALUE, such as pretrain.steps=100 or profile=paper")
+    for name, value in _params(options).items():
+        if "." not in name and name not in arguments:
+            raise UsageError(f"--param {name}: neither an option of the configuration nor an argument of the pipeline")
         target = arguments["overrides"] if "." in name else arguments
-        target[name] = _value(value)
+        target[name] = value
     if not arguments["data"]:
         raise UsageError("no data; give --data FOLDER (`--data .` here, after `make data`, for the sample photographs)")
     resolve(arguments["profile"], arguments["overrides"])  # a mistyped option is better found now than by a task
@@ -152,12 +153,25 @@ def _pipeline(options: argparse.Namespace) -> "dsl.base_component.BaseComponent"
     if options.shards < 1:
         raise UsageError(f"--shards {options.shards}: give 1 or more")
     if options.pipeline == "scoring":
+        if options.shards > 1:
+            raise UsageError("--shards: the scoring pipeline is not fanned out; leave it out")
         from pipelines.scoring import scoring
 
         return scoring
     from pipelines.training import build
 
     return build(options.shards)
+
+
+def _params(options: argparse.Namespace) -> dict[str, Any]:
+    """The values of --param by name."""
+    given = {}
+    for text in options.param:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"--param {text}: expected NAME=VALUE, such as pretrain.steps=100 or profile=paper")
+        given[name] = _value(value)
+    return given
 
 
 def _value(text: str) -> Any:
@@ -192,10 +206,7 @@ def trainjob(options: argparse.Namespace) -> None:
     from contrique.storage import write_aside
     from pipelines.trainjob import manifest
 
-    overrides = {}
-    for text in options.param:
-        name, _, value = text.partition("=")
-        overrides[name] = _value(value)
+    overrides = _params(options)
     config = resolve(options.profile, overrides).pretrain
     processes = options.nodes * options.gpus
     if min(options.nodes, options.gpus) < 1 or config.images % processes:

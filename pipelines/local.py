@@ -5,6 +5,7 @@ say so at once and not a quarter of an hour later. Each task is a process of thi
 pipeline's image.
 """
 
+import codecs
 import contextlib
 import datetime
 import json
@@ -161,9 +162,9 @@ class Terminal:
 
     def _lines(self, chunks: Iterable[bytes]) -> Iterator[str]:
         """Whole lines; what ends in a carriage return redraws the line on the screen instead."""
-        text = ""
+        text, decoder = "", codecs.getincrementaldecoder("utf-8")("replace")  # a chunk may end within a character
         for chunk in chunks:
-            text += chunk.decode(errors="replace")
+            text += decoder.decode(chunk)
             *done, text = re.split(r"(?<=\n)|(?<=\r)(?!\n)", text)
             for piece in done:
                 if piece.strip() and (piece.endswith("\r") or _BAR in piece):
@@ -195,8 +196,9 @@ def _failure(lines: list[str], code: int) -> tuple[str, int]:
 
     A ContriqueError's own message, or the end of a traceback.
     """
-    if code > 128:
-        reason = f"killed by signal {code - 128} (9 usually means that the machine ran out of memory)"
+    if code < 0 or code > 128:  # of the process itself, or as its shell tells it
+        signal = -code if code < 0 else code - 128
+        reason = f"killed by signal {signal} (9 usually means that the machine ran out of memory)"
         return reason, ContriqueError.exit_status
     for place, line in reversed(list(enumerate(lines))):
         if match := re.match(r"(contrique(?:\.\w+)+): (.+)", line):
@@ -288,9 +290,8 @@ def _docker_runner(terminal: Terminal, folders: list[str]) -> tuple[local.Docker
     store = Path("mlruns").resolve()
     store.mkdir(exist_ok=True)
     passed = {name: value for name, value in os.environ.items() if name.startswith(_PASSED)}
-    terminal.environment = (
-        {"MLFLOW_TRACKING_URI": f"sqlite:///{store}/mlflow.db", "HOME": "/tmp"} | passed | (terminal.environment)
-    )
+    default = {"MLFLOW_TRACKING_URI": f"sqlite:///{store}/mlflow.db", "HOME": "/tmp"}
+    terminal.environment = default | passed | terminal.environment
     terminal.volumes = {folder: {"bind": folder, "mode": "ro"} for folder in folders}
     terminal.volumes[str(store)] = {"bind": str(store), "mode": "rw"}
     runner = local.DockerRunner(network_mode="host", user=f"{os.getuid()}:{os.getgid()}")

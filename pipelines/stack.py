@@ -214,7 +214,10 @@ class Stack:
             if b'"fid"' not in _get(f"http://127.0.0.1:{own['master.port']}/dir/assign"):  # no volume to write to yet
                 return False
             given = f"s3.bucket.create -name {BUCKET}\n".encode()
-            said = subprocess.run(shell, input=given, capture_output=True, timeout=60, check=False)
+            try:
+                said = subprocess.run(shell, input=given, capture_output=True, timeout=60, check=False)
+            except subprocess.TimeoutExpired:  # it waits for the master for ever
+                return False
             return b"created bucket" in said.stdout or b"already exists" in said.stderr
 
         return Service("s3", command, self.s3_environment, self.folder, ready)
@@ -324,7 +327,8 @@ def down(folder: Path) -> None:
     if not pid:
         print(f"no stack runs from {folder}")
         return
-    os.kill(int(pid), signal.SIGTERM)
+    with contextlib.suppress(ProcessLookupError):  # it ended by itself meanwhile
+        os.kill(int(pid), signal.SIGTERM)
     while _holder(folder):
         time.sleep(0.1)
     print("stopped")

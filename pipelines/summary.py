@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from contrique import registry
 from contrique.drift import SCORES
 from contrique.report import LABELS, METRICS
 from pipelines.local import Run
@@ -85,7 +86,7 @@ def _next_steps() -> list[tuple[str, str]]:
     programs = Path(sys.executable).parent
     if programs.is_relative_to(Path.cwd()):
         programs = programs.relative_to(Path.cwd())
-    store = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlruns/mlflow.db"
+    store = registry.without_password(os.environ.get("MLFLOW_TRACKING_URI") or registry.DEFAULT_URI)
     ui = f"{programs}/mlflow ui --backend-store-uri {store}" if store.startswith("sqlite:") else f"open {store}"
     return [
         ("see runs and models", ui),

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import torch
 from PIL import Image
 from skimage import data as photographs
 
-from contrique import baselines, benchmark, dataset, evaluation, images, regressor
-from contrique.benchmark import WEAK, Benchmark, BenchmarkError, Method, open_set
+from contrique import baselines, benchmark, benchmark_tables, dataset, evaluation, images, public_sets, regressor
+from contrique.benchmark import Benchmark, BenchmarkError, Method, open_set
+from contrique.benchmark_tables import WEAK
 from contrique.cli import main
 from contrique.config import Config, EvaluationConfig, RegressorConfig
 from contrique.encoder import Encoder, load_encoder, save_encoder
@@ -171,8 +173,8 @@ def test_files_hold_what_was_returned(house: Path, made: Benchmark) -> None:
     told = benchmark.read(out / benchmark.RESULT)
     assert told == made.as_dict()
     text, page = ((out / name).read_text() for name in (benchmark.MARKDOWN, benchmark.PAGE))
-    assert text == benchmark.markdown(told)
-    assert benchmark.section(told) in page
+    assert text == benchmark_tables.markdown(told)
+    assert benchmark_tables.section(told) in page
     srcc = next(iter(made.methods.values())).own["live"].metrics["srcc"]
     for written in (text, page):
         assert f"{srcc.value:.3f} [{srcc.low:.3f}, {srcc.high:.3f}]" in written
@@ -183,7 +185,7 @@ def test_files_hold_what_was_returned(house: Path, made: Benchmark) -> None:
 
 
 def test_every_row_of_a_table_is_as_wide_as_its_header(made: Benchmark) -> None:
-    tables = benchmark.tables(made.as_dict())
+    tables = benchmark_tables.tables(made.as_dict())
     assert [table.title for table in tables[:2]] == ["first: own set", "LIVE-IQA: own set"]
     assert len(tables) == 2 + 3 + 2
     assert [len(table.published) for table in tables[:2]] == [0, 5]
@@ -194,8 +196,8 @@ def test_every_row_of_a_table_is_as_wide_as_its_header(made: Benchmark) -> None:
 
 def test_markup_in_a_name_stays_text(house: Path, encoder: Encoder, made: Benchmark) -> None:
     told = json.loads(json.dumps(made.as_dict()).replace("LIVE-IQA", "<script>x|y</script>"))
-    assert "<script>" not in benchmark.section(told)
-    for line in benchmark.markdown(told).splitlines():
+    assert "<script>" not in benchmark_tables.section(told)
+    for line in benchmark_tables.markdown(told).splitlines():
         if "x" in line and line.startswith("|"):
             assert "x\\|y" in line
 
@@ -313,10 +315,10 @@ def test_a_picture_set_is_judged_by_its_human_scores(house: Path, tmp_path: Path
 def test_a_public_set_is_read_as_distributed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build, pictures, contents = test_public_sets.FIXTURES[name]
     build(tmp_path)
-    with pytest.raises(benchmark.public_sets.PublicSetError, match="has"):
+    with pytest.raises(public_sets.PublicSetError, match="has"):
         open_set(f"{name}:{tmp_path}", bits=0)
-    known = test_public_sets.dataclasses.replace(test_public_sets.SETS[name], pictures=pictures, contents=contents)
-    monkeypatch.setitem(benchmark.public_sets.SETS, name, known)
+    known = replace(public_sets.SETS[name], pictures=pictures, contents=contents)
+    monkeypatch.setitem(public_sets.SETS, name, known)
     opened = open_set(f"{name}:{tmp_path}", bits=0)
     assert (opened.title, len(opened.rows)) == (known.title, pictures)
     assert set(opened.official) == ({"train", "validation", "test"} if name == "flive" else set())
@@ -342,10 +344,8 @@ def test_where_there_are_references_the_anchored_variant_is_judged_too(
             contents.append(f"kadid10k:images/I{i:02}.png")
             lines.append(f"{file},I{i:02}.png,{labels[-1]},0.5")
     (folder / "dmos.csv").write_text("\n".join(lines))
-    sets = benchmark.public_sets.SETS
-    monkeypatch.setitem(
-        sets, "kadid10k", test_public_sets.dataclasses.replace(sets["kadid10k"], pictures=15, contents=3)
-    )
+    sets = public_sets.SETS
+    monkeypatch.setitem(sets, "kadid10k", replace(sets["kadid10k"], pictures=15, contents=3))
     made = benchmark.run([f"kadid10k:{folder}"], encoder, tmp_path / "out", config=CONFIG)
 
     def learn(features: Any, y: Any, tasks: Any) -> Any:
@@ -366,7 +366,7 @@ def test_where_there_are_references_the_anchored_variant_is_judged_too(
     (one,) = made.methods.values()
     found = figures(one.full_reference["kadid10k"])
     np.testing.assert_allclose(list(found.values()), list(figures(expected).values()), atol=1e-9)
-    table = benchmark.tables(made.as_dict())[0]
+    table = benchmark_tables.tables(made.as_dict())[0]
     assert [row[0] for row in table.rows] == ["CONTRIQUE, this encoder", "CONTRIQUE, this encoder, full-reference"]
     assert table.published[0][:2] == ["CONTRIQUE-FR, paper, full-reference (published)", "0.946"]
     assert one.across == {"kadid10k": {}}

@@ -54,6 +54,12 @@ def test_two_are_kept(store: Checkpoints) -> None:
     assert store.steps() == [1000, 200]
 
 
+def test_later_ones_that_were_refused_do_not_push_out_new_ones(store: Checkpoints) -> None:
+    for step in (8, 9, 3, 4, 5):
+        store.save(step, TENSORS, {}, last=True)
+    assert store.steps() == [9, 8, 5, 4]
+
+
 @pytest.mark.parametrize("file", ["model.safetensors", "state.json", "SHA256SUMS"])
 def test_damaged_and_partial_checkpoints_are_refused_by_name(store: Checkpoints, file: str) -> None:
     store.save(1, TENSORS, {"step": 1}, last=True)

@@ -175,6 +175,13 @@ def test_the_registry_commands(home, capsys):
     assert "no model is registered yet" in capsys.readouterr().out
 
 
+def test_where_to_publish_is_checked_before_training(home, tmp_path, capsys):
+    folders = ["--pristine", str(tmp_path), "--authentic", str(tmp_path), "--out", str(tmp_path / "run")]
+    assert call("pretrain", *folders, "--publish", "here") == 2
+    assert "--publish here: expected s3://BUCKET/PREFIX" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_settings_are_checked(home, capsys):
     assert call("models", "--set", "registry.model") == 2
     assert "expected NAME=VALUE" in capsys.readouterr().err

@@ -1,9 +1,5 @@
 """Two processes, started by torchrun, compute what one does."""
 
-import os
-import random
-import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,13 +50,9 @@ def test_two_processes_have_the_gradient_of_one(sets: tuple[Path, Path], tmp_pat
 def test_killed_processes_go_on_to_the_same_weights(sets: tuple[Path, Path], tmp_path: Path) -> None:
     config = replace(CONFIG, steps=8)
     run("pretrain", sets, tmp_path / "whole", config)
-    child = tiny_training.start(tiny_training.command("pretrain", sets, tmp_path / "killed", config, ranks=2))
-    while not any((tmp_path / "killed" / CHECKPOINTS).glob("step-*")):
-        assert child.poll() is None, child.communicate()
-        time.sleep(0.02)
-    time.sleep(random.uniform(0, 2))
-    os.killpg(child.pid, signal.SIGKILL)
-    child.communicate()
+    command = tiny_training.command("pretrain", sets, tmp_path / "killed", config, ranks=2)
+    checkpoints = tmp_path / "killed" / CHECKPOINTS
+    tiny_training.kill_at_a_random_step(command, lambda: any(checkpoints.glob("step-*")), within=2)
     run("pretrain", sets, tmp_path / "killed", config)
     assert (tmp_path / "killed" / ENCODER).read_bytes() == (tmp_path / "whole" / ENCODER).read_bytes()
 
@@ -74,10 +66,15 @@ def test_one_process_goes_on_where_two_stopped(sets: tuple[Path, Path], tmp_path
     assert summary.crops == summary.steps * 24
 
 
+@pytest.mark.slow
+def test_others_wait_for_one_that_prepares_for_long(sets: tuple[Path, Path], tmp_path: Path) -> None:
+    run("late", sets, tmp_path, CONFIG)
+
+
 def test_without_torchrun_a_world_of_one() -> None:
     with distributed.joined() as world:
         assert (world.rank, world.size, world.leads) == (0, 1, True)
-        assert not distributed.several()
+        assert not distributed.in_group()
     tensor = torch.ones(3, requires_grad=True)
     assert distributed.gather(tensor) is tensor
     assert distributed.of_the_first(0.25) == 0.25

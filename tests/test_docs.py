@@ -37,6 +37,13 @@ def test_contrique_commands_parse(command: str) -> None:
     contrique.cli._parser().parse_args(shlex.split(command, comments=True)[1:])
 
 
+@pytest.mark.parametrize("command", commands("torchrun"))
+def test_torchrun_commands_parse(command: str) -> None:
+    words = shlex.split(command, comments=True)
+    assert words[words.index("-m") + 1] == "contrique.cli"
+    contrique.cli._parser().parse_args(words[words.index("-m") + 2 :])
+
+
 @pytest.mark.parametrize("command", commands("python -m pipelines"))
 def test_pipelines_commands_parse(command: str) -> None:
     pipelines.__main__._parser().parse_args(shlex.split(command, comments=True)[3:])
@@ -74,3 +81,4 @@ def test_every_page_has_commands_to_check() -> None:
     assert len(commands("make")) >= 3
     assert len(commands("contrique")) >= 4
     assert len(commands("python -m pipelines")) >= 3
+    assert len(commands("torchrun")) >= 1

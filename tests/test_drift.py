@@ -143,6 +143,14 @@ def test_too_few_pictures_say_nothing(scored, tmp_path):
         drift.judge_set(scored(5), tmp_path / "verdict.json", tmp_path / "page.html", config=CONFIG)
 
 
+@pytest.mark.parametrize("keep", [0, 100])
+def test_a_damaged_reference_is_named(scored, keep):
+    path = scored() / drift.REFERENCE
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(drift.DriftError, match=r"drift\.npz: no readable reference"):
+        drift.read_reference(path.parent)
+
+
 def test_a_model_from_before_references_were_kept(tmp_path):
     with pytest.raises(drift.DriftError, match="train and register the model again"):
         drift.read_reference(tmp_path)

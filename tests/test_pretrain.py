@@ -1,9 +1,5 @@
 import json
-import os
-import random
-import signal
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,24 +119,25 @@ def test_checkpoint_of_another_recipe_is_refused(sets: tuple[Path, Path], tmp_pa
         pretrain(*sets, tmp_path, config=TINY, seed=1)
 
 
-def kill_at_a_random_step(command: list[str], saved: Callable[[], bool], **environment: str) -> None:
-    """SIGKILL to the command and all that it started, some time after its first checkpoint."""
-    child = tiny_training.start(command, **environment)
-    deadline = time.monotonic() + 240
-    while not saved():
-        assert child.poll() is None, child.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    time.sleep(random.uniform(0, 1))
-    os.killpg(child.pid, signal.SIGKILL)
-    child.communicate()
+def test_interrupted_after_the_last_step_its_history_is_whole(sets: tuple[Path, Path], tmp_path: Path) -> None:
+    def interrupt(_: dict[str, float], step: int) -> None:
+        if step == config.steps:
+            raise KeyboardInterrupt
+
+    config = replace(TINY, log_every=4)  # the last entry is made after the last step
+    pretrain(*sets, tmp_path / "whole", config=config, seed=3)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(*sets, tmp_path / "parts", config=config, seed=3, track=interrupt)
+    pretrain(*sets, tmp_path / "parts", config=config, seed=3)
+    assert history(tmp_path / "parts") == history(tmp_path / "whole")
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
 
 
 @pytest.mark.slow
 def test_killed_run_goes_on_to_the_same_weights(sets: tuple[Path, Path], tmp_path: Path) -> None:
     config = replace(TINY, steps=16, checkpoint_every=3)
     command = tiny_training.command("pretrain", sets, tmp_path / "killed", config)
-    kill_at_a_random_step(command, lambda: any((tmp_path / "killed" / CHECKPOINTS).glob("step-*")))
+    tiny_training.kill_at_a_random_step(command, lambda: any((tmp_path / "killed" / CHECKPOINTS).glob("step-*")))
     assert not (tmp_path / "killed" / ENCODER).exists()
     pretrain(*sets, tmp_path / "killed", config=config, seed=3)
     pretrain(*sets, tmp_path / "whole", config=config, seed=3)
@@ -156,7 +153,7 @@ def test_killed_run_goes_on_elsewhere_from_s3(
     config = replace(TINY, steps=12, optimizer="sgd", lr=1e-3, checkpoints=f"{s3.bucket}/killed")
     store = Checkpoints(config.checkpoints)
     command = tiny_training.command("pretrain", sets, tmp_path / "killed", config)
-    kill_at_a_random_step(command, lambda: bool(store.steps()), **s3.environment, TMPDIR=str(tmp_path))
+    tiny_training.kill_at_a_random_step(command, lambda: bool(store.steps()), **s3.environment, TMPDIR=str(tmp_path))
     pretrain(*sets, tmp_path / "elsewhere", config=config, seed=3)
     pretrain(*sets, tmp_path / "whole", config=replace(config, checkpoints=""), seed=3)
     assert not (tmp_path / "elsewhere" / CHECKPOINTS).exists()

@@ -16,6 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from processes import VARIABLE, marked, survivors
 from skimage import data
 
 from contrique import dataset, distortions, images, synthesis
@@ -249,34 +250,20 @@ def test_killed_run_goes_on_to_the_same_bytes(tmp_path, workers):
     assert digest(tmp_path / "out") == digest(tmp_path / "whole")
 
 
-def orphans(out: Path) -> list[str]:
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            environment = (process / "environ").read_bytes()
-        except OSError:
-            continue
-        if f"ORPHAN_TEST={out}".encode() in environment:
-            found.append(process.name)
-    return found
-
-
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
 def test_workers_die_with_a_killed_parent(tmp_path):
     source = write_photographs(tmp_path / "source", 6, side=240)
     out = tmp_path / "out"
-    environment = {**os.environ, "ORPHAN_TEST": str(out)}
+    mark = str(out)
+    environment = {**os.environ, VARIABLE: mark}
     run = subprocess.Popen(command(tmp_path, source, out, 2, "jpeg2000"), env=environment, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not list(out.glob("shards/*.json")):
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    assert len(orphans(out)) >= 3
+    assert len(marked(mark)) >= 3
     run.send_signal(signal.SIGKILL)
     run.wait()
-    while orphans(out):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    assert survivors(mark) == []
 
 
 @pytest.mark.parametrize("workers", [1, 2])

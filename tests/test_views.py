@@ -193,6 +193,14 @@ def test_uniform_sampler_visits_every_picture_once_an_epoch(pool: pd.DataFrame) 
     assert sampler.steps_per_epoch == 3
 
 
+def test_without_synthetic_pictures_an_epoch_is_one_of_the_authentic(pool: pd.DataFrame) -> None:
+    sampler = Views(
+        pool[pool["label"] < 0], images=8, authentic_share=1.0, crop=32, balanced=False, contents_per_class=2, seed=0
+    )
+    assert sampler.steps_per_epoch == 3
+    assert sorted(np.concatenate([sampler.rows(step) for step in range(3)])) == list(range(24))
+
+
 def test_balanced_sampler_gives_each_class_different_contents(pool: pd.DataFrame) -> None:
     sampler = views(pool, balanced=True)
     for step in range(10):

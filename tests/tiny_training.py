@@ -5,10 +5,14 @@ torchrun --nproc_per_node=2 tests/tiny_training.py gradients DATASET DISTORTED O
 
 import json
 import os
+import random
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ import numpy as np
 import pandas as pd
 import scipy.ndimage
 import torch
+from torch.distributed import distributed_c10d
 
 from contrique import distributed, images
 from contrique.config import PretrainConfig
@@ -86,6 +91,15 @@ def gradients(sets: tuple[Path, Path], config: PretrainConfig) -> dict[str, torc
         return found | {"loss": torch.tensor(update.loss), "grad_norm": torch.tensor(update.grad_norm)}
 
 
+def wait_for_a_late_one() -> None:
+    """Rank 0 comes to the barrier after what any other collective would wait."""
+    with distributed.joined() as world:
+        distributed_c10d._get_default_timeout = lambda backend: timedelta(seconds=1)
+        if world.leads:
+            time.sleep(4)
+        distributed.wait_for_all()
+
+
 def command(mode: str, sets: tuple[Path, Path], out: Path, config: PretrainConfig, ranks: int = 0) -> list[str]:
     """Run this file by torchrun, or with 0 ranks by itself."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks else []
@@ -98,13 +112,28 @@ def start(words: list[str], **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=variables, start_new_session=True)
 
 
+def kill_at_a_random_step(words: list[str], saved: Callable[[], bool], within: float = 1, **environment: str) -> None:
+    """SIGKILL to the command and all that it started, at most `within` seconds after its first checkpoint."""
+    child = start(words, **environment)
+    deadline = time.monotonic() + 240
+    while not saved():
+        assert child.poll() is None, child.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(random.uniform(0, within))
+    os.killpg(child.pid, signal.SIGKILL)
+    child.communicate()
+
+
 def main(mode: str, dataset: str, distorted: str, out: str, settings: str) -> None:
     """What a rank does."""
     sets = (Path(dataset), Path(distorted))
     values: Mapping[str, Any] = json.loads(settings)
     config = replace(CONFIG, **values)
     torch.set_num_threads(1)
-    if mode == "gradients":
+    if mode == "late":
+        wait_for_a_late_one()
+    elif mode == "gradients":
         from safetensors.torch import save_file
 
         found = gradients(sets, config)

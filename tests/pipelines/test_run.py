@@ -22,7 +22,8 @@ from contrique.config import RegistryConfig
 from pipelines import local
 from pipelines.__main__ import main
 
-pytestmark = pytest.mark.timeout(1200)  # a whole run is one test's setup: a minute on quiet cores, ten on busy ones
+# Two whole runs can be one test's setup: two minutes on quiet cores, more than twenty on busy ones.
+pytestmark = pytest.mark.timeout(3600)
 
 # Ten photographs, two distortions at two levels, three steps: every stage is the real one, small.
 SPLITS = ["pretrain", "pretrain", "pretrain", "train", "train", "validation", "test", "test"]
@@ -36,6 +37,7 @@ TINY = {
     "pretrain.steps": 3,
     "pretrain.threads": 1,
     "pretrain.workers": 0,
+    "registry.serve_seconds": 1200.0,
     "synthesis.distortions": ["gaussian_blur", "jpeg"],
     "synthesis.levels": [3, 5],
     "synthesis.workers": 1,
@@ -239,11 +241,7 @@ class TestScoring:
     @staticmethod
     def score(folder: Path, **options: Any) -> tuple[int, str, str, Path]:
         limits = {"drift.min_pictures": 5, "drift.bins": 2, "drift.psi": 0.1, "drift.significance": 0.5}
-        params = [f"--param={name}={json.dumps(value)}" for name, value in (limits | options).items()]
-        out, err = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            status = main(["run", "--pipeline", "scoring", "--data", str(folder), *params])
-        return status, out.getvalue(), err.getvalue(), max(Path("runs").iterdir())
+        return *run(folder, "--pipeline", "scoring", **limits, **options), max(Path("runs").iterdir())
 
     def test_drift_ends_with_a_status_of_its_own_and_a_report(self, noise):
         status, out, err, root = self.score(noise)
@@ -335,6 +333,7 @@ class TestArguments:
             (["--data", "x", "--param", "pretrain.stepz=1"], "pretrain.stepz"),
             (["--data", "x", "--param", "pretrain.steps=many"], "many"),
             (["--data", "x", "--param", "steps"], "NAME=VALUE"),
+            (["--data", "x", "--param", "steps=1"], "--param steps: neither an option"),
             (["--data", "x", "--profile", "large"], "large"),
             ([], "--data"),
         ],
@@ -398,6 +397,16 @@ class TestTerminal:
             assert terminal.run_task(["bash", "-c", '"$@"; exit $?', "-", *task(code)]) != 0
             assert terminal.run_task(task("raise OSError('what came after it')")) != 0
         assert reason in terminal.reason
+
+    def test_a_task_that_is_killed_without_a_shell_around_it(self, tmp_path):
+        with (tmp_path / "log").open("w") as log:
+            terminal = local.Terminal(log, io.StringIO(), {})
+            assert terminal.run_task(task("import os; os.kill(os.getpid(), 9)")) == -9
+        assert terminal.reason.startswith("Fit the regressor: killed by signal 9")
+
+    def test_a_character_that_comes_in_two_parts(self):
+        terminal = local.Terminal(io.StringIO(), io.StringIO(), {})
+        assert list(terminal._lines([b"caf\xc3", b"\xa9\nend"])) == ["café", "end"]
 
 
 class TestBranches:

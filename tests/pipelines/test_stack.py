@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 import uuid
@@ -17,12 +18,14 @@ from pathlib import Path
 import psutil
 import psycopg2
 import pytest
+from processes import VARIABLE, marked, survivors
 
 from contrique import storage
 from pipelines import stack
 from pipelines.stack import Service, Stack, StackError
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.timeout(1800)  # starting the servers takes seconds on quiet cores, minutes on busy ones
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,10 @@ class Place:
         return subprocess.run(
             [sys.executable, "-m", "pipelines", "stack", *arguments, "--folder", str(self.folder)],
             cwd=ROOT,
-            env=os.environ | {"CONTRIQUE_TEST": self.mark},
+            env=os.environ | {VARIABLE: self.mark},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=900,
         )
 
     def environment(self) -> dict[str, str]:
@@ -48,16 +51,6 @@ class Place:
         lines = (shlex.split(line)[1].partition("=") for line in told.stdout.splitlines())
         return {name: value for name, _, value in lines}
 
-    def processes(self) -> list[psutil.Process]:
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get("CONTRIQUE_TEST") == self.mark:
-                    found.append(process)
-            except psutil.Error:  # gone meanwhile, or somebody else's
-                continue
-        return found
-
 
 @pytest.fixture
 def place(tmp_path):
@@ -65,7 +58,7 @@ def place(tmp_path):
     place = Place(tmp_path / "my stack", uuid.uuid4().hex)
     yield place
     place.command("down")
-    left = place.processes()
+    left = survivors(place.mark)
     for process in left:
         process.kill()
     assert not left
@@ -73,7 +66,7 @@ def place(tmp_path):
 
 def refused(address, **headers):
     with pytest.raises(urllib.error.HTTPError) as told:
-        urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=10)
+        urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=60)
     return told.value.code == 403
 
 
@@ -98,12 +91,12 @@ def test_up_used_down_and_up_again(place, tmp_path, monkeypatch):
     with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):
         psycopg2.connect(host="127.0.0.1", port=kept["ports"]["database"], user="contrique", password="guess")
     assert (place.folder / "stack.json").stat().st_mode & 0o777 == 0o600
-    words = " ".join(" ".join(process.cmdline()) for process in place.processes())
+    words = " ".join(" ".join(process.cmdline()) for process in marked(place.mark))
     assert all(server in words for server in ("weed", "postgres", "mlflow"))
     assert not any(secret in words for secret in (kept["password"], kept["secret_key"]))
 
     assert place.command("down").stdout == "stopped\n"
-    assert place.processes() == []
+    assert survivors(place.mark) == []
     assert place.command("down").stdout == f"no stack runs from {place.folder}\n"
 
     assert place.command("up", "--detach").returncode == 0
@@ -115,13 +108,13 @@ def test_up_used_down_and_up_again(place, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_if_a_part_dies_the_rest_is_stopped_and_the_log_is_named(place):
     assert place.command("up", "--detach").returncode == 0
-    (weed,) = [process for process in place.processes() if process.name() == "weed"]
-    (supervisor,) = [process for process in place.processes() if "up" in process.cmdline()]
+    (weed,) = [process for process in marked(place.mark) if process.name() == "weed"]
+    (supervisor,) = [process for process in marked(place.mark) if "up" in process.cmdline()]
     weed.send_signal(signal.SIGKILL)
-    supervisor.wait(60)
+    supervisor.wait(300)
     log = place.folder.resolve() / "s3.log"
     assert f"error: s3: ended by itself; see {log}" in (place.folder / "stack.log").read_text()
-    assert place.processes() == []
+    assert survivors(place.mark) == []
     assert "no stack runs" in place.command("env").stderr
 
 
@@ -138,14 +131,19 @@ def test_a_server_that_ends_at_once_is_told_with_its_last_words(tmp_path):
 
 
 def test_a_server_that_never_gets_ready_is_killed_with_its_children(tmp_path):
-    part = service(tmp_path, "trap '' TERM; sleep 100 & echo $!; sleep 100")
+    def never() -> bool:
+        while not (tmp_path / "part.log").read_text().endswith("\n"):  # or there would be no child yet
+            time.sleep(0.01)
+        return False
+
+    part = service(tmp_path, "trap '' TERM; sleep 1000 & echo $!; sleep 1000", never)
     part.start()
     with pytest.raises(StackError, match=r"part: not ready after 1 s; see .*part\.log"):
         part.wait(1)
     child = psutil.Process(int((tmp_path / "part.log").read_text()))
     part.stop(0.2)
     with contextlib.suppress(psutil.NoSuchProcess):
-        child.wait(10)
+        child.wait(60)
 
 
 def test_a_port_that_others_took_is_replaced_and_the_rest_is_kept(tmp_path):

@@ -177,9 +177,12 @@ def test_the_scoring_pipeline(server):
     assert run["pipeline_spec"]["pipeline_spec"]["pipelineInfo"]["name"] == "contrique-scoring"
 
 
-def test_an_option_of_the_other_pipeline_is_refused(server, capsys):
-    assert submit(server, "--pipeline", "scoring", "--data", "s3://bucket/new", "--revision", "v3") == 2
-    assert "--revision: the scoring pipeline has no such argument" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("option", "message"), [(("--revision", "v3"), "has no such argument"), (("--shards", "2"), "is not fanned out")]
+)
+def test_an_option_of_the_other_pipeline_is_refused(server, capsys, option, message):
+    assert submit(server, "--pipeline", "scoring", "--data", "s3://bucket/new", *option) == 2
+    assert f"{option[0]}: the scoring pipeline {message}" in capsys.readouterr().err
     assert not server.received
 
 

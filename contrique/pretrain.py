@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from contrique import distributed
 from contrique.checkpoints import Checkpoints, DamagedCheckpoint
 from contrique.config import PretrainConfig, SynthesisConfig
-from contrique.encoder import Encoder, Projector, save_encoder
+from contrique.encoder import Encoder, Projector, ViewNorm, save_encoder
 from contrique.errors import ContriqueError
 from contrique.loss import contrastive_loss
 from contrique.probe import Probe, split_off
@@ -133,6 +133,7 @@ def pretrain(
         waited = _train(run, views, total)
         minutes = (time.monotonic() - started) / 60
         past = run.past
+        trainer.calibrate(views, past.step)
         if world.leads:
             _write_history(out / HISTORY, past.history)
             metadata = {"config": dataclasses.asdict(config), "seed": seed, "steps": past.step, "crops": past.crops}
@@ -431,17 +432,40 @@ class _Trainer:
         return made
 
     @torch.no_grad()
+    def calibrate(self, views: Views, step: int) -> None:
+        """Take the encoder's batch-norm statistics anew, over RGB views of the batches from `step` on.
+
+        The running ones are of the last few steps alone and of every colour space, while features are taken in RGB:
+        with small batches they differ from run to run by half. (Wu and Johnson 2021, Rethinking "Batch" in BatchNorm.)
+        """
+        norms = [layer for layer in self.encoder.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+        for norm in norms:
+            if isinstance(norm, ViewNorm):
+                norm.views = 1
+        taken = 0
+        for batch in (views[step + k] for k in range(self.config.calibration)):
+            for view in batch.views:
+                taken += 1
+                for norm in norms:
+                    norm.momentum = 1 / taken  # so that the running mean is the plain one
+                self._encoded(view)
+
+    @torch.no_grad()
     def embed(self, pixels: Tensor) -> Tensor:
         """Frozen features, as the encoder is now: RGB (N, 3, H, W) uint8 -> (N, width)."""
-        rgb = torch.full((len(pixels),), COLOUR_SPACES.index("rgb"), device=self.device)
-        colours = colour_views(pixels.to(self.device), rgb)
         self.encoder.eval()
         try:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-                features: Tensor = self.encoder(colours.contiguous(memory_format=torch.channels_last))
-                return features
+            return self._encoded(pixels)
         finally:
             self.encoder.train()
+
+    def _encoded(self, pixels: Tensor) -> Tensor:
+        """The encoder, in the mode that it is in, on RGB (N, 3, H, W) uint8."""
+        rgb = torch.full((len(pixels),), COLOUR_SPACES.index("rgb"), device=self.device)
+        colours = colour_views(pixels.to(self.device), rgb)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            features: Tensor = self.encoder(colours.contiguous(memory_format=torch.channels_last))
+        return features
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Weights and optimizer, by file of a checkpoint."""

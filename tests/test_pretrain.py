@@ -11,7 +11,7 @@ import tiny_training
 import torch
 from conftest import S3
 
-from contrique import images
+from contrique import distributed, images
 from contrique.checkpoints import Checkpoints
 from contrique.config import SynthesisConfig
 from contrique.dataset import Source, import_folder, write_manifest
@@ -189,6 +189,28 @@ def test_resumed_run_goes_on_with_the_clock_it_had(sets: tuple[Path, Path], tmp_
     again = pretrain(*sets, tmp_path, config=config)
     assert again.steps == first.steps, "its minutes were spent"
     assert time.monotonic() - started < 60
+
+
+def test_calibration_takes_the_statistics_of_rgb_views_and_nothing_else(
+    sets: tuple[Path, Path], tmp_path: Path
+) -> None:
+    pretrain(*sets, tmp_path / "running", config=TINY, seed=3)
+    for run in ("once", "twice"):
+        pretrain(*sets, tmp_path / run, config=replace(TINY, calibration=2), seed=3)
+    assert weights(tmp_path / "once") == weights(tmp_path / "twice")
+    running, calibrated = (load_encoder(tmp_path / run / ENCODER).state_dict() for run in ("running", "once"))
+    changed = {name for name in running if not torch.equal(running[name], calibrated[name])}
+    assert changed == {name for name in running if ".running_" in name or "num_batches" in name}
+    views = tiny_training.views(sets, TINY, distributed.World(torch.device("cpu")))
+    first = [
+        torch.nn.functional.conv2d(view.float() / 255, calibrated["conv1.weight"], stride=2, padding=3)
+        for step in (TINY.steps, TINY.steps + 1)
+        for view in views[step].views
+    ]
+    for name, expected in (("mean", [x.mean((0, 2, 3)) for x in first]), ("var", [x.var((0, 2, 3)) for x in first])):
+        torch.testing.assert_close(
+            calibrated[f"bn1.running_{name}"], torch.stack(expected).mean(0), rtol=1e-3, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])

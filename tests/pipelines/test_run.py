@@ -241,7 +241,11 @@ class TestScoring:
     @staticmethod
     def score(folder: Path, **options: Any) -> tuple[int, str, str, Path]:
         limits = {"drift.min_pictures": 5, "drift.bins": 2, "drift.psi": 0.1, "drift.significance": 0.5}
-        return *run(folder, "--pipeline", "scoring", **limits, **options), max(Path("runs").iterdir())
+        params = [f"--param={name}={json.dumps(value)}" for name, value in (limits | options).items()]
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = main(["run", "--pipeline", "scoring", "--data", str(folder), *params])
+        return status, out.getvalue(), err.getvalue(), max(Path("runs").iterdir())
 
     def test_drift_ends_with_a_status_of_its_own_and_a_report(self, noise):
         status, out, err, root = self.score(noise)

@@ -250,7 +250,7 @@ class TestScoring:
     def test_drift_ends_with_a_status_of_its_own_and_a_report(self, noise):
         status, out, err, root = self.score(noise)
         assert status == 3
-        assert re.match(r"error: Raise the alarm: 12 pictures are unlike those that version 1 was judged on", err)
+        assert re.search(r"(?m)^error: Raise the alarm: 12 pictures are unlike those that version 1 was judged on", err)
         assert [line[0] for line in out.splitlines()] == ["✓", "✓", "✗"]
         (report,) = root.glob("*/detect-drift/report")
         assert "<h1>Drift</h1>" in report.read_text()

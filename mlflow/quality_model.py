@@ -69,7 +69,7 @@ class QualityModel(mlflow.pyfunc.PythonModel):
                 return Failure(name, f"{name}: {data}")
             with self._turn:
                 return self._scorer.judge(data, name, LIMITS.max_pixels)
-        except Exception:
+        except Exception:  # told in the log, whole; let through, MLflow would send its stack trace to the client
             _log.exception("%s could not be scored", name)
             return Failure(name, f"{name}: could not be scored (an error of the server, told in its log)")
 

@@ -39,6 +39,7 @@ from contrique.features import describe, save_features
 from contrique.metrics import srcc
 from contrique.reliability import COVERAGE
 from contrique.scorer import Failure, Scorer, find_images
+from contrique.storage import sha256
 
 SIZES = ((512, 384), (1024, 768))
 WAYS = (
@@ -144,9 +145,7 @@ def agreement(arguments: argparse.Namespace) -> dict[str, Any]:
         pictures = [dataset.picture(folder, row) for row in dataset.rows_of(manifest)]
         found: dict[str, np.ndarray] = {}
         for name, precision in WAYS:
-            backend = backends._make(
-                name, load_encoder(arguments.encoder), backends.file_hash(arguments.encoder), precision
-            )
+            backend = backends._make(name, load_encoder(arguments.encoder), sha256(arguments.encoder), precision)
             bar = tqdm(pictures, desc=f"{folder.name}: {name} {precision}", mininterval=5)
             found[f"{name} {precision}"] = np.stack([describe(picture[None], backend)[0] for picture in bar])
         reference = found["torch float32"]

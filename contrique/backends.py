@@ -1,11 +1,10 @@
 """What runs the encoder: PyTorch, ONNX Runtime or OpenVINO. Each turns pictures into conv5 maps.
 
-PyTorch is the reference. The other two are optional (`pip install 'contrique[onnx]'`, `'contrique[openvino]'`), read
+PyTorch is the reference. The other two are optional (the extras `onnx` and `openvino`), read
 one ONNX file that is exported once for each encoder and kept under its hash, and are refused if they do not agree with
 PyTorch.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -104,12 +103,6 @@ class _OpenVino:
         return np.array(self._request.infer([np.ascontiguousarray(pictures)])[0], np.float32)
 
 
-def file_hash(path: Path) -> str:
-    """SHA-256 of an encoder file, which its exported graph and measurements are kept under."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def installed() -> list[Name]:
     """The backends whose packages are installed."""
     return [name for name in NAMES if all(util.find_spec(package) for package in PACKAGES[name])]
@@ -127,7 +120,7 @@ def export(encoder: "Encoder", digest: str) -> Path:
 
     Args:
         encoder: on any device; its parameters are not touched.
-        digest: `file_hash` of its file.
+        digest: `storage.sha256` of its file.
     Returns:
         a file with the input `pictures` (N, H, W, 3) uint8 and the output `maps`; N, H and W are free.
     """
@@ -169,7 +162,7 @@ def load(name: str, encoder: "Encoder", digest: str, precision: str, score: Regr
     Args:
         name: one of NAMES, or `auto`.
         encoder: the reference.
-        digest: `file_hash` of its file.
+        digest: `storage.sha256` of its file.
         precision: `float32` or `bfloat16`.
         score: the regressor, on the scale 0 to 100, not clipped; features of shape (N, D) to shape (N,).
     Returns:
@@ -185,7 +178,7 @@ def load(name: str, encoder: "Encoder", digest: str, precision: str, score: Regr
         raise BackendError(f"backend {name} has no {precision}; it has {', '.join(PRECISIONS[name])}")
     if name not in installed():
         missing = [package for package in PACKAGES[name] if not util.find_spec(package)]
-        raise BackendError(f"backend {name} needs {', '.join(missing)}; run: pip install 'contrique[{name}]'")
+        raise BackendError(f"backend {name} needs {', '.join(missing)}; run: pip install -e '.[{name}]'")
     backend = _make(name, encoder, digest, precision)
     if name != "torch" or precision != "float32":
         check(backend, Torch(encoder), score, f"backend {name} in {precision}", exact=precision == "float32")

@@ -271,29 +271,27 @@ def read_labels(path: Path) -> list[dict[str, Any]]:
 def assign_splits(references: pd.Series, fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)) -> pd.Series:
     """Assign whole contents to train, validation and test, the same whatever the order of the rows.
 
-    Contents are ranked by a hash of their name, so that the assignment needs no seed and two runs on the same
-    contents agree. In that order they fill test, then validation, then train; each part gets at least one.
+    The part of a content follows from a hash of its name alone, so that a set may grow and none of its contents moves:
+    one that a champion was trained on never comes into the test part of its challenger. Only where chance leaves a
+    part empty, as it may with few contents, does the content whose hash is nearest fill it.
 
     Args:
         references: the content of each row.
-        fractions: shares of the rows of train, validation and test; they sum to 1.
+        fractions: probabilities of train, validation and test for a content; they sum to 1.
     Returns:
         the split of each row, index as given.
     Raises:
         DatasetError: fewer than three contents.
     """
-    contents = sorted(set(references), key=lambda name: hashlib.sha256(name.encode()).hexdigest())
-    if len(contents) < 3:
-        raise DatasetError(f"{len(contents)} contents cannot be split into train, validation and test; give at least 3")
-    rows = references.value_counts()
-    part: dict[str, str] = {}
-    for name, fraction, later in (("test", fractions[2], 2), ("validation", fractions[1], 1)):
-        filled = 0
-        while not filled or (filled < round(fraction * len(references)) and len(contents) > later):
-            content = contents.pop(0)
-            part[content] = name
-            filled += int(rows[content])
-    return references.map(lambda content: part.get(content, "train")).astype("str")
+    place = {name: int(hashlib.sha256(name.encode()).hexdigest()[:16], 16) / 2**64 for name in set(references)}
+    if len(place) < 3:
+        raise DatasetError(f"{len(place)} contents cannot be split into train, validation and test; give at least 3")
+    ranked = sorted(place, key=lambda name: (place[name], name))
+    _, validation, test = fractions
+    tested = min(max(1, sum(at < test for at in place.values())), len(ranked) - 2)
+    held = min(max(tested + 1, sum(at < test + validation for at in place.values())), len(ranked) - 1)
+    parts = ["test"] * tested + ["validation"] * (held - tested) + ["train"] * (len(ranked) - held)
+    return references.map(dict(zip(ranked, parts, strict=True))).astype("str")
 
 
 def judged_rows(manifest: pd.DataFrame) -> pd.DataFrame:

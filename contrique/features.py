@@ -1,6 +1,7 @@
 """Frozen two-scale features (paper, section III-D; spec section 5)."""
 
 import sys
+import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -214,7 +215,7 @@ def load_set(features: Path) -> "tuple[pd.DataFrame, Features]":
     try:
         with np.load(features / FEATURES, allow_pickle=False) as file:
             values, images = file["features"], file["images"]
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise DatasetError(f"{features / FEATURES}: not a readable feature file ({error}); extract again") from error
     if list(images) != list(manifest["image"]):
         raise DatasetError(f"{features}: manifest and features name different images; extract the features again")

@@ -435,8 +435,9 @@ class _Trainer:
     def calibrate(self, views: Views, step: int) -> None:
         """Take the encoder's batch-norm statistics anew, over RGB views of the batches from `step` on.
 
-        The running ones are of the last few steps alone and of every colour space, while features are taken in RGB:
-        with small batches they differ from run to run by half. (Wu and Johnson 2021, Rethinking "Batch" in BatchNorm.)
+        The running ones are of the last few steps alone and of every colour space, while features are taken in RGB;
+        with small batches, two trainings that differ by rounding alone end with statistics half as large again.
+        (Wu and Johnson 2021, Rethinking "Batch" in BatchNorm.)
         """
         norms = [layer for layer in self.encoder.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
         for norm in norms:

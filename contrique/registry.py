@@ -599,7 +599,7 @@ def _mlflow() -> Any:
     import mlflow
 
     if not hasattr(mlflow, "MlflowClient"):  # the folder mlflow/ of this project, found as an empty namespace
-        raise RegistryError("MLflow is not installed; run: pip install 'contrique[platform]'")
+        raise RegistryError("MLflow is not installed; run: pip install -e '.[platform]'")
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     return mlflow

@@ -14,7 +14,7 @@ import numpy as np
 from contrique import pages
 from contrique.config import Config, as_dict, resolve
 from contrique.errors import ContriqueError
-from contrique.storage import write_aside
+from contrique.storage import sha256, write_aside
 
 if TYPE_CHECKING:
     import jinja2
@@ -215,7 +215,6 @@ def _card(told: dict[str, Any], trained: Trained) -> str:
 
 def _told(trained: Trained) -> dict[str, Any]:
     """What page and card both say."""
-    from contrique.backends import file_hash
     from contrique.encoder import EncoderError, read_metadata
     from contrique.evaluation import TEST_PART
     from contrique.pretrain import ENCODER, HISTORY
@@ -231,7 +230,7 @@ def _told(trained: Trained) -> dict[str, Any]:
         "lineage": _json(trained.dataset / "lineage.json"),
         "history": list(_lines(trained.encoder / HISTORY)),
         "recipe": recipe,
-        "encoder_hash": file_hash(weights),
+        "encoder_hash": sha256(weights),
         "regressor": fitted,
         "conformal": _conformal(fitted),
         "evaluation": judged,

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from contrique import images
 from contrique.errors import ContriqueError
 from contrique.reliability import COVERAGE
+from contrique.storage import sha256
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,14 +104,14 @@ class Scorer:
     def __init__(self, encoder: Path | str, regressor: Path | str, version: str = "") -> None:
         import torch
 
-        from contrique.backends import Torch, file_hash
+        from contrique.backends import Torch
         from contrique.encoder import load_encoder
         from contrique.regressor import load, load_companions
 
         self.version = version
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._encoder = load_encoder(Path(encoder)).to(self._device).to(memory_format=torch.channels_last)
-        self._hash = file_hash(Path(encoder))
+        self._hash = sha256(Path(encoder))
         self._ridge, self._fitted = load(Path(regressor))
         self._companions = load_companions(Path(regressor))
         self._backend: Backend = Torch(self._encoder)

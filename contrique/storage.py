@@ -30,8 +30,9 @@ class DamagedObject(StorageError):
 def write_aside(path: Path) -> Iterator[Path]:
     """Give a temporary sibling of `path`; on success it takes the place of `path`, on failure it goes.
 
-    Works for files and for directories (the body decides which it makes). The data reach the disk
-    before the rename, so a crash leaves either the old content or the new one.
+    Works for files and for directories (the body decides which it makes). A file's data reach the disk before the
+    rename, so a crash leaves either the old content or the new one. An old directory is renamed out of the way, and
+    removed only once the new one stands.
 
     Args:
         path: where the finished file or directory shall stand. Its parent is made if missing.
@@ -42,13 +43,16 @@ def write_aside(path: Path) -> Iterator[Path]:
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield aside
-        if aside.is_dir():
-            if path.exists():
-                shutil.rmtree(path)
+        if aside.is_dir() and path.exists():
+            old = aside.with_suffix(".old")
+            path.replace(old)
+            aside.replace(path)
+            shutil.rmtree(old)
         else:
-            with aside.open("rb") as written:
-                os.fsync(written.fileno())
-        aside.replace(path)
+            if aside.is_file():
+                with aside.open("rb") as written:
+                    os.fsync(written.fileno())
+            aside.replace(path)
     finally:
         if aside.is_dir():
             shutil.rmtree(aside)

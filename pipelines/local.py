@@ -9,6 +9,7 @@ import codecs
 import contextlib
 import datetime
 import json
+import logging
 import os
 import pkgutil
 import pty
@@ -241,6 +242,7 @@ def run(
         (root / "run.log").open("w") as log,
         contextlib.redirect_stdout(log),
         warnings.catch_warnings(),
+        _root_logger_kept(),
     ):
         warnings.simplefilter("ignore")  # KFP warns of every resource setting that has no meaning here
         terminal = Terminal(log, screen or terminal_of_process, {"CONTRIQUE_RUN": name})
@@ -270,6 +272,22 @@ def run(
     if pipeline.name == "contrique-training":
         check_branches(done)
     return done
+
+
+@contextlib.contextmanager
+def _root_logger_kept() -> Iterator[None]:
+    """Put the root logger's handlers back.
+
+    KFP swaps them around each task, also in the threads of a loop, where the last to leave may restore another's: a
+    handler that writes to this run's log, which is closed by then.
+    """
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.handlers[:] = handlers
 
 
 def _paths(arguments: dict[str, Any]) -> list[str]:

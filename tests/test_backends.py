@@ -14,6 +14,7 @@ from contrique.encoder import Encoder, load_encoder
 from contrique.features import describe
 from contrique.images import encode_png
 from contrique.scorer import TOLERANCE, Scorer
+from contrique.storage import sha256
 
 OTHERS = [name for name in backends.installed() if name != "torch"]
 
@@ -39,7 +40,7 @@ def test_the_project_installs_every_backend():
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_features_agree_with_pytorch_at_any_size_and_in_any_batch(parts, name):
-    encoder, digest = load_encoder(parts.encoder), backends.file_hash(parts.encoder)
+    encoder, digest = load_encoder(parts.encoder), sha256(parts.encoder)
     backend = backends._make(name, encoder, digest, "float32")
     for shape in ((64, 64), (97, 131), (64, 64), (150, 70)):
         pictures = np.stack([tiny_model.picture(i, *shape) for i in range(3)])
@@ -50,7 +51,7 @@ def test_features_agree_with_pytorch_at_any_size_and_in_any_batch(parts, name):
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_answers_are_not_overwritten_by_the_next_picture(parts, name):
-    backend = backends._make(name, load_encoder(parts.encoder), backends.file_hash(parts.encoder), "float32")
+    backend = backends._make(name, load_encoder(parts.encoder), sha256(parts.encoder), "float32")
     first = backend(tiny_model.picture(0)[None])
     kept = first.copy()
     backend(tiny_model.picture(1)[None])
@@ -69,7 +70,7 @@ def test_scores_agree_with_pytorch(parts, name, tmp_path):
 
 
 def test_the_graph_is_exported_once_for_an_encoder(parts, cache, monkeypatch):
-    encoder, digest = load_encoder(parts.encoder), backends.file_hash(parts.encoder)
+    encoder, digest = load_encoder(parts.encoder), sha256(parts.encoder)
     first = backends.export(encoder, digest)
     monkeypatch.setattr(torch.onnx, "export", None)
     assert backends.export(encoder, digest) == first
@@ -113,7 +114,7 @@ def test_a_backend_just_inside_its_bound_passes_and_just_outside_is_refused(part
 
 def test_bfloat16_is_bounded_by_scores(parts):
     """A ridge that lives on the features' last digits cannot be served in bfloat16; a flat one can."""
-    encoder, digest = load_encoder(parts.encoder), backends.file_hash(parts.encoder)
+    encoder, digest = load_encoder(parts.encoder), sha256(parts.encoder)
     low = Torch(encoder, "bfloat16")
     picture = tiny_model.picture(0)[None]
     assert np.abs(describe(picture, low) - describe(picture, Torch(encoder))).max() > backends.FEATURE_BOUND
@@ -136,7 +137,7 @@ def test_auto_takes_the_fastest_that_agrees_and_remembers(parts, cache, monkeypa
     assert scorer.use("auto") == "openvino"
     assert scorer.use("auto") == "openvino"
     assert asked == [["onnx", "openvino", "torch"]]
-    (kept,) = cache.glob(f"{backends.file_hash(parts.encoder)[:32]}*-choice.json")
+    (kept,) = cache.glob(f"{sha256(parts.encoder)[:32]}*-choice.json")
     told = json.loads(kept.read_text())
     assert (told["backend"], told["seconds"]) == ("openvino", times)
     torch.set_num_threads(2)  # another machine, so to speak

@@ -206,11 +206,19 @@ def test_splits_are_by_content_and_do_not_depend_on_the_order(contents, random):
     assert dict(zip(shuffled, assign_splits(pd.Series(shuffled)), strict=True)) == part
 
 
-def test_splits_have_the_sizes_asked_for():
-    references = pd.Series([str(i) for i in range(100)])
-    assert assign_splits(references).value_counts().to_dict() == {"train": 70, "test": 20, "validation": 10}
+def test_splits_have_about_the_sizes_asked_for():
+    counts = assign_splits(pd.Series([str(i) for i in range(4000)])).value_counts()
+    for name, share in {"train": 0.7, "validation": 0.1, "test": 0.2}.items():
+        assert abs(counts[name] - 4000 * share) < 4 * np.sqrt(4000 * share * (1 - share))
     with pytest.raises(DatasetError, match="2 contents cannot be split"):
         assign_splits(pd.Series(["a", "b", "a"]))
+
+
+def test_a_set_may_grow_and_no_content_moves():
+    names = [f"content {i}" for i in range(400)]
+    part = dict(zip(names, assign_splits(pd.Series(names)), strict=True))
+    for count in (40, 41, 100, 250):
+        assert list(assign_splits(pd.Series(names[:count]))) == [part[name] for name in names[:count]]
 
 
 def test_judged_rows_are_those_with_human_scores_or_failing_any_weak_labels():

@@ -85,6 +85,9 @@ def test_feature_set_holds_judged_and_weak_labelled_rows(encoder: Encoder, tmp_p
     save_features(values, ["x", "y"], tmp_path / "out" / features.FEATURES)
     with pytest.raises(DatasetError, match="different images"):
         load_set(tmp_path / "out")
+    (tmp_path / "out" / features.FEATURES).write_bytes(first[: len(first) // 2])
+    with pytest.raises(DatasetError, match="not a readable feature file"):
+        load_set(tmp_path / "out")
 
 
 @pytest.mark.parametrize(("arch", "shape"), [("resnet18", (640, 64)), ("resnet50", (64, 576))])

@@ -354,6 +354,17 @@ def test_everything_may_lie_in_s3(s3, tmp_path):
         fetch(tmp_path / "absent", data=f"{s3.bucket}/sets/absent")
 
 
+@pytest.mark.parametrize(
+    "ask", [lambda url: fetch(Path("out"), data=url), lambda url: versioning.fingerprint(data=url)]
+)
+@pytest.mark.parametrize("url", ["https://token@git.test/team/data", "https://me:word@git.test/team/data"])
+def test_a_url_with_credentials_is_refused_without_repeating_them(url, ask):
+    with pytest.raises(FetchError, match=r"data on git\.test holds credentials") as caught:
+        ask(url)
+    assert "token@" not in str(caught.value)
+    assert "word" not in str(caught.value)
+
+
 def test_sources_that_cannot_be_merged(tmp_path):
     picture(tmp_path / "a" / "same", "x", 1)
     picture(tmp_path / "b" / "same", "x", 2)

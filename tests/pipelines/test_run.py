@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import logging
 import os
 import pty
 import re
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.ndimage
+from kfp.local.logging_utils import local_logger_context
 
 from contrique import dataset, images, registry, versioning
 from contrique.config import RegistryConfig
@@ -250,7 +252,7 @@ class TestScoring:
     def test_drift_ends_with_a_status_of_its_own_and_a_report(self, noise):
         status, out, err, root = self.score(noise)
         assert status == 3
-        assert re.search(r"(?m)^error: Raise the alarm: 12 pictures are unlike those that version 1 was judged on", err)
+        assert re.search(r"^error: Raise the alarm: 12 pictures are unlike those that version 1 was judged on", err)
         assert [line[0] for line in out.splitlines()] == ["✓", "✓", "✗"]
         (report,) = root.glob("*/detect-drift/report")
         assert "<h1>Drift</h1>" in report.read_text()
@@ -430,6 +432,19 @@ class TestBranches:
     def test_anything_else_is_refused(self, finished, ran):
         with pytest.raises(local.RunFailed, match="register_model"):
             local.check_branches(finished("decide_promotion", *ran))
+
+
+def test_no_log_handler_of_a_loop_is_left_behind():
+    """KFP's own context, as two threads of a loop enter and leave it, would leave one whose file is closed later."""
+    before = logging.getLogger().handlers[:]
+    with local._root_logger_kept():
+        first, second = local_logger_context(), local_logger_context()
+        for step in (first.__enter__, second.__enter__):
+            step()
+        for left in (first, second):
+            left.__exit__(None, None, None)
+        assert logging.getLogger().handlers != before
+    assert logging.getLogger().handlers == before
 
 
 def test_the_local_document_differs_in_retries_alone():

@@ -5,6 +5,7 @@ say so at once and not a quarter of an hour later. Each task is a process of thi
 pipeline's image.
 """
 
+import builtins
 import codecs
 import contextlib
 import datetime
@@ -242,7 +243,7 @@ def run(
         (root / "run.log").open("w") as log,
         contextlib.redirect_stdout(log),
         warnings.catch_warnings(),
-        _root_logger_kept(),
+        _kfps_changes_undone(),
     ):
         warnings.simplefilter("ignore")  # KFP warns of every resource setting that has no meaning here
         terminal = Terminal(log, screen or terminal_of_process, {"CONTRIQUE_RUN": name})
@@ -275,19 +276,20 @@ def run(
 
 
 @contextlib.contextmanager
-def _root_logger_kept() -> Iterator[None]:
-    """Put the root logger's handlers back.
+def _kfps_changes_undone() -> Iterator[None]:
+    """Put `print` and the root logger's handlers back.
 
     KFP swaps them around each task, also in the threads of a loop, where the last to leave may restore another's: a
-    handler that writes to this run's log, which is closed by then.
+    `print` that indents, a handler that writes to this run's log, which is closed by then.
     """
-    root = logging.getLogger()
+    root, printing = logging.getLogger(), builtins.print
     level, handlers = root.level, root.handlers[:]
     try:
         yield
     finally:
         root.setLevel(level)
         root.handlers[:] = handlers
+        builtins.print = printing
 
 
 def _paths(arguments: dict[str, Any]) -> list[str]:

@@ -1,5 +1,6 @@
 """The real pipeline through KFP's local runner: to both verdicts, and to each way of failing with its own message."""
 
+import builtins
 import contextlib
 import io
 import json
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.ndimage
-from kfp.local.logging_utils import local_logger_context
+from kfp.local.logging_utils import indented_print, local_logger_context
 
 from contrique import dataset, images, registry, versioning
 from contrique.config import RegistryConfig
@@ -434,17 +435,22 @@ class TestBranches:
             local.check_branches(finished("decide_promotion", *ran))
 
 
-def test_no_log_handler_of_a_loop_is_left_behind():
-    """KFP's own context, as two threads of a loop enter and leave it, would leave one whose file is closed later."""
-    before = logging.getLogger().handlers[:]
-    with local._root_logger_kept():
-        first, second = local_logger_context(), local_logger_context()
-        for step in (first.__enter__, second.__enter__):
-            step()
-        for left in (first, second):
-            left.__exit__(None, None, None)
-        assert logging.getLogger().handlers != before
-    assert logging.getLogger().handlers == before
+@pytest.mark.parametrize("context", [local_logger_context, indented_print])
+def test_nothing_that_a_loop_of_kfp_changes_is_left_behind(context):
+    """KFP's own contexts, as two threads of a loop enter and leave them."""
+
+    def state():
+        return builtins.print, logging.getLogger().handlers[:]
+
+    before = state()
+    with local._kfps_changes_undone():
+        first, second = context(), context()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        second.__exit__(None, None, None)
+        assert state() != before
+    assert state() == before
 
 
 def test_the_local_document_differs_in_retries_alone():

@@ -86,6 +86,23 @@ def _parser() -> argparse.ArgumentParser:
             help="an option of contrique/config.py, such as pretrain.steps=100; repeatable",
         )
 
+    def add_model(command: argparse.ArgumentParser) -> None:
+        command.add_argument(
+            "--model", default="champion", help="registry version, alias, or a folder of `adapt`; default: champion"
+        )
+        command.add_argument(
+            "--backend",
+            choices=("auto", "torch", "onnx", "openvino"),
+            default="torch",
+            help="what runs the encoder; auto: the fastest one, measured once; default: torch",
+        )
+        command.add_argument(
+            "--precision",
+            choices=("float32", "bfloat16"),
+            default="float32",
+            help="bfloat16 is faster and may move a score by up to 2 points; default: float32",
+        )
+
     def add_seed(command: argparse.ArgumentParser, of: str = "") -> None:
         command.add_argument("--seed", type=int, default=0, help=f"{of}default: 0")
 
@@ -98,21 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     score.add_argument("paths", nargs="+", metavar="PATH", help="file, folder (all below it) or quoted glob")
     score.add_argument("--format", choices=("table", "json", "csv"), default="table", help="default: table")
-    score.add_argument(
-        "--model", default="champion", help="registry version, alias, or a folder of `adapt`; default: champion"
-    )
-    score.add_argument(
-        "--backend",
-        choices=("auto", "torch", "onnx", "openvino"),
-        default="torch",
-        help="what runs the encoder; auto: the fastest one, measured once; default: torch",
-    )
-    score.add_argument(
-        "--precision",
-        choices=("float32", "bfloat16"),
-        default="float32",
-        help="bfloat16 is faster and may move a score by up to 2 points; default: float32",
-    )
+    add_model(score)
     add_settings(score)
 
     explain = add(
@@ -126,6 +129,21 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--format", choices=("text", "json"), default="text", help="default: text")
     explain.add_argument("--model", default="champion", help="as of `score`; default: champion")
     add_settings(explain)
+
+    serve = add(
+        "serve",
+        _serve,
+        "open a page to drop pictures on, and answer programs in JSON",
+        "contrique serve\n"
+        "  contrique serve --model 3 --port 9000 --set serving.max_images=8\n\n"
+        "The schema of the JSON is at /openapi.json. Limits are `serving` in contrique/config.py.",
+    )
+    serve.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; default: 127.0.0.1, for this machine alone"
+    )
+    serve.add_argument("--port", type=int, default=8080, help="0 for a free one; default: 8080")
+    add_model(serve)
+    add_settings(serve)
 
     features = add(
         "features",
@@ -295,10 +313,7 @@ def _score(options: argparse.Namespace) -> int:
 
     from contrique import scorer
 
-    model = _model(options)
-    backend = model.use(options.backend, options.precision)
-    if options.backend == "auto":
-        print(f"backend: {backend}", file=sys.stderr)
+    model = _backed(options)
     results = model.score_paths(options.paths)
     hidden = True if sys.stdout.isatty() else None  # on a terminal the results themselves show the progress
     bar = tqdm(results, desc="score", unit="img", file=sys.stderr, disable=hidden)
@@ -325,6 +340,27 @@ def _explain(options: argparse.Namespace) -> None:
     for suspect in told.suspects[:3]:
         level = f", level {suspect.level}" if suspect.level else ""
         print(f"{suspect.probability:6.1%}  {suspect.distortion}{level}")
+
+
+def _serve(options: argparse.Namespace) -> None:
+    from importlib.util import find_spec
+
+    if missing := [package for package in ("fastapi", "uvicorn") if not find_spec(package)]:
+        raise UsageError(f"serve needs {', '.join(missing)}; run: pip install 'contrique[serve]'")
+    from contrique import service
+
+    limits = _config(options).serving
+    with service.listen(options.host, options.port) as listener:  # before the model: a wrong address is told at once
+        service.serve(_backed(options), listener, limits, options.host)
+
+
+def _backed(options: argparse.Namespace) -> "Scorer":
+    """The model that --model names, run by --backend in --precision."""
+    model = _model(options)
+    backend = model.use(options.backend, options.precision)
+    if options.backend == "auto":
+        print(f"backend: {backend}", file=sys.stderr)
+    return model
 
 
 def _model(options: argparse.Namespace) -> "Scorer":

@@ -132,11 +132,19 @@ class RegistryConfig:
 
 @dataclass(frozen=True)
 class ServingConfig:
-    """Limits of a served model; what is over one is answered with an error for that image alone."""
+    """Limits of a served model. MLflow's server has the defaults of the first three; `contrique serve` has them all.
+
+    What is over one of the first three is answered with an error for that image alone, else for the whole request.
+    """
 
     max_images: int = 64  # a request
     max_bytes: int = 32_000_000  # of an image file
     max_pixels: int = 50_000_000  # of an image
+    max_request_bytes: int = 64_000_000  # of a request's body; base64 is a third longer than the file
+    max_requests: int = 32  # under way at once
+    max_held_bytes: int = 256_000_000  # of the bodies of all requests under way
+    seconds: float = 60.0  # from a request's first byte to its answer
+    heat_side: int = 800  # pixels of the longer side, to which a heat map is drawn
 
 
 @dataclass(frozen=True)
@@ -161,6 +169,7 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     gate: GateConfig = field(default_factory=GateConfig)
     registry: RegistryConfig = field(default_factory=RegistryConfig)
+    serving: ServingConfig = field(default_factory=ServingConfig)
     drift: DriftConfig = field(default_factory=DriftConfig)
 
 

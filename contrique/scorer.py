@@ -82,6 +82,12 @@ class Failure:
     path: str
     error: str
 
+    @classmethod
+    def of(cls, name: str, error: ContriqueError) -> "Failure":
+        """A failure that begins with the name of what failed."""
+        line = " ".join(str(error).split())
+        return cls(name, line if line.startswith(name) else f"{name}: {line}")
+
 
 Named = tuple[str, images.Picture]
 
@@ -211,7 +217,7 @@ class Scorer:
         try:
             pixels = images.decode(data, name, max_pixels).pixels
         except ContriqueError as error:
-            return Failure(name, _named(name, error))
+            return Failure.of(name, error)
         return next(self._judged([(name, pixels)]))
 
     def score_paths(self, paths: Iterable[str | Path]) -> Iterator[Score | Failure]:
@@ -240,13 +246,13 @@ class Scorer:
         try:
             features = describe(pictures, self._backend)
         except ContriqueError as error:
-            yield from (Failure(name, _named(name, error)) for name, _ in batch)
+            yield from (Failure.of(name, error) for name, _ in batch)
             return
         for (name, _), row in zip(batch, features, strict=True):
             try:
                 yield self.contract(name, row)
             except ContriqueError as error:
-                yield Failure(name, _named(name, error))
+                yield Failure.of(name, error)
 
     def contract(self, name: str, features: NDArray[np.float32]) -> Score:
         """A picture's score with everything that comes with it.
@@ -395,7 +401,7 @@ def _decoded(found: Path | Failure, large: float = AHEAD_PIXELS) -> Named | Path
         width, height = images.declared_size(data, str(found))
         return found if width * height > large else (str(found), images.decode(data, str(found)).pixels)
     except ContriqueError as error:
-        return Failure(str(found), _named(str(found), error))
+        return Failure.of(str(found), error)
 
 
 def _in_turn(item: Named | Path | Failure) -> Named | Failure:
@@ -424,11 +430,6 @@ def _batches(items: Iterable[Named | Failure], budget: int) -> Iterator[list[Nam
 
 def _unreadable(error: OSError) -> Failure:
     return Failure(str(error.filename), f"{error.filename}: cannot be read ({error.strerror}); check its permissions")
-
-
-def _named(name: str, error: ContriqueError) -> str:
-    line = " ".join(str(error).split())
-    return line if line.startswith(name) else f"{name}: {line}"
 
 
 def as_dict(item: Score | Failure) -> dict[str, Any]:

@@ -7,9 +7,6 @@
 The folder must never hold an `__init__.py`: it would shadow the installed package `mlflow`.
 """
 
-import base64
-import binascii
-import logging
 import threading
 from pathlib import Path
 from typing import Any
@@ -21,10 +18,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 from contrique.config import ServingConfig
+from contrique.intake import answer
 from contrique.scorer import CSV_COLUMNS, Failure, Score, Scorer, flat
 
 LIMITS = ServingConfig()
-_log = logging.getLogger("contrique.serving")
 
 
 class QualityModel(mlflow.pyfunc.PythonModel):
@@ -60,33 +57,11 @@ class QualityModel(mlflow.pyfunc.PythonModel):
         return pd.DataFrame(rows, columns=CSV_COLUMNS, dtype=object).drop(columns="path")
 
     def _judge(self, value: Any, index: int) -> Score | Failure:
-        name = f"image {index}"
-        if index >= LIMITS.max_images:
-            return Failure(name, f"{name}: over {LIMITS.max_images} images a request; send the rest in another")
-        try:
-            data = _decoded(value)
-            if isinstance(data, str):
-                return Failure(name, f"{name}: {data}")
+        def score(data: bytes, name: str) -> Score | Failure:
             with self._turn:
                 return self._scorer.judge(data, name, LIMITS.max_pixels)
-        except Exception:  # told in the log, whole; let through, MLflow would send its stack trace to the client
-            _log.exception("%s could not be scored", name)
-            return Failure(name, f"{name}: could not be scored (an error of the server, told in its log)")
 
-
-def _decoded(value: Any) -> bytes | str:
-    """The bytes of an image file, or why there are none."""
-    too_large = f"over {LIMITS.max_bytes / 1e6:g} MB; send it smaller"
-    if isinstance(value, str):
-        if len(value) > 1.5 * LIMITS.max_bytes:  # base64 is a third longer, and may have line breaks
-            return too_large
-        try:
-            value = base64.b64decode("".join(value.split()), validate=True)
-        except (binascii.Error, ValueError):
-            return "not base64; send the image file's bytes in base64"
-    if not isinstance(value, bytes | bytearray):
-        return "neither base64 nor bytes; send the image file's bytes in base64"
-    return too_large if len(value) > LIMITS.max_bytes else bytes(value)
+        return answer(value, index, LIMITS, score)
 
 
 def _version(artifact: Path) -> str:

@@ -18,6 +18,8 @@ ONLY_IMPORTERS = {
     "mlflow": {"contrique/registry.py"},
     "boto3": {"contrique/storage.py"},
     "botocore": {"contrique/storage.py"},
+    "fastapi": {"contrique/service.py"},
+    "uvicorn": {"contrique/service.py"},
 }
 # Modules through which files, networks, clocks or other processes are reached.
 IO = {"datetime", "glob", "pathlib", "requests", "shutil", "socket", "subprocess", "tempfile", "time", "urllib"}
@@ -66,7 +68,7 @@ def test_each_platform_library_has_one_importer(package):
 
 def test_the_only_importers_do_import():
     """Or the test above would pass on a renamed module."""
-    for package in ("dvc", "great_expectations", "mlflow", "boto3"):
+    for package in ("dvc", "great_expectations", "mlflow", "boto3", "fastapi"):
         assert any(package in roots(ROOT / name) for name in ONLY_IMPORTERS[package]), package
 
 
@@ -145,6 +147,7 @@ def test_help_imports_nothing_heavy(module):
         f"import sys\nsys.argv = ['program', '--help']\nfrom {module} import main\n"
         "try:\n    main()\nexcept SystemExit as ended:\n    assert not ended.code\n"
         "heavy = {'torch', 'kfp', 'mlflow', 'great_expectations', 'dvc', 'sklearn', 'pandas', 'scipy', 'matplotlib'}\n"
+        "heavy |= {'fastapi', 'uvicorn', 'pydantic'}\n"
         "assert not heavy & set(sys.modules), sorted(heavy & set(sys.modules))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

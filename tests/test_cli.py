@@ -72,7 +72,19 @@ def test_help_is_instant_because_it_imports_nothing_heavy():
 
 @pytest.mark.parametrize(
     "command",
-    ["score", "features", "models", "history", "promote", "rollback", "distort", "synthesize", "validate", "pretrain"],
+    [
+        "score",
+        "features",
+        "models",
+        "history",
+        "promote",
+        "rollback",
+        "distort",
+        "synthesize",
+        "validate",
+        "pretrain",
+        "serve",
+    ],
 )
 def test_each_command_explains_itself_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as ended:

@@ -31,19 +31,27 @@ def parts(tmp_path_factory):
     return tiny_model.build(tmp_path_factory.mktemp("model") / "parts")
 
 
-@pytest.fixture(scope="module")
-def script():
+def load_script():
     spec = importlib.util.spec_from_file_location("quality_model", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-@pytest.fixture(scope="module")
-def model(script, parts):
+def load_model(script, parts):
     made = script.QualityModel()
     made.load_context(SimpleNamespace(artifacts={"encoder": str(parts.encoder), "regressor": str(parts.regressor)}))
     return made
+
+
+@pytest.fixture(scope="module")
+def script():
+    return load_script()
+
+
+@pytest.fixture(scope="module")
+def model(script, parts):
+    return load_model(script, parts)
 
 
 def ask(model, values):

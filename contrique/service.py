@@ -38,6 +38,7 @@ from contrique.scorer import DIRECTION, RANGE, Failure, Score, Scorer, flat
 
 LOOPBACK: Final = ("localhost", "127.0.0.1", "[::1]")  # names by which a browser on this machine asks
 MAX_ROWS: Final = 1000  # of one request: each costs memory before the limit of images is looked at
+MAX_PARTS: Final = 100_000  # of the JSON of one request: parsed, an empty list takes twenty times its bytes
 _GRACE: Final = 5  # seconds that requests under way are given when the server is stopped
 
 Result = TypeVar("Result")
@@ -120,6 +121,7 @@ class Health(_Model):
     model: str = Field(description="version in the registry; empty for a model that is not registered")
     labels: str = Field(description="human or weak")
     version: str = Field(description="of this program")
+    waiting: int = Field(description="pictures that are computed or wait their turn")
 
 
 def application(scorer: Scorer, limits: ServingConfig, host: str = "127.0.0.1") -> FastAPI:
@@ -148,7 +150,7 @@ def application(scorer: Scorer, limits: ServingConfig, host: str = "127.0.0.1") 
         docs_url=None,  # FastAPI's pages load from elsewhere
         redoc_url=None,
         redirect_slashes=False,
-        responses={status: {"model": Refused} for status in (400, 408, 413, 422, 503, 504)},
+        responses={status: {"model": Refused} for status in (400, 408, 413, 422, 500, 503, 504)},
     )
     page = _page(scorer, limits)
     app.add_middleware(_Guard, limits=limits, hosts=_hosts(host), policy=_policy(page))
@@ -161,7 +163,9 @@ def application(scorer: Scorer, limits: ServingConfig, host: str = "127.0.0.1") 
 
     @app.get("/health")
     async def health() -> Health:
-        return Health(status="ok", model=scorer.version, labels=scorer.labels, version=__version__)
+        return Health(
+            status="ok", model=scorer.version, labels=scorer.labels, version=__version__, waiting=turns.waiting
+        )
 
     @app.post("/score")
     async def score(asked: Pictures) -> Predictions:
@@ -205,9 +209,14 @@ def _row(asked: Picture, item: Score | Failure) -> Row:
 
 
 class _Turns:
-    """One thread that works; whoever waits for it does so outside of it, first come, first served."""
+    """One thread that works; whoever waits for it does so outside of it, first come, first served.
+
+    Attributes:
+        waiting: pictures that somebody waits for, the one that is computed included.
+    """
 
     def __init__(self) -> None:
+        self.waiting = 0
         self._pool = ThreadPoolExecutor(1, "score")
         self._turn = asyncio.Lock()
 
@@ -216,10 +225,14 @@ class _Turns:
 
         A picture that is being computed cannot be stopped: the turn is over when it is done, whoever still wants it.
         """
-        await self._turn.acquire()
-        done = asyncio.get_running_loop().run_in_executor(self._pool, work)
-        done.add_done_callback(lambda _: self._turn.release())
-        return await asyncio.shield(done)
+        self.waiting += 1
+        try:
+            await self._turn.acquire()
+            done = asyncio.get_running_loop().run_in_executor(self._pool, work)
+            done.add_done_callback(lambda _: self._turn.release())
+            return await asyncio.shield(done)
+        finally:
+            self.waiting -= 1
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -250,16 +263,19 @@ class _Guard:
             await self._app(scope, receive, send)
             return
         started = whole = False
-        taken = 0
+        taken = parts = 0
 
         async def heard() -> Message:
-            nonlocal whole, taken
+            nonlocal whole, taken, parts
             message = await receive()
-            more = len(message.get("body", b""))
-            taken += more
-            self._held += more
+            more = message.get("body", b"")
+            taken += len(more)
+            self._held += len(more)
+            parts += sum(map(more.count, (b"[", b"{", b",")))  # none of which is in base64
             if taken > self._limits.max_request_bytes:
                 raise _too_large(self._limits)
+            if parts > MAX_PARTS:
+                raise HTTPException(413, "the request has too many parts; send fewer pictures in one")
             if self._held > self._limits.max_held_bytes:
                 raise _busy()
             whole = whole or not message.get("more_body", False)

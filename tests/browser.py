@@ -135,6 +135,26 @@ def shoot(page: Path, folder: Path) -> None:
             context.close()
 
 
+def shoot_service(page: str, pictures: list[Path], folder: Path) -> None:
+    """The page of `contrique serve` after pictures were dropped on it, the heat map of the first one shown: by day on
+    a desktop, `serve-desktop.png`, and by night on a phone, `serve-phone.png`.
+    """
+    with launched() as browser:
+        for screen, colours, height, scale in (("desktop", "light", 1500, 0.75), ("phone", "dark", 1240, 1)):
+            size = {"width": SCREENS[screen][0], "height": height}
+            context = browser.new_context(
+                viewport=size, device_scale_factor=scale, color_scheme=colours, is_mobile=screen == "phone"
+            )
+            shown = context.new_page()
+            shown.goto(page)
+            shown.set_input_files("#files", pictures)
+            shown.wait_for_selector("#cards > li:last-child:not([data-state=waiting]):not([data-state=scoring])")
+            shown.click("#cards button")
+            shown.evaluate("Promise.allSettled([...document.images].map(image => image.decode()))")
+            _small(_pixels(shown.screenshot()).astype(np.uint8)).save(folder / f"serve-{screen}.png", optimize=True)
+            context.close()
+
+
 def _small(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> Image.Image:
     """A picture in 256 colours: the commonest as they are, for grounds and ink, and what serves photographs best."""
     colours, counts = np.unique(pixels.reshape(-1, 3), axis=0, return_counts=True)
@@ -145,5 +165,10 @@ def _small(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> Image.Image:
     return Image.fromarray(pixels).quantize(palette=palette, dither=Image.Dither.NONE)
 
 
-if __name__ == "__main__":  # python tests/browser.py runs/ID/report.html docs
-    shoot(Path(sys.argv[1]), Path(sys.argv[2]))
+if (
+    __name__ == "__main__"
+):  # python tests/browser.py runs/ID/report.html docs, or http://127.0.0.1:8080/ PICTURE... docs
+    if sys.argv[1].startswith("http:"):
+        shoot_service(sys.argv[1], [Path(name) for name in sys.argv[2:-1]], Path(sys.argv[-1]))
+    else:
+        shoot(Path(sys.argv[1]), Path(sys.argv[2]))

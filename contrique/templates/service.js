@@ -117,7 +117,7 @@
 
   const suspicion = (suspects) => {
     if (!suspects) return "this model cannot name distortions";
-    const [first, second] = suspects.map(({ distortion, level, probability }) =>
+    const [first, second] = suspects.filter(({ probability }, i) => !i || probability >= 0.05).map(({ distortion, level, probability }) =>
       `${distortion.replaceAll("_", " ")}${level ? `, level ${level}` : ""} (${Math.round(100 * probability)} %)`);
     return `looks like: ${first}${second ? `; else ${second}` : ""}`;
   };

@@ -1,0 +1,291 @@
+"""Does a server stay quick, right and small under load? `mlflow models serve` and `contrique serve`, side by side.
+
+    python benchmarks/serve.py --requests 1000 --clients 8 --model adapted/ --pictures holiday/ --out serve.json
+
+Each server is started on a free port of 127.0.0.1 and asked by CLIENTS threads at once, each with a connection of its
+own. Every fifth request holds three pictures, of which one is bad; the others hold one, and a fifth of them a bad one
+(cut off, no image, empty, too small, zeros, no base64). Every answer is compared with what the model says in this
+process: a score farther off than TOLERANCE, other words of an error, a status other than 200 are wrong answers. Memory
+is the resident one of the server and its children: when it has answered one request, after a quarter of the requests,
+and at the end. Without --model and --pictures, a small model with random weights and made pictures serve.
+"""
+
+import argparse
+import base64
+import http.client
+import json
+import logging
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from tqdm import tqdm
+
+from contrique import images, regressor, serving
+from contrique.config import ServingConfig
+from contrique.encoder import Encoder, save_encoder
+from contrique.scorer import TOLERANCE, Failure, Scorer, find_images, flat
+
+SCRIPT = Path(__file__).parents[1] / "mlflow" / "quality_model.py"
+SIDE = 512  # of the made pictures, by 384
+START = 180.0  # seconds
+
+
+@dataclass(frozen=True)
+class Request:
+    """Encoded images and the rows that they must be answered with."""
+
+    images: tuple[str, ...]
+    rows: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Way:
+    """How one server is started and asked."""
+
+    start: Callable[[], Any]  # a context that gives a process and an address
+    path: str
+    body: Callable[[tuple[str, ...]], dict[str, Any]]
+
+
+def random_model(folder: Path) -> None:
+    """A ResNet-18 with random weights, and a ridge on its features."""
+    encoder = Encoder("resnet18", seed=0).eval()
+    save_encoder(encoder, folder / "encoder.safetensors")
+    coef = np.random.default_rng(0).normal(size=2 * encoder.width)
+    summary = regressor.RegressorSummary("weak", -5.0, 5.0, 1.0, 10, 4, 5, 0.5, len(coef))
+    regressor.save(regressor.Ridge(coef, 0.0, 1.0), summary, folder / "regressor")
+
+
+def made_pictures(count: int) -> list[bytes]:
+    """Waves under noise, as PNG."""
+    made = []
+    for seed in range(count):
+        rng = np.random.default_rng(seed)
+        y, x = np.mgrid[0 : 3 * SIDE // 4, 0:SIDE] / 100
+        waves = np.stack([np.sin(x * rng.uniform(1, 9) + y * rng.uniform(1, 9)) for _ in range(3)], axis=-1)
+        noisy = 127 + 90 * waves + rng.normal(0, rng.uniform(0, 60), waves.shape)
+        made.append(images.encode_png(np.clip(noisy, 0, 255).astype(np.uint8)))
+    return made
+
+
+def requests(scorer: Scorer, good: list[bytes], count: int) -> list[Request]:
+    """Different requests in a fixed order, each with its answer."""
+    small = images.encode_png(np.zeros((40, 90, 3), np.uint8))
+    bad = [good[0][: len(good[0]) // 2], b"GIF89a", b"", small, b"\0" * 5000]
+    rng = random.Random(0)
+    files = [*good, *bad]
+    # as sent, with what is judged of it; errors call an image by its place, so each is judged for each place
+    encoded = [base64.b64encode(data).decode() for data in files] + ["!"]
+    judged = [
+        [flat(scorer.judge(data, f"image {place}", ServingConfig().max_pixels)) for place in range(3)]
+        for data in tqdm(files, desc="expected")
+    ]
+    judged.append(
+        [flat(Failure("", f"image {place}: not base64; send the image file's bytes in base64")) for place in range(3)]
+    )
+    made = []
+    for number in range(count):
+        any_good, any_bad = lambda: rng.randrange(len(good)), lambda: rng.randrange(len(good), len(encoded))
+        if number % 5 == 0:
+            chosen = rng.sample([any_good(), any_good(), any_bad()], 3)
+        else:
+            chosen = [any_bad() if rng.random() < 0.2 else any_good()]
+        made.append(
+            Request(tuple(encoded[i] for i in chosen), tuple(judged[i][place] for place, i in enumerate(chosen)))
+        )
+    return made
+
+
+def wrong(status: int, told: bytes, request: Request) -> str:
+    """What is wrong with an answer; empty if it is right."""
+    if status != 200:
+        return f"status {status}: {told[:200]!r}"
+    rows = json.loads(told)["predictions"]
+    if len(rows) != len(request.rows):
+        return f"{len(rows)} rows for {len(request.rows)} pictures"
+    for row, expected in zip(rows, request.rows, strict=True):
+        if row["error"] != expected["error"]:
+            return f"error {row['error']!r} instead of {expected['error']!r}"
+        if expected["error"] is None and not math.isclose(
+            row["score"], expected["score"], rel_tol=0, abs_tol=TOLERANCE
+        ):
+            return f"score {row['score']} instead of {expected['score']}"
+    return ""
+
+
+def resident(process: int) -> float:
+    """Of a process and its children, in MiB."""
+    parent = psutil.Process(process)
+    return sum(one.memory_info().rss for one in [parent, *parent.children(recursive=True)]) / 2**20
+
+
+def load(process: int, address: str, way: Way, asked: list[Request], clients: int) -> dict[str, Any]:
+    """Ask everything once, and measure."""
+    latencies, faults, memory = [0.0] * len(asked), list[str](), dict[str, float]()
+    numbers, lock = iter(range(len(asked))), threading.Lock()
+    bar = tqdm(total=len(asked), desc=way.path, mininterval=5)
+    host = address.removeprefix("http://").rstrip("/")
+
+    def client() -> None:
+        connection = http.client.HTTPConnection(host, timeout=300)
+        while True:
+            with lock:
+                number = next(numbers, None)
+                if number is None:
+                    break
+                if number == len(asked) // 4:
+                    memory["quarter_mib"] = resident(process)
+            body = json.dumps(way.body(asked[number].images))
+            start = time.perf_counter()
+            try:
+                connection.request("POST", way.path, body, {"Content-Type": "application/json"})
+                answer = connection.getresponse()
+                fault = wrong(answer.status, answer.read(), asked[number])
+            except (OSError, http.client.HTTPException) as error:
+                connection.close()
+                fault = f"no answer: {error!r}"
+            latencies[number] = time.perf_counter() - start
+            with lock:
+                bar.update()
+                if fault:
+                    faults.append(f"request {number}: {fault}")
+        connection.close()
+
+    first = http.client.HTTPConnection(host, timeout=300)
+    first.request("POST", way.path, json.dumps(way.body(asked[1].images)), {"Content-Type": "application/json"})
+    first.getresponse().read()
+    first.close()
+    memory["start_mib"] = resident(process)
+    threads = [threading.Thread(target=client) for _ in range(clients)]
+    start = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    seconds = time.perf_counter() - start
+    bar.close()
+    memory["end_mib"] = resident(process)
+    p50, p99 = np.percentile(latencies, [50, 99])
+    return {
+        "requests": len(asked),
+        "pictures": sum(len(request.images) for request in asked),
+        "bad_pictures": sum(row["error"] is not None for request in asked for row in request.rows),
+        "clients": clients,
+        "wrong": len(faults),
+        "first_faults": faults[:5],
+        "p50_ms": 1000 * float(p50),
+        "p99_ms": 1000 * float(p99),
+        "requests_per_second": len(asked) / seconds,
+        **memory,
+    }
+
+
+@contextmanager
+def by_mlflow(model: Path, folder: Path) -> "Iterator[tuple[int, str]]":
+    """`mlflow models serve` on the model saved as the registry saves it."""
+    import mlflow
+
+    mlflow.pyfunc.save_model(
+        folder / "saved",
+        python_model=str(SCRIPT),
+        artifacts={"encoder": str(model / "encoder.safetensors"), "regressor": str(model / "regressor")},
+        code_paths=[str(SCRIPT.parents[1] / "contrique")],
+        pip_requirements=[],
+    )
+    store = f"sqlite:///{folder}/none.db"
+    with serving._serving(str(folder / "saved"), store, folder / "log") as (server, address):
+        serving._wait(server, address, time.monotonic() + START)
+        yield server.pid, address
+
+
+@contextmanager
+def by_contrique(model: Path, folder: Path, backend: str) -> "Iterator[tuple[int, str]]":
+    """`contrique serve`, which tells its address once it listens."""
+    command = [sys.executable, "-m", "contrique.cli", "serve", "--model", str(model), "--port", "0"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    with subprocess.Popen(
+        [*command, "--backend", backend], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
+    ) as server:
+        try:
+            assert server.stdout is not None
+            yield server.pid, server.stdout.readline().split()[0]
+        finally:
+            server.send_signal(signal.SIGINT)
+
+
+def table(told: dict[str, dict[str, Any]]) -> str:
+    """For people, in Markdown."""
+    head = "| | requests | of which wrong | p50 | p99 | requests/s | memory at first, after a quarter, at the end |"
+    lines = [head, "|---|---|---|---|---|---|---|"]
+    for name, one in told.items():
+        memory = ", ".join(f"{one[when]:.0f}" for when in ("start_mib", "quarter_mib", "end_mib"))
+        asked = f"{one['requests']} ({one['pictures']} pictures, {one['bad_pictures']} bad), {one['clients']} clients"
+        times = f"{one['p50_ms']:.0f} ms | {one['p99_ms']:.0f} ms | {one['requests_per_second']:.1f}"
+        lines.append(f"| {name} | {asked} | {one['wrong']} | {times} | {memory} MiB |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=1000, help="to each server; default: 1000")
+    parser.add_argument("--clients", type=int, default=8, help="at once; default: 8")
+    parser.add_argument("--model", type=Path, help="folder with encoder.safetensors and regressor, as of `adapt`")
+    parser.add_argument("--pictures", type=Path, help="folder of photographs; 20 of them are sent")
+    parser.add_argument("--backend", default="torch", help="of `contrique serve`; default: torch")
+    parser.add_argument("--only", choices=("mlflow", "contrique"), help="one of the two; default: both")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    arguments = parser.parse_args()
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    told: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = arguments.model.absolute() if arguments.model else folder / "model"
+        if not arguments.model:
+            model.mkdir()
+            random_model(model)
+        found = find_images([arguments.pictures]) if arguments.pictures else []
+        good = [path.read_bytes() for path in found if isinstance(path, Path)][:20] or made_pictures(20)
+        asked = requests(Scorer(model / "encoder.safetensors", model / "regressor"), good, arguments.requests)
+        ways = {
+            "mlflow models serve": Way(
+                lambda: by_mlflow(model, folder),
+                "/invocations",
+                lambda given: {"dataframe_split": {"columns": ["image"], "data": [[one] for one in given]}},
+            ),
+            "contrique serve": Way(
+                lambda: by_contrique(model, folder, arguments.backend),
+                "/score",
+                lambda given: {"images": [{"image": one} for one in given]},
+            ),
+        }
+        for title, way in ways.items():
+            if not arguments.only or title.startswith(arguments.only):
+                with way.start() as (process, address):
+                    told[title] = load(process, address, way, asked, arguments.clients)
+    if arguments.out:
+        arguments.out.write_text(json.dumps(told, indent=1) + "\n")
+    print(table(told))
+    for title, one in told.items():
+        for fault in one["first_faults"]:
+            print(f"{title}: {fault}", file=sys.stderr)
+    return 1 if any(one["wrong"] for one in told.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

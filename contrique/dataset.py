@@ -272,8 +272,8 @@ def assign_splits(references: pd.Series, fractions: tuple[float, float, float] =
     """Assign whole contents to train, validation and test, the same whatever the order of the rows.
 
     The part of a content follows from a hash of its name alone, so that a set may grow and none of its contents moves:
-    one that a champion was trained on never comes into the test part of its challenger. Only where chance leaves a
-    part empty, as it may with few contents, does the content whose hash is nearest fill it.
+    one that a champion was trained on does not come into the test part of its challenger. Only where chance leaves a
+    part with less than half of its share of the rows, as it may with few contents, do the next by hash join it.
 
     Args:
         references: the content of each row.
@@ -288,8 +288,16 @@ def assign_splits(references: pd.Series, fractions: tuple[float, float, float] =
         raise DatasetError(f"{len(place)} contents cannot be split into train, validation and test; give at least 3")
     ranked = sorted(place, key=lambda name: (place[name], name))
     _, validation, test = fractions
-    tested = min(max(1, sum(at < test for at in place.values())), len(ranked) - 2)
-    held = min(max(tested + 1, sum(at < test + validation for at in place.values())), len(ranked) - 1)
+    sizes = references.value_counts()
+
+    def end(start: int, below: float, share: float, last: int) -> int:
+        stop = min(start + sum(place[name] < below for name in ranked[start:]), last)
+        while stop < last and sizes[ranked[start:stop]].sum() < share * len(references) / 2:
+            stop += 1
+        return stop
+
+    tested = end(0, test, test, len(ranked) - 2)
+    held = end(tested, test + validation, validation, len(ranked) - 1)
     parts = ["test"] * tested + ["validation"] * (held - tested) + ["train"] * (len(ranked) - held)
     return references.map(dict(zip(ranked, parts, strict=True))).astype("str")
 

@@ -214,6 +214,14 @@ def test_splits_have_about_the_sizes_asked_for():
         assign_splits(pd.Series(["a", "b", "a"]))
 
 
+def test_no_part_of_few_contents_is_tiny():
+    sizes = [2, 60, 60, 60, 60, 60]  # whatever part the content of two pictures falls into
+    for trial in range(50):
+        counts = assign_splits(pd.Series(np.repeat([f"{trial} {i}" for i in range(6)], sizes))).value_counts()
+        assert counts["test"] >= 30
+        assert counts["validation"] >= 15
+
+
 def test_a_set_may_grow_and_no_content_moves():
     names = [f"content {i}" for i in range(400)]
     part = dict(zip(names, assign_splits(pd.Series(names)), strict=True))

@@ -156,7 +156,7 @@ def load(process: int, address: str, way: Way, asked: list[Request], clients: in
                 connection.request("POST", way.path, body, {"Content-Type": "application/json"})
                 answer = connection.getresponse()
                 fault = wrong(answer.status, answer.read(), asked[number])
-            except (OSError, http.client.HTTPException) as error:
+            except Exception as error:  # whatever it is, it is no right answer
                 connection.close()
                 fault = f"no answer: {error!r}"
             latencies[number] = time.perf_counter() - start

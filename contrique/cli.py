@@ -346,7 +346,7 @@ def _serve(options: argparse.Namespace) -> None:
     from importlib.util import find_spec
 
     if missing := [package for package in ("fastapi", "uvicorn") if not find_spec(package)]:
-        raise UsageError(f"serve needs {', '.join(missing)}; run: pip install 'contrique[serve]'")
+        raise UsageError(f"serve needs {', '.join(missing)}; run: pip install -e '.[serve]'")
     from contrique import service
 
     limits = _config(options).serving

@@ -143,7 +143,7 @@ class ServingConfig:
     max_request_bytes: int = 64_000_000  # of a request's body; base64 is a third longer than the file
     max_requests: int = 32  # under way at once
     max_held_bytes: int = 256_000_000  # of the bodies of all requests under way
-    seconds: float = 60.0  # from a request's first byte to its answer
+    seconds: float = 300.0  # from the end of a request's headers to its answer; 50 megapixels take a minute or two
     heat_side: int = 800  # pixels of the longer side, to which a heat map is drawn
 
 

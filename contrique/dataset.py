@@ -272,8 +272,9 @@ def assign_splits(references: pd.Series, fractions: tuple[float, float, float] =
     """Assign whole contents to train, validation and test, the same whatever the order of the rows.
 
     The part of a content follows from a hash of its name alone, so that a set may grow and none of its contents moves:
-    one that a champion was trained on does not come into the test part of its challenger. Only where chance leaves a
-    part with less than half of its share of the rows, as it may with few contents, do the next by hash join it.
+    one that a champion was trained on does not come into the test part of its challenger. Only where chance leaves
+    the test or validation part less than half of its share of the rows, as it may with few contents, do the next by
+    hash join it.
 
     Args:
         references: the content of each row.

@@ -16,7 +16,6 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -32,7 +31,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from contrique import __version__, images, pages
 from contrique.config import ServingConfig
 from contrique.errors import ContriqueError
-from contrique.explain import explain, overlay
+from contrique.explain import as_dict, explain, overlay
 from contrique.intake import answer
 from contrique.scorer import DIRECTION, RANGE, Failure, Score, Scorer, flat
 
@@ -168,18 +167,18 @@ def application(scorer: Scorer, limits: ServingConfig, host: str = "127.0.0.1") 
         )
 
     @app.post("/score")
-    async def score(asked: Pictures) -> Predictions:
+    async def score(asked: Pictures, request: Request) -> Predictions:
         """Score pictures. A bad one has an error and fails no other."""
+        rows = []
 
         def judge(data: bytes, name: str) -> Score | Failure:
             return scorer.judge(data, name, limits.max_pixels)
 
-        return Predictions(
-            predictions=[
-                _row(item, await turns.take(partial(answer, item.image, i, limits, judge)))
-                for i, item in enumerate(asked.images)
-            ]
-        )
+        for i, item in enumerate(asked.images):
+            if await request.is_disconnected():
+                raise HTTPException(499, "the client is gone")  # as nginx has it; nobody reads this
+            rows.append(_row(item, await turns.take(partial(answer, item.image, i, limits, judge))))
+        return Predictions(predictions=rows)
 
     @app.post("/explain")
     async def explained(asked: Picture) -> Explained:
@@ -189,11 +188,9 @@ def application(scorer: Scorer, limits: ServingConfig, host: str = "127.0.0.1") 
             picture = images.decode(data, name, limits.max_pixels).pixels
             found = explain(scorer, picture, name)
             drawn = images.encode_png(overlay(picture, found.heat, max_side=limits.heat_side))
-            return found.score, {
-                "heat": found.heat.round(2).tolist(),
-                "overlay": base64.b64encode(drawn).decode(),
-                "suspects": None if found.suspects is None else [asdict(suspect) for suspect in found.suspects],
-            }
+            plain = as_dict(found)
+            overlaid = base64.b64encode(drawn).decode()
+            return found.score, {"heat": plain["heat"], "overlay": overlaid, "suspects": plain["suspects"]}
 
         told = await turns.take(partial(answer, asked.image, 0, limits, work))
         item, more = (told, dict.fromkeys(("heat", "overlay", "suspects"))) if isinstance(told, Failure) else told
@@ -376,7 +373,7 @@ def _malformed(_: Request, error: Exception) -> JSONResponse:
     """The first fault alone, and where; what was sent is not sent back."""
     assert isinstance(error, RequestValidationError)
     fault = error.errors()[0]
-    where = ".".join(map(str, fault["loc"]))
+    where = ".".join(ascii(str(part))[1:-1][:100] for part in fault["loc"])  # a key may be anything
     return _told(422, f"{where}: {fault['msg']}; see /openapi.json, and send application/json")
 
 

@@ -46,7 +46,11 @@ def write_aside(path: Path) -> Iterator[Path]:
         if aside.is_dir() and path.exists():
             old = aside.with_suffix(".old")
             path.replace(old)
-            aside.replace(path)
+            try:
+                aside.replace(path)
+            except BaseException:
+                old.replace(path)
+                raise
             shutil.rmtree(old)
         else:
             if aside.is_file():

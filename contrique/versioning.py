@@ -106,7 +106,7 @@ def fetch(
         public_sets.PublicSetError: a download that is not the public set it is said to be, or not all of it.
         storage.StorageError: an S3 location that cannot be read.
     """
-    _refuse_secrets(data, *pristine, *authentic)
+    refuse_credentials(data, *pristine, *authentic)
     if not (data or pristine or authentic):
         raise FetchError("nothing to fetch; give data, or folders of pristine or authentic pictures")
     asked: list[tuple[str, Literal["labelled", "pristine", "authentic"]]] = [(data, "labelled")] if data else []
@@ -176,7 +176,7 @@ def fingerprint(
         FetchError: no such folder, an unknown revision, no pin.
         storage.StorageError: an S3 location that cannot be read.
     """
-    _refuse_secrets(data, *pristine, *authentic)
+    refuse_credentials(data, *pristine, *authentic)
     contents = [_pinned_content(data, revision)] if data else []
     contents += [storage.fingerprint(one) if storage.is_s3(one) else "" for one in (*pristine, *authentic)]
     if not all(contents):
@@ -185,9 +185,13 @@ def fingerprint(
     return hashlib.sha256(described.encode()).hexdigest()
 
 
-def _refuse_secrets(*locations: str) -> None:
-    """Locations are logged and kept as lineage, so that what opens them must not stand in them."""
-    for found in filter(None, (re.match(r"https?://[^/@]+@([^/]*)", location) for location in locations)):
+def refuse_credentials(*locations: str) -> None:
+    """Locations are logged and kept as lineage and parameters, so that what opens them must not stand in them.
+
+    Raises:
+        FetchError: a URL with credentials, which the message does not repeat.
+    """
+    for found in filter(None, (re.match(r"https?://.*@([^/@]*)", location) for location in locations)):
         raise FetchError(
             f"the URL of data on {found[1]} holds credentials, which would be logged; leave them out and give them to "
             f"git by its credential helper (on a cluster: from a Secret)"

@@ -131,6 +131,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _arguments(options: argparse.Namespace) -> dict[str, Any]:
     """Arguments of the pipeline: a --param with a dot is an option of the configuration, one without an argument."""
     from contrique.config import resolve
+    from contrique.versioning import refuse_credentials
 
     known = ARGUMENTS[options.pipeline]
     given = {name: getattr(options, name, None) for every in ARGUMENTS.values() for name in every}
@@ -145,6 +146,7 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
         target[name] = value
     if not arguments["data"]:
         raise UsageError("no data; give --data FOLDER (`--data .` here, after `make data`, for the sample photographs)")
+    refuse_credentials(arguments["data"], *arguments.get("pristine", ()), *arguments.get("authentic", ()))
     resolve(arguments["profile"], arguments["overrides"])  # a mistyped option is better found now than by a task
     return arguments
 

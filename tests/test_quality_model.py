@@ -58,7 +58,7 @@ def ask(model, values):
     return model.predict(None, pd.DataFrame({"image": pd.Series(values, dtype=object)}))
 
 
-def test_the_whole_corpus_in_base64(model, parts, tmp_path):
+def test_the_corpus_in_base64(model, parts, tmp_path):
     """Each answer is that of the scorer, and good JSON; a bad image fails no neighbour."""
     paths = [path for path in bad_inputs.build(tmp_path / "corpus") if path.is_file()]
     paths = paths[: ServingConfig().max_images]

@@ -114,9 +114,7 @@ def png(seed: int = 0, *size: int) -> bytes:
 
 
 class TestAnswers:
-    def test_the_whole_corpus_is_answered_as_the_scorer_and_the_registered_model_do(
-        self, port, parts, scorer, tmp_path
-    ):
+    def test_the_corpus_is_answered_as_the_scorer_and_the_registered_model_do(self, port, parts, scorer, tmp_path):
         """Row for row and word for word, bad pictures among good ones."""
         paths = [path for path in bad_inputs.build(tmp_path / "corpus") if path.is_file()][: LIMITS.max_images]
         given = [path.read_bytes() for path in paths]
@@ -232,6 +230,8 @@ class TestLimits:
             ({"images": [{"image": "", "path": "/etc/passwd"}]}, "body.images.0.path: Extra inputs"),
             ({"images": [{"image": "", "name": "x" * 1001}]}, "at most 1000 characters"),
             (b'{"images": [{"image": "", "name": "\\ud800"}]}', "body.images.0.name"),
+            ({"images": [{"image": "", "a\nb": 1}]}, r"body.images.0.a\nb: Extra inputs"),
+            ({"images": [{"image": "", "x" * 1000: 1}]}, "x: Extra inputs"),
             (b"\xff\xfe", ""),
             (b"[" * 100_000, ""),
             (b'{"images": NaN}', "valid list"),
@@ -362,6 +362,19 @@ class TestTurns:
             held.go.set()
             assert [future.result(20)[0] for future in under_way] == [200, 200]
             assert ask(port, "/score", asking("A" * 800))[0] == 200
+
+    def test_what_is_left_of_a_request_whose_client_is_gone_is_not_computed(self):
+        held = Held()
+        with running(held) as port:
+            connection = http.client.HTTPConnection("127.0.0.1", port)
+            body = json.dumps(asking(*["AAAA"] * 20))
+            connection.request("POST", "/score", body, {"Content-Type": "application/json"})
+            assert held.begun.wait(10)
+            connection.close()
+            until_waiting(port, 1)  # by then the server has heard of it
+            held.go.set()
+            until_waiting(port, 0)
+        assert len(held.asked) == 1
 
     def test_a_large_request_does_not_keep_out_a_small_one(self):
         held = Held()

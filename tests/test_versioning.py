@@ -357,7 +357,14 @@ def test_everything_may_lie_in_s3(s3, tmp_path):
 @pytest.mark.parametrize(
     "ask", [lambda url: fetch(Path("out"), data=url), lambda url: versioning.fingerprint(data=url)]
 )
-@pytest.mark.parametrize("url", ["https://token@git.test/team/data", "https://me:word@git.test/team/data"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://token@git.test/team/data",
+        "https://me:word@git.test/team/data",
+        "https://me@corp.test:a/word@git.test/x",
+    ],
+)
 def test_a_url_with_credentials_is_refused_without_repeating_them(url, ask):
     with pytest.raises(FetchError, match=r"data on git\.test holds credentials") as caught:
         ask(url)

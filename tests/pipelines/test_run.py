@@ -342,6 +342,7 @@ class TestArguments:
             (["--data", "x", "--param", "steps"], "NAME=VALUE"),
             (["--data", "x", "--param", "steps=1"], "--param steps: neither an option"),
             (["--data", "x", "--profile", "large"], "large"),
+            (["--data", "https://token@git.test/team/data"], "data on git.test holds credentials"),
             ([], "--data"),
         ],
     )

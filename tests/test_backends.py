@@ -164,7 +164,7 @@ def test_what_cannot_be_had_is_told(parts, monkeypatch):
     with pytest.raises(BackendError, match="unknown backend 'tpu'"):
         scorer.use("tpu")
     monkeypatch.setitem(backends.PACKAGES, "openvino", ("onnx", "no_such_package"))
-    with pytest.raises(BackendError, match=r"openvino needs no_such_package; run: pip install 'contrique\[openvino\]'"):
+    with pytest.raises(BackendError, match=r"openvino needs no_such_package; run: pip install -e '\.\[openvino\]'"):
         scorer.use("openvino")
 
 

@@ -4,8 +4,9 @@
 #     bash benchmarks/gpu.sh [PHOTOGRAPHS] [OUT]
 #
 # PHOTOGRAPHS holds the folders `pristine` and `authentic`; without it, the sample photographs. OUT gets results.json,
-# history.jsonl and the encoder in parts (`python benchmarks/gpu.py --join OUT --out encoder.safetensors`).
-# MINUTES (9.5) bounds the whole command. Needs a Python with torch, torchvision, OpenCV, pandas, pyarrow, Pillow, SciPy,
+# after each part, then history.jsonl and the encoder in parts (`python benchmarks/gpu.py --join OUT --out FILE`).
+# MINUTES (9) bounds the whole command; PARTS ("agreement step bank torchrun") are what comes before the training.
+# Needs a Python with torch, torchvision, OpenCV, pandas, pyarrow, Pillow, SciPy,
 # scikit-image and safetensors, no network and no installation of this project; of its other needs, imagecodecs and
 # simplejpeg, wheels are taken from the folder `.whl`. Without a CUDA device it is a small run on the CPU.
 set -euo pipefail
@@ -21,8 +22,6 @@ if compgen -G ".whl/*.whl" >/dev/null; then
 fi
 work=$(mktemp -d)
 trap 'rm -rf "$work" "${site:-}"' EXIT
-mkdir -p "$out"
-"$python" benchmarks/gpu.py ${photographs:+--data "$photographs"} --out "$work/out" --minutes "${MINUTES:-9.5}"
-rm -rf "$work/out/work"
-cp "$work"/out/* "$out"
+"$python" benchmarks/gpu.py ${photographs:+--data "$photographs"} --out "$out" --work "$work" --minutes "${MINUTES:-9}" \
+    ${PARTS:+--parts $PARTS}
 ls -l "$out"

@@ -8,9 +8,11 @@ PyTorch.
 import json
 import logging
 import os
+import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -35,6 +37,7 @@ Regressor = Callable[[NDArray[np.float32]], NDArray[np.float64]]
 NAMES: Final[tuple[Name, ...]] = ("torch", "onnx", "openvino")
 PACKAGES: Final = {"torch": ("torch",), "onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}
 PRECISIONS: Final = {"torch": ("float32", "bfloat16"), "onnx": ("float32",), "openvino": ("float32", "bfloat16")}
+REFERENCE: Final = ("torch", "float32")
 FEATURE_BOUND: Final = 5e-6  # between two backends in float32, on features whose halves have norm 1
 SCORE_BOUND: Final = 0.01  # points of 100, likewise
 LOW_PRECISION_BOUND: Final = 2.0  # points of 100, of bfloat16: opt-in, it ranks near-equals otherwise
@@ -54,7 +57,8 @@ class Torch:
 
     Args:
         encoder: in eval mode; its parameters are not touched.
-        precision: `float32`, or `bfloat16` for autocast.
+        precision: `float32`, or `bfloat16` for autocast. On a GPU float32 is float32: PyTorch's own default there is
+            TF32 in convolutions, which moves features by 5e-4.
     """
 
     def __init__(self, encoder: "Encoder", precision: str = "float32") -> None:
@@ -67,9 +71,20 @@ class Torch:
         device = next(self._encoder.parameters()).device
         # (N, H, W, 3) viewed as (N, 3, H, W) is channels_last already, the layout the convolutions are fastest in
         batch = torch.from_numpy(np.ascontiguousarray(pictures)).to(device).permute(0, 3, 1, 2).float().div_(255)
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=self._low):
+        with torch.inference_mode(), _no_tf32(), torch.autocast(device.type, torch.bfloat16, enabled=self._low):
             maps: Maps = self._encoder.maps(batch).float().cpu().numpy()
         return maps
+
+
+@contextmanager
+def _no_tf32() -> Iterator[None]:
+    import torch
+
+    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 class _Onnx:
@@ -115,16 +130,17 @@ def cache_folder() -> Path:
     return Path(named) if named else user / "contrique"
 
 
-def export(encoder: "Encoder", digest: str) -> Path:
+def export(encoder: "Encoder", digest: str, folder: Path | None = None) -> Path:
     """The encoder as an ONNX file, from RGB pictures to conv5; made once and kept.
 
     Args:
         encoder: on any device; its parameters are not touched.
         digest: `storage.sha256` of its file.
+        folder: where it is kept; default: `cache_folder()`.
     Returns:
         a file with the input `pictures` (N, H, W, 3) uint8 and the output `maps`; N, H and W are free.
     """
-    path = cache_folder() / f"{digest[:32]}-{_EXPORT}.onnx"
+    path = (folder or cache_folder()) / f"{digest[:32]}-{_EXPORT}.onnx"
     if not path.is_file():
         import copy
 
@@ -180,17 +196,40 @@ def load(name: str, encoder: "Encoder", digest: str, precision: str, score: Regr
         missing = [package for package in PACKAGES[name] if not util.find_spec(package)]
         raise BackendError(f"backend {name} needs {', '.join(missing)}; run: pip install -e '.[{name}]'")
     backend = _make(name, encoder, digest, precision)
-    if name != "torch" or precision != "float32":
+    if (name, precision) != REFERENCE:
         check(backend, Torch(encoder), score, f"backend {name} in {precision}", exact=precision == "float32")
     return name, backend
 
 
-def _make(name: str, encoder: "Encoder", digest: str, precision: str) -> Backend:
+def parity(encoder: "Encoder", digest: str, score: Regressor) -> dict[str, str]:
+    """How near every other installed backend and precision comes to PyTorch in float32, before anyone relies on it.
+
+    Args:
+        encoder, digest, score: as `load` takes them. Nothing is kept in the cache.
+    Returns:
+        `NAME.PRECISION` -> `within X points of 100`, or `refused: ` and why `load` would refuse it.
+    """
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in installed():
+            for precision in PRECISIONS[name]:
+                if (name, precision) == REFERENCE:
+                    continue
+                backend, what = _make(name, encoder, digest, precision, Path(folder)), f"backend {name} in {precision}"
+                try:
+                    points = check(backend, Torch(encoder), score, what, exact=precision == "float32")
+                    found[f"{name}.{precision}"] = f"within {points:.2g} points of 100"
+                except BackendError as error:
+                    found[f"{name}.{precision}"] = f"refused: {error}"
+    return found
+
+
+def _make(name: str, encoder: "Encoder", digest: str, precision: str, folder: Path | None = None) -> Backend:
     import torch
 
     if name == "torch":
         return Torch(encoder, precision)
-    graph, threads = export(encoder, digest), torch.get_num_threads()
+    graph, threads = export(encoder, digest, folder), torch.get_num_threads()
     return _Onnx(graph, threads) if name == "onnx" else _OpenVino(graph, threads, precision)
 
 

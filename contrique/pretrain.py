@@ -4,10 +4,11 @@ import contextlib
 import dataclasses
 import json
 import math
+import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,7 +134,7 @@ def pretrain(
         waited = _train(run, views, total)
         minutes = (time.monotonic() - started) / 60
         past = run.past
-        trainer.calibrate(views, past.step)
+        trainer.calibrate(_loader(views, past.step, past.step + config.calibration, config.workers))
         if world.leads:
             _write_history(out / HISTORY, past.history)
             metadata = {"config": dataclasses.asdict(config), "seed": seed, "steps": past.step, "crops": past.crops}
@@ -180,6 +181,7 @@ def _data(
         balanced=config.sampler == "balanced",
         contents_per_class=config.contents_per_class,
         seed=seed,
+        colour_spaces=config.colour_spaces,
         on_the_fly=making,
         rank=world.rank,
         ranks=world.size,
@@ -203,7 +205,7 @@ def _train(run: "_Run", views: Views, total: int) -> float:
     config = trainer.config
     clock = 60 * config.minutes
     stop = sys.maxsize if clock else total
-    start = last = time.monotonic()
+    start = ticking = last = time.monotonic()
     before = past.seconds
     update: _Update | None = None
     bar = tqdm(
@@ -215,13 +217,18 @@ def _train(run: "_Run", views: Views, total: int) -> float:
     )
     for batch in _loader(views, past.step, stop, config.workers):
         now = time.monotonic()
-        past.seconds = before + now - start
+        if update is None:
+            start = now
+        else:
+            run.waited += now - last
+            past.seconds = before + now - ticking
         progress = distributed.of_the_first(past.seconds) / clock if clock else past.step / total
-        if progress >= 1 and past.step:  # the loader may have taken all the minutes to start
+        if progress >= 1 and past.step:
             break
-        run.waited += now - last
         lr = trainer.schedule(min(1.0, progress))
-        update = trainer.update(batch, lr)
+        first, update = update is None, trainer.update(batch, lr)
+        if first:  # minutes are of training: starting the loader and compiling must not cost the warm-up
+            ticking = time.monotonic()
         if not math.isfinite(update.loss):
             names = [views.pictures.name(row) for row in views.rows(past.step)]
             raise Diverged(
@@ -244,7 +251,8 @@ def _train(run: "_Run", views: Views, total: int) -> float:
         last = time.monotonic()
     bar.close()
     spent = time.monotonic() - start
-    past.seconds = before + spent
+    if update:
+        past.seconds = before + time.monotonic() - ticking
     if past.losses and update:
         run.log(update, lr, spent)
     run.examine()
@@ -397,12 +405,16 @@ class _Trainer:
         projector = Projector(self.encoder.width, config.projection, seed).to(self.device)
         if config.channels_last:
             self.encoder = self.encoder.to(memory_format=torch.channels_last)
+        if config.compile:
+            self.encoder.local = torch.compile(self.encoder.local)  # type: ignore[method-assign]
         self.bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and _bfloat16_pays(self.device))
         self.model = _Network(self.encoder, projector, config, self.bfloat16).train()
         if distributed.in_group():
             distributed.synchronise_batch_norm(self.model, self.device)
         self.gradients = distributed.GradientSum(self.model)
         self.optimizer = _optimizer(self.model, config)
+        if self.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # every step has the same shapes
 
     def schedule(self, progress: float) -> float:
         """Linear warm-up, then cosine, per step. `progress` in [0, 1] -> learning rate."""
@@ -432,8 +444,8 @@ class _Trainer:
         return made
 
     @torch.no_grad()
-    def calibrate(self, views: Views, step: int) -> None:
-        """Take the encoder's batch-norm statistics anew, over RGB views of the batches from `step` on.
+    def calibrate(self, batches: Iterable[Batch]) -> None:
+        """Take the encoder's batch-norm statistics anew, over RGB views of `batches`; with none they stay.
 
         The running ones are of the last few steps alone and of every colour space, while features are taken in RGB;
         with small batches, two trainings that differ by rounding alone end with statistics half as large again.
@@ -444,7 +456,7 @@ class _Trainer:
             if isinstance(norm, ViewNorm):
                 norm.views = 1
         taken = 0
-        for batch in (views[step + k] for k in range(self.config.calibration)):
+        for batch in batches:
             for view in batch.views:
                 taken += 1
                 for norm in norms:
@@ -491,7 +503,8 @@ class _Trainer:
         """What must agree for a checkpoint to be gone on from: all but how fast, how often and where."""
         free = ("workers", "threads", "checkpoint_every", "checkpoints", "log_every", "minutes")
         recipe = {k: v for k, v in dataclasses.asdict(self.config).items() if k not in free}
-        return recipe | {"seed": self.seed}
+        recorded: dict[str, Any] = json.loads(json.dumps(recipe | {"seed": self.seed}))  # as a checkpoint gives it back
+        return recorded
 
 
 def _similarities(z: Tensor, labels: Tensor, temperature: float) -> tuple[float, float]:
@@ -548,10 +561,12 @@ def _one_thread(_: int) -> None:
 
 def _loader(views: Views, start: int, stop: int, workers: int) -> Iterator[Batch]:
     """Batches of the steps from `start` on, in order, made ahead by `workers` processes."""
-    if not workers:
+    if not workers or start == stop:
         for step in range(start, stop):
             yield views[step]
         return
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["contrique.views"])  # imported once, and not by each process
     yield from torch.utils.data.DataLoader(
         views,
         batch_size=None,
@@ -559,6 +574,6 @@ def _loader(views: Views, start: int, stop: int, workers: int) -> Iterator[Batch
         num_workers=workers,
         prefetch_factor=4,
         worker_init_fn=_one_thread,
-        multiprocessing_context="forkserver",
+        multiprocessing_context=context,
         pin_memory=torch.cuda.is_available(),
     )

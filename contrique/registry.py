@@ -345,7 +345,9 @@ def register(
 
     The version is logged with signature, input example and tags. Then the real server, `mlflow models serve`, loads it
     from the registry and is asked to score the input example and pictures of the test part: it must answer as the
-    evaluation did, to SERVED_TOLERANCE points of 100. Only then does the alias move. If anything fails before, the
+    evaluation did, to SERVED_TOLERANCE points of 100. Only then does the alias move. Before all that every other
+    backend that is installed is compared with PyTorch; the tags `backend.NAME.PRECISION` say how near it comes, or
+    that it is refused for this model (which PyTorch goes on to score). If anything fails before, the
     version is deleted and the champion stays. Run again (a retried step), it goes on from what is there: it returns
     the version that won, moves the alias to one that was complete, deletes one that was not.
 
@@ -368,6 +370,8 @@ def register(
         RegistryError: the verdict does not say promote, MLflow fails, or the logged model, as served, does not score
             as it was judged.
     """
+    from contrique.scorer import Scorer
+
     judged, decision, origin = _read(evaluation), _read(verdict), _read(lineage)
     if decision.get("promote") is not True:
         raise RegistryError(f"{verdict}: does not say promote ({decision.get('reason')}); call keep_champion instead")
@@ -390,9 +394,12 @@ def register(
     for file in (evaluation, verdict, lineage):
         mlrun.log_file(file, "judgement")
 
-    known = [_known_example(encoder, regressor), *_known_pictures(evaluation, regressor, sets)]
+    scorer = Scorer(encoder, regressor)
+    known = [_known_example(scorer, encoder, regressor), *_known_pictures(evaluation, regressor, sets)]
     version = _left_behind(client, mlrun, config, tags["model.hash"])
     proven = bool(version)
+    if not version:
+        tags |= {f"backend.{name}": agreement for name, agreement in scorer.parity().items()}
     version = version or _log_version(client, mlrun, encoder, regressor, config, tags, card)
     try:
         if not proven:
@@ -844,12 +851,12 @@ def example() -> "pd.DataFrame":
     return pd.DataFrame({"image": [base64.b64encode(encode_png(picture)).decode()]})
 
 
-def _known_example(encoder: Path, regressor: Path) -> Known:
+def _known_example(scorer: "Scorer", encoder: Path, regressor: Path) -> Known:
     """The input example, scored by the given files before anything of them is logged."""
-    from contrique.scorer import Failure, Scorer
+    from contrique.scorer import Failure
 
     data = base64.b64decode(example()["image"][0])
-    result = Scorer(encoder, regressor).judge(data, "the input example")
+    result = scorer.judge(data, "the input example")
     if isinstance(result, Failure):
         raise RegistryError(f"{encoder}: the model cannot score a picture ({result.error}); train it again")
     return Known(data, result.raw, LOADED_TOLERANCE * _point(regressor))

@@ -161,6 +161,12 @@ class Scorer:
         name, self._backend = backends.load(backend, self._encoder, self._hash, precision, self._score_of_features)
         return name
 
+    def parity(self) -> dict[str, str]:
+        """How near every other installed backend comes to PyTorch in float32: `backends.parity`."""
+        from contrique import backends
+
+        return backends.parity(self._encoder, self._hash, self._score_of_features)
+
     def raw(self, pictures: Iterable[images.Picture]) -> Scores:
         """The regressor's output, on the scale of its training labels.
 

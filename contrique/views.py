@@ -4,7 +4,7 @@ Everything random is a function of (seed, step) alone: a step's batch is the sam
 processes and wherever training was resumed, and ranks that share a step make the very batch that one process would.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -151,6 +151,7 @@ class Views(Dataset[Batch]):
         balanced: draw classes uniformly and `contents_per_class` different photographs of each, instead of pictures
             uniformly without replacement over an epoch.
         seed: of everything drawn.
+        colour_spaces: of COLOUR_SPACES, that views are converted to.
         rank, ranks: this process makes every `ranks`-th picture of a step, from the one at `rank` on.
     Raises:
         DatasetError: the pool lacks synthetic or authentic pictures that the step needs, or the ranks cannot share
@@ -167,12 +168,17 @@ class Views(Dataset[Batch]):
         balanced: bool,
         contents_per_class: int,
         seed: int,
+        colour_spaces: Sequence[str] = COLOUR_SPACES,
         on_the_fly: OnTheFly | None = None,
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
         if images % ranks:
             raise DatasetError(f"pretrain.images={images} cannot be shared by {ranks} processes; set a multiple of it")
+        unknown = set(colour_spaces) - set(COLOUR_SPACES)
+        if unknown or not colour_spaces:
+            raise DatasetError(f"pretrain.colour_spaces={tuple(colour_spaces)}: choose some of {COLOUR_SPACES}")
+        self.colours = np.array([COLOUR_SPACES.index(name) for name in colour_spaces])
         self.crop, self.seed, self.rank, self.ranks = crop, seed, rank, ranks
         self.pictures = Pictures(pool, on_the_fly)
         label = self.pictures.label
@@ -251,7 +257,7 @@ class Views(Dataset[Batch]):
         labels = self.pictures.label[rows]
         own = labels < 0
         labels[own] = 1_000_000 + np.arange(own.sum())
-        colours = torch.from_numpy(rng.integers(len(COLOUR_SPACES), size=(2, len(rows))))
+        colours = torch.from_numpy(self.colours[rng.integers(len(self.colours), size=(2, len(rows)))])
         mine = slice(self.rank, None, self.ranks)
         return Batch(
             (_stack(first), _stack(second)),

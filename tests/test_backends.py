@@ -124,6 +124,18 @@ def test_bfloat16_is_bounded_by_scores(parts):
         backends.load("torch", encoder, digest, "bfloat16", lambda f: 1e5 * f @ weights)
 
 
+def test_parity_says_of_each_backend_how_near_it_comes_or_why_it_is_refused(parts, cache):
+    encoder, digest = load_encoder(parts.encoder), sha256(parts.encoder)
+    kept = set(cache.iterdir())
+    weights = np.random.default_rng(0).normal(size=1024)
+    gentle = backends.parity(encoder, digest, lambda f: 1e-3 * f @ weights)
+    assert set(gentle) == {"torch.bfloat16", "onnx.float32", "openvino.float32", "openvino.bfloat16"}
+    assert all(text.startswith("within ") for text in gentle.values())
+    steep = backends.parity(encoder, digest, lambda f: 1e8 * f @ weights)
+    assert all(text.startswith("refused: backend ") for text in steep.values())
+    assert set(cache.iterdir()) == kept
+
+
 def test_auto_takes_the_fastest_that_agrees_and_remembers(parts, cache, monkeypatch):
     scorer = Scorer(parts.encoder, parts.regressor)
     times = {"torch": 2.0, "onnx": 3.0, "openvino": 1.0}

@@ -1,7 +1,10 @@
 import json
+import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import boto3
 import numpy as np
@@ -20,8 +23,10 @@ from contrique.encoder import load_encoder, read_metadata
 from contrique.errors import ContriqueError
 from contrique.pretrain import CHECKPOINTS, ENCODER, HISTORY, Diverged, _similarities, pool_of, pretrain
 from contrique.synthesis import synthesize
+from contrique.views import Batch
 
 TINY = tiny_training.CONFIG
+pretraining = sys.modules[pretrain.__module__]
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +185,51 @@ def test_minutes_rule_over_steps_and_finish_the_cosine(sets: tuple[Path, Path], 
     rates = [json.loads(line)["lr"] for line in (tmp_path / HISTORY).read_text().splitlines()]
     assert summary.steps == len(rates) > 1
     assert rates[-1] < max(rates)
+
+
+def test_a_slow_start_costs_no_warm_up(
+    sets: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the loader, or of a first step that compiles; else the first steps are made at the highest rate."""
+    loader, update, slow = pretraining._loader, pretraining._Trainer.update, []
+
+    def late(*arguments: Any) -> Iterator[Batch]:
+        time.sleep(3)
+        yield from loader(*arguments)
+
+    def compiling(trainer: Any, *arguments: Any) -> Any:
+        if not slow:
+            slow.append(time.sleep(3))
+        return update(trainer, *arguments)
+
+    monkeypatch.setattr(pretraining, "_loader", late)
+    monkeypatch.setattr(pretraining._Trainer, "update", compiling)
+    pretrain(*sets, tmp_path, config=replace(TINY, minutes=0.1, warmup=0.5))
+    rates = [entry["lr"] for entry in history(tmp_path)]
+    peak = max(rates)
+    assert rates[0] == pytest.approx(TINY.lr * 1e-3 / 0.5)
+    assert rates[1] < 0.5 * peak
+    assert rates[-1] < 0.5 * peak
+
+
+def test_a_compiled_encoder_learns_the_same(
+    sets: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without code generation, which needs a compiler: what is captured is what is run."""
+    pretrain(*sets, tmp_path / "plain", config=TINY, seed=3)
+    compile_, compiled = torch.compile, []
+
+    def capture(function: Any) -> Any:
+        compiled.append(function)
+        return compile_(function, backend="aot_eager")
+
+    monkeypatch.setattr(torch, "compile", capture)
+    pretrain(*sets, tmp_path / "compiled", config=replace(TINY, compile=True), seed=3)
+    assert len(compiled) == 1
+    one, two = (load_encoder(tmp_path / run / ENCODER).state_dict() for run in ("plain", "compiled"))
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-2, atol=1e-3)
 
 
 def test_resumed_run_goes_on_with_the_clock_it_had(sets: tuple[Path, Path], tmp_path: Path) -> None:

@@ -118,6 +118,16 @@ def views(pool: pd.DataFrame, seed: int = 0, balanced: bool = False, images: int
     )  # fmt: skip
 
 
+def test_colour_spaces_are_those_asked_for(pool: pd.DataFrame) -> None:
+    found = {
+        int(index) for step in range(20) for index in views(pool, colour_spaces=("rgb", "ms"))[step].colours.ravel()
+    }
+    assert {COLOUR_SPACES[index] for index in found} == {"rgb", "ms"}
+    for wrong in ((), ("rgb", "cmyk")):
+        with pytest.raises(DatasetError, match=r"pretrain\.colour_spaces"):
+            views(pool, colour_spaces=wrong)
+
+
 @pytest.mark.parametrize("balanced", [False, True])
 def test_a_step_depends_on_seed_and_step_alone(pool: pd.DataFrame, balanced: bool) -> None:
     a, b = views(pool, balanced=balanced), views(pool, balanced=balanced)

@@ -1,0 +1,113 @@
+"""Pretraining recipes side by side, each for the same cost: which reads distortion types and levels best.
+
+    python benchmarks/recipes.py --data PHOTOGRAPHS --crops 105600 --at-once 2 --out runs/recipes
+
+PHOTOGRAPHS holds the folders `pristine` and `authentic`. Every recipe is the demo's with a few options changed
+(`RECIPES`), and gets as many steps as make it cost what `--crops` views of 64 pixels through ResNet-18 do, by the
+floating-point operations. Chosen by the linear probe on photographs that were held out: no human score is looked at.
+Runs on a GPU where there is one. Writes OUT/results.jsonl, an encoder and a history in OUT/NAME, and prints a table.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from gpu import prepared
+
+from contrique.config import resolve
+from contrique.pretrain import HISTORY, pretrain
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "demo": {},
+    "demo, seed 1": {"seed": 1},
+    "demo, seed 2": {"seed": 2},
+    "lr 5e-5": {"lr": 5e-5},
+    "lr 5e-4": {"lr": 5e-4},
+    "lr 1e-3": {"lr": 1e-3},
+    "SGD, lr 0.07 (the paper's, scaled)": {"optimizer": "sgd", "lr": 0.6, "lr_views": 1024},
+    "SGD, lr 0.01": {"optimizer": "sgd", "lr": 0.01},
+    "uniform sampler": {"sampler": "uniform"},
+    "2 contents a class": {"contents_per_class": 2},
+    "6 contents a class": {"contents_per_class": 6},
+    "no authentic pictures": {"authentic_share": 0.0},
+    "half authentic pictures": {"authentic_share": 0.5},
+    "30 images a step": {"images": 30},
+    "120 images a step": {"images": 120},
+    "crops of 96": {"crop": 96},
+    "crops of 96, 27 images": {"crop": 96, "images": 27},
+    "crops of 128, 15 images": {"crop": 128, "images": 15},
+    "30 images, lr 2e-4": {"images": 30, "lr_views": 60},
+    "RGB, lr 5e-4": {"colour_spaces": ("rgb",), "lr": 5e-4},
+    "RGB alone": {"colour_spaces": ("rgb",)},
+    "no HSV, no LAB": {"colour_spaces": ("gray", "ms", "rgb")},
+    "temperature 0.2": {"temperature": 0.2},
+    "one local vector": {"pool": 1},
+    "ResNet-50": {"arch": "resnet50"},
+    "no calibration": {"calibration": 0},
+    "identity classes apart": {"merge_identity": False},
+}
+
+
+def one(name: str, dataset: Path, distorted: Path, out: Path, crops: int, workers: int) -> dict[str, Any]:
+    """Train by one recipe. Returns what is known of it afterwards."""
+    changed = dict(RECIPES[name])
+    seed = changed.pop("seed", 0)
+    config = dataclasses.replace(resolve("demo").pretrain, **changed)
+    cost = (config.crop / 64) ** 2 * (2.25 if config.arch == "resnet50" else 1.0)
+    steps = round(crops / (2 * config.images * cost))
+    still = {"steps": steps, "workers": workers, "checkpoint_every": 10**9, "probe_every": 10**9}
+    summary = pretrain(dataset, distorted, out, config=dataclasses.replace(config, **still), seed=seed)
+    last = json.loads((out / HISTORY).read_text().splitlines()[-1])
+    return {"name": name, "steps": steps, "crops": summary.crops, "minutes": summary.minutes, "last": last}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder with `pristine` and `authentic`; default: the sample data")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--crops", type=int, default=105_600, help="views of 64 pixels that a recipe may cost")
+    parser.add_argument("--at-once", type=int, default=1, help="recipes trained at the same time")
+    parser.add_argument("--minutes", type=float, default=0, help="after which no further recipe is begun")
+    parser.add_argument("--only", nargs="*", choices=sorted(RECIPES), default=list(RECIPES), metavar="NAME")
+    parser.add_argument("--one", choices=sorted(RECIPES), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    out = arguments.out.resolve()
+    dataset, distorted = out / "dataset", out / "distorted"
+    workers = max(1, (os.cpu_count() or 2) // arguments.at_once)
+    if arguments.one:
+        folder = out / arguments.one.replace(" ", "_").replace("/", "-")
+        print(json.dumps(one(arguments.one, dataset, distorted, folder, arguments.crops, workers)))
+        return
+    started = time.monotonic()
+    if not (distorted / "manifest.parquet").exists():
+        prepared(arguments.data, out)
+
+    def run(name: str) -> None:
+        if arguments.minutes and time.monotonic() - started > 60 * arguments.minutes:
+            return
+        words = [sys.executable, __file__, "--out", str(out), "--crops", str(arguments.crops), "--one", name]
+        words += ["--at-once", str(arguments.at_once)]
+        done = subprocess.run(words, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"{name}: {done.stderr[-2000:]}")
+        found = json.loads(done.stdout.splitlines()[-1])
+        with (out / "results.jsonl").open("a") as file:
+            file.write(json.dumps(found) + "\n")
+        last = found["last"]
+        probes = f"type {last['probe_type']:.3f}  level {last['probe_level']:.3f}" if "probe_type" in last else ""
+        words = [f"{name:36}", f"{found['steps']:6} steps", f"{found['crops']:8} crops", f"{found['minutes']:6.2f} min"]
+        print(*words, f"loss {last['loss']:.3f}", probes, flush=True)
+
+    with ThreadPoolExecutor(arguments.at_once) as pool:
+        list(pool.map(run, arguments.only))
+
+
+if __name__ == "__main__":
+    main()

@@ -56,6 +56,11 @@ USER 1000
 CMD ["contrique", "--help"]
 
 FROM base AS gpu
+# a C compiler and the headers of libc: pretrain.compile builds its kernels where it runs
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
 COPY --from=packages-gpu /opt/venv /opt/venv
 COPY --from=packages-gpu /app /app
 ARG VERSION=unknown

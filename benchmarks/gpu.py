@@ -1,6 +1,6 @@
 """What a GPU gives, in one command of at most ten minutes and without a network; see gpu.sh, which calls this.
 
-    python benchmarks/gpu.py --data PHOTOGRAPHS --out runs/gpu --minutes 9.5
+    python benchmarks/gpu.py --data PHOTOGRAPHS --out runs/gpu --minutes 9
     python benchmarks/gpu.py --join runs/gpu --out encoder.safetensors
 
 In turn: agreement with the CPU, measured ceilings, the training step, the bank, NCCL, and a training run for the rest
@@ -235,11 +235,7 @@ def several(source: Path, distorted: Path, out: Path) -> str:
 
 
 def training(source: Path, distorted: Path, out: Path, minutes: float) -> dict[str, Any]:
-    """A run for the time that is left: the demo's recipe with the paper's encoder and crops.
-
-    With the paper's SGD, scaled to 512 views, ResNet-50 collapsed in the first steps: far fewer of them than the
-    paper's, and 155 photographs.
-    """
+    """A run for the time that is left: the demo's recipe with the paper's encoder and crops."""
     demo = resolve("demo").pretrain
     values = {
         **MODEL,
@@ -280,6 +276,8 @@ def part(encoder: Path, out: Path) -> list[str]:
     save_encoder(loaded, whole, read_metadata(encoder))
     data = whole.read_bytes()
     names = []
+    for old in out.glob("encoder.part*"):
+        old.unlink()
     for number, start in enumerate(range(0, len(data), PART)):
         names.append(f"encoder.part{number}")
         (out / names[-1]).write_bytes(data[start : start + PART])

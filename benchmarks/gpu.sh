@@ -6,13 +6,15 @@
 # PHOTOGRAPHS holds the folders `pristine` and `authentic`; without it, the sample photographs. OUT gets results.json,
 # after each part, then history.jsonl and the encoder in parts (`python benchmarks/gpu.py --join OUT --out FILE`).
 # MINUTES (9) bounds the whole command; PARTS ("agreement step bank torchrun") are what comes before the training.
-# Needs a Python with torch, torchvision, OpenCV, pandas, pyarrow, Pillow, SciPy,
-# scikit-image and safetensors, no network and no installation of this project; of its other needs, imagecodecs and
-# simplejpeg, wheels are taken from the folder `.whl`. Without a CUDA device it is a small run on the CPU.
+# Needs a Python with torch, torchvision, OpenCV, pandas, pyarrow, Pillow, SciPy, scikit-image and safetensors, and a C
+# compiler, no network and no installation of this project; of its other needs, imagecodecs and simplejpeg, wheels are
+# taken from the folder `.whl`. Without a CUDA device it is a small run on the CPU.
 set -euo pipefail
+here=$PWD
 cd "$(dirname "$0")/.."
-photographs=${1:-}
-out=${2:-${OUT:-runs/gpu}}
+photographs=${1:+$(cd "$here" && realpath -m "$1")}
+out=${2:+$(cd "$here" && realpath -m "$2")}
+out=${out:-${OUT:-runs/gpu}}
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 export PYTHONPATH=$PWD PYTHONUNBUFFERED=1
 if compgen -G ".whl/*.whl" >/dev/null; then

@@ -78,6 +78,7 @@ class Torch:
 
 @contextmanager
 def _no_tf32() -> Iterator[None]:
+    """The switch is the process's own: only one thread may be in here at a time."""
     import torch
 
     before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
@@ -215,12 +216,16 @@ def parity(encoder: "Encoder", digest: str, score: Regressor) -> dict[str, str]:
             for precision in PRECISIONS[name]:
                 if (name, precision) == REFERENCE:
                     continue
-                backend, what = _make(name, encoder, digest, precision, Path(folder)), f"backend {name} in {precision}"
+                what = f"backend {name} in {precision}"
                 try:
+                    backend = _make(name, encoder, digest, precision, Path(folder))
                     points = check(backend, Torch(encoder), score, what, exact=precision == "float32")
                     found[f"{name}.{precision}"] = f"within {points:.2g} points of 100"
                 except BackendError as error:
                     found[f"{name}.{precision}"] = f"refused: {error}"
+                except Exception as error:  # a broken package of an optional backend must not stop a model that works
+                    line = (str(error).splitlines() or [""])[0]
+                    found[f"{name}.{precision}"] = f"refused: {what} cannot be made: {type(error).__name__}: {line}"
     return found
 
 

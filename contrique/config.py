@@ -15,6 +15,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from contrique.errors import ContriqueError
 
+ColourSpace = Literal["gray", "lab", "hsv", "ms", "rgb"]
+
 
 class ConfigError(ContriqueError):
     """An unknown profile or option, or a value of the wrong type."""
@@ -58,7 +60,7 @@ class PretrainConfig:
     contents_per_class: int = 3  # of the balanced sampler
     synthesis: Literal["stored", "on_the_fly"] = "stored"  # distorted pictures: read, or made as they are needed
     calibration: int = 0  # batches of RGB views for the final batch-norm statistics; 0: the running ones, as published
-    colour_spaces: tuple[str, ...] = ("gray", "lab", "hsv", "ms", "rgb")  # one is drawn for each view
+    colour_spaces: tuple[ColourSpace, ...] = ("gray", "lab", "hsv", "ms", "rgb")  # one is drawn for each view
     merge_identity: bool = True  # nearly-identity classes count as pristine (spec section 6)
     temperature: float = 0.1
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -69,10 +71,10 @@ class PretrainConfig:
     warmup: float = 0.1  # share of the steps
     epochs: float = 25.0
     steps: int = 0  # if set, instead of epochs
-    minutes: float = 0.0  # if set, instead of either: the schedule follows the clock
+    minutes: float = 0.0  # if set, instead of either: the schedule follows the clock, from the end of the first step
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     channels_last: bool = True
-    compile: bool = False  # torch.compile of the encoder: a minute at the start, a third more crops/s on a GPU
+    compile: bool = False  # torch.compile of the encoder: a slow first step, a third more crops/s on a GPU
     threads: int = 0  # torch threads; 0: one per core
     workers: int = 1  # loader processes
     checkpoint_every: int = 500  # steps
@@ -177,7 +179,7 @@ class Config:
 
 # demo: about three minutes of training on two laptop cores.
 PROFILES: dict[str, Config] = {
-    "paper": Config(),
+    "paper": Config(pretrain=PretrainConfig(workers=10)),  # what a GPU needs and the stage's CPU request has
     "demo": Config(
         synthesis=SynthesisConfig(weak_labels_per_photograph=51),
         pretrain=PretrainConfig(
@@ -234,6 +236,8 @@ def _cast(name: str, value: Any, kind: Any) -> Any:
         return value
     try:
         if get_origin(kind) is tuple:
+            if isinstance(value, str):
+                raise ConfigError(f"{name}: {value!r} is one value; give a list of them, such as '[\"{value}\"]'")
             members = get_args(kind)
             kinds = [members[0]] * len(value) if members[-1] is Ellipsis else members
             return tuple(_cast(name, item, member) for item, member in zip(value, kinds, strict=True))

@@ -6,6 +6,7 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -49,7 +50,8 @@ class PretrainSummary:
         crops: views seen, likewise.
         loss_first: mean loss of the first logged steps; `loss_last` of the last ones.
         minutes: wall time of this run.
-        wait_share: share of it spent waiting for the loader.
+        wait_share: share of the time from the first batch on that was spent waiting for the loader; its start is not
+            counted.
     """
 
     steps: int
@@ -124,7 +126,7 @@ def pretrain(
         StorageError: checkpoints cannot be listed, or the last one not be stored.
     """
     config = config or PretrainConfig()
-    with distributed.joined() as world, _threads(config.threads, world.local):
+    with distributed.joined() as world, _threads(config.threads, world.local), _tuned():
         views, probe = _data(dataset, distorted, config, synthesis or SynthesisConfig(), seed, world)
         total = config.steps or math.ceil(config.epochs * views.steps_per_epoch)
         trainer = _Trainer(config, seed, world)
@@ -406,6 +408,7 @@ class _Trainer:
         if config.channels_last:
             self.encoder = self.encoder.to(memory_format=torch.channels_last)
         if config.compile:
+            _need_compiler(self.device)
             self.encoder.local = torch.compile(self.encoder.local)  # type: ignore[method-assign]
         self.bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and _bfloat16_pays(self.device))
         self.model = _Network(self.encoder, projector, config, self.bfloat16).train()
@@ -413,8 +416,6 @@ class _Trainer:
             distributed.synchronise_batch_norm(self.model, self.device)
         self.gradients = distributed.GradientSum(self.model)
         self.optimizer = _optimizer(self.model, config)
-        if self.device.type == "cuda":
-            torch.backends.cudnn.benchmark = True  # every step has the same shapes
 
     def schedule(self, progress: float) -> float:
         """Linear warm-up, then cosine, per step. `progress` in [0, 1] -> learning rate."""
@@ -539,6 +540,24 @@ def _bfloat16_pays(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
     return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def _need_compiler(device: torch.device) -> None:
+    names = [os.environ.get("CC", ""), "gcc", "clang"] if device.type == "cuda" else [os.environ.get("CXX", ""), "g++"]
+    if not any(shutil.which(name) for name in names if name):
+        raise ContriqueError(
+            f"pretrain.compile=true needs a compiler to build kernels with; install {names[1]}, or set it to false"
+        )
+
+
+@contextlib.contextmanager
+def _tuned() -> Iterator[None]:
+    """Let cuDNN measure which of its kernels are fastest: every training step has the same shapes."""
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 @contextlib.contextmanager

@@ -343,11 +343,12 @@ def register(
 ) -> Registered:
     """Register a model that the gate promoted, and make it champion.
 
+    First every other backend that is installed is compared with PyTorch: tags `backend.NAME.PRECISION` of the version
+    say how near it comes, or that it is refused. A model goes on with backends refused: PyTorch scores it.
+
     The version is logged with signature, input example and tags. Then the real server, `mlflow models serve`, loads it
     from the registry and is asked to score the input example and pictures of the test part: it must answer as the
-    evaluation did, to SERVED_TOLERANCE points of 100. Only then does the alias move. Before all that every other
-    backend that is installed is compared with PyTorch; the tags `backend.NAME.PRECISION` say how near it comes, or
-    that it is refused for this model (which PyTorch goes on to score). If anything fails before, the
+    evaluation did, to SERVED_TOLERANCE points of 100. Only then does the alias move. If anything fails before, the
     version is deleted and the champion stays. Run again (a retried step), it goes on from what is there: it returns
     the version that won, moves the alias to one that was complete, deletes one that was not.
 
@@ -399,8 +400,8 @@ def register(
     version = _left_behind(client, mlrun, config, tags["model.hash"])
     proven = bool(version)
     if not version:
-        tags |= {f"backend.{name}": agreement for name, agreement in scorer.parity().items()}
-    version = version or _log_version(client, mlrun, encoder, regressor, config, tags, card)
+        parity = {f"backend.{name}": agreement for name, agreement in scorer.parity().items()}
+        version = _log_version(client, mlrun, encoder, regressor, config, tags | parity, card)
     try:
         if not proven:
             proof = _prove(version, known, config)

@@ -175,9 +175,8 @@ class Views(Dataset[Batch]):
     ) -> None:
         if images % ranks:
             raise DatasetError(f"pretrain.images={images} cannot be shared by {ranks} processes; set a multiple of it")
-        unknown = set(colour_spaces) - set(COLOUR_SPACES)
-        if unknown or not colour_spaces:
-            raise DatasetError(f"pretrain.colour_spaces={tuple(colour_spaces)}: choose some of {COLOUR_SPACES}")
+        if not colour_spaces:
+            raise DatasetError(f"pretrain.colour_spaces is empty; choose some of {', '.join(COLOUR_SPACES)}")
         self.colours = np.array([COLOUR_SPACES.index(name) for name in colour_spaces])
         self.crop, self.seed, self.rank, self.ranks = crop, seed, rank, ranks
         self.pictures = Pictures(pool, on_the_fly)

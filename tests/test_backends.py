@@ -136,6 +136,41 @@ def test_parity_says_of_each_backend_how_near_it_comes_or_why_it_is_refused(part
     assert set(cache.iterdir()) == kept
 
 
+def test_a_backend_that_cannot_be_made_is_refused_and_stops_nothing(parts, monkeypatch):
+    encoder, digest, make = load_encoder(parts.encoder), sha256(parts.encoder), backends._make
+
+    def broken(name, *rest):
+        if name == "openvino":
+            raise ImportError("libtbb.so.12: cannot open shared object file\nand more")
+        return make(name, *rest)
+
+    monkeypatch.setattr(backends, "_make", broken)
+    found = backends.parity(encoder, digest, lambda f: f[:, 0])
+    why = "cannot be made: ImportError: libtbb.so.12: cannot open shared object file"
+    assert found["openvino.float32"] == f"refused: backend openvino in float32 {why}"
+    assert found["onnx.float32"].startswith("within ")
+
+
+def test_features_are_not_rounded_to_tf32_and_the_switch_is_put_back(parts):
+    encoder, seen = load_encoder(parts.encoder), []
+    maps = encoder.maps
+
+    def looking(pictures):
+        seen.append(torch.backends.cudnn.allow_tf32)
+        if len(seen) == 2:
+            raise RuntimeError("out of memory")
+        return maps(pictures)
+
+    encoder.maps = looking
+    backend, picture = Torch(encoder), tiny_model.picture(0)[None]
+    assert torch.backends.cudnn.allow_tf32
+    backend(picture)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        backend(picture)
+    assert seen == [False, False]
+    assert torch.backends.cudnn.allow_tf32
+
+
 def test_auto_takes_the_fastest_that_agrees_and_remembers(parts, cache, monkeypatch):
     scorer = Scorer(parts.encoder, parts.regressor)
     times = {"torch": 2.0, "onnx": 3.0, "openvino": 1.0}

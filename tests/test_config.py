@@ -50,6 +50,8 @@ def test_values_are_cast_to_the_type_of_the_option() -> None:
         ({"pretrain.arch": "vgg"}, "'vgg' is not one of 'resnet18', 'resnet50'"),
         ({"evaluation.fractions": [0.5, 0.5]}, "evaluation.fractions"),
         ({"pretrain.channels_last": 3}, "does not fit bool"),
+        ({"pretrain.colour_spaces": ["cmyk"]}, "'cmyk' is not one of 'gray', 'lab', 'hsv', 'ms', 'rgb'"),
+        ({"pretrain.colour_spaces": "rgb"}, """'rgb' is one value; give a list of them, such as '["rgb"]'"""),
     ],
 )
 def test_wrong_overrides_are_named(overrides: dict[str, object], says: str) -> None:

@@ -226,6 +226,9 @@ def test_a_compiled_encoder_learns_the_same(
     monkeypatch.setattr(torch, "compile", capture)
     pretrain(*sets, tmp_path / "compiled", config=replace(TINY, compile=True), seed=3)
     assert len(compiled) == 1
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(ContriqueError, match=r"pretrain\.compile=true needs a compiler"):
+        pretrain(*sets, tmp_path / "without", config=replace(TINY, compile=True), seed=3)
     one, two = (load_encoder(tmp_path / run / ENCODER).state_dict() for run in ("plain", "compiled"))
     assert one.keys() == two.keys()
     for name in one:
@@ -248,6 +251,8 @@ def test_calibration_takes_the_statistics_of_rgb_views_and_nothing_else(
     for run in ("once", "twice"):
         pretrain(*sets, tmp_path / run, config=replace(TINY, calibration=2), seed=3)
     assert weights(tmp_path / "once") == weights(tmp_path / "twice")
+    pretrain(*sets, tmp_path / "loaded", config=replace(TINY, calibration=2, workers=1), seed=3)
+    assert same_weights(tmp_path / "loaded", tmp_path / "once")
     running, calibrated = (load_encoder(tmp_path / run / ENCODER).state_dict() for run in ("running", "once"))
     changed = {name for name in running if not torch.equal(running[name], calibrated[name])}
     assert changed == {name for name in running if ".running_" in name or "num_batches" in name}

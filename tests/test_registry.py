@@ -125,7 +125,7 @@ def test_the_walk(either, models):
     assert (tags["srcc"], tags["srcc.interval"], tags["srcc.n"]) == ("0.8000", "0.7000 to 0.9000", "40")
     assert tags["verdict"] == "promote"
     assert tags["backend.onnx.float32"].startswith("within ")
-    assert "points of 100" in tags["backend.openvino.bfloat16"]
+    assert tags["backend.openvino.bfloat16"].startswith(("within ", "refused: backend openvino in bfloat16 differs"))
     assert json.loads(tags["verdict.json"]) == json.loads(models[0].verdict.read_text())
     assert tags["code.revision"] == registry.code_revision()
 

@@ -11,8 +11,7 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -71,21 +70,11 @@ class Torch:
         device = next(self._encoder.parameters()).device
         # (N, H, W, 3) viewed as (N, 3, H, W) is channels_last already, the layout the convolutions are fastest in
         batch = torch.from_numpy(np.ascontiguousarray(pictures)).to(device).permute(0, 3, 1, 2).float().div_(255)
-        with torch.inference_mode(), _no_tf32(), torch.autocast(device.type, torch.bfloat16, enabled=self._low):
+        # the switch is the process's own: one thread at a time
+        full = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+        with torch.inference_mode(), full, torch.autocast(device.type, torch.bfloat16, enabled=self._low):
             maps: Maps = self._encoder.maps(batch).float().cpu().numpy()
         return maps
-
-
-@contextmanager
-def _no_tf32() -> Iterator[None]:
-    """The switch is the process's own: only one thread may be in here at a time."""
-    import torch
-
-    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
 
 
 class _Onnx:

@@ -126,7 +126,8 @@ def pretrain(
         StorageError: checkpoints cannot be listed, or the last one not be stored.
     """
     config = config or PretrainConfig()
-    with distributed.joined() as world, _threads(config.threads, world.local), _tuned():
+    tuned = torch.backends.cudnn.flags(enabled=True, benchmark=True)  # every step has the same shapes
+    with distributed.joined() as world, _threads(config.threads, world.local), tuned:
         views, probe = _data(dataset, distorted, config, synthesis or SynthesisConfig(), seed, world)
         total = config.steps or math.ceil(config.epochs * views.steps_per_epoch)
         trainer = _Trainer(config, seed, world)
@@ -548,16 +549,6 @@ def _need_compiler(device: torch.device) -> None:
         raise ContriqueError(
             f"pretrain.compile=true needs a compiler to build kernels with; install {names[1]}, or set it to false"
         )
-
-
-@contextlib.contextmanager
-def _tuned() -> Iterator[None]:
-    """Let cuDNN measure which of its kernels are fastest: every training step has the same shapes."""
-    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
 
 
 @contextlib.contextmanager

@@ -188,8 +188,8 @@ def bank_speed() -> dict[str, float]:
     return found
 
 
-def prepared(photos: Path | None, folder: Path) -> tuple[Path, Path]:
-    """A picture set of the photographs, and all their distorted versions: for a few hundred, seconds on 16 cores."""
+def prepared(photos: Path | None, folder: Path, config: SynthesisConfig) -> tuple[Path, Path]:
+    """A picture set of the photographs, and their distorted versions: for a few hundred, seconds on 16 cores."""
     source = folder / "dataset"
     frames = []
     for kind in ("pristine", "authentic"):
@@ -205,9 +205,6 @@ def prepared(photos: Path | None, folder: Path) -> tuple[Path, Path]:
 
         sample_data.write(source)
     distorted = folder / "distorted"
-    config = SynthesisConfig(weak_labels_per_photograph=0)
-    if not CUDA:
-        config = dataclasses.replace(config, distortions=("gaussian_blur", "jpeg", "white_noise"), max_side=160)
     made = synthesize(source, distorted, seed=0, config=config)
     print(f"  {made.pictures} pictures of {made.photographs} photographs", flush=True)
     return source, distorted
@@ -327,7 +324,10 @@ def main() -> None:
     if "bank" in arguments.parts:
         keep("distort_batch, images per s", bank_speed())
     work = arguments.work or out / "work"
-    source, distorted = prepared(arguments.data, work)
+    synthesis = SynthesisConfig(weak_labels_per_photograph=0)
+    if not CUDA:
+        synthesis = dataclasses.replace(synthesis, distortions=("gaussian_blur", "jpeg", "white_noise"), max_side=160)
+    source, distorted = prepared(arguments.data, work, synthesis)
     if "torchrun" in arguments.parts:
         keep("torchrun", several(source, distorted, work))
     left = arguments.minutes - (time.monotonic() - started) / 60 - STARTING

@@ -2,11 +2,12 @@
 
     python benchmarks/recipes.py --data PHOTOGRAPHS --crops 105600 --at-once 2 --out runs/recipes
 
-PHOTOGRAPHS holds the folders `pristine` and `authentic`. Every recipe is the demo's with a few options changed
-(`RECIPES`), and gets as many steps as make it cost what `--crops` views of 64 pixels through ResNet-18 do, by the
-floating-point operations. Compared by the linear probe on photographs that were held out, at 64 pixels for every
-recipe (ResNet-50 brings four times the features to it): no human score is looked at.
-Runs on a GPU where there is one. Writes OUT/results.jsonl, an encoder and a history in OUT/NAME, and prints a table.
+PHOTOGRAPHS holds the folders `pristine` and `authentic`; what is made of them stays in OUT/distorted, for other runs
+and for `contrique benchmark --distorted`. Every recipe is the demo's with a few options changed (`RECIPES`), and gets
+as many steps as make it cost what `--crops` views of 64 pixels through ResNet-18 do, by floating-point operations.
+Compared by the linear probe on photographs that were held out, at 64 pixels for every recipe (ResNet-50 brings four
+times the features to it): no human score is looked at. Runs on a GPU where there is one. Writes OUT/results.jsonl, an
+encoder and a history in OUT/NAME, and prints a table.
 """
 
 import argparse
@@ -24,7 +25,7 @@ import pandas as pd
 import torch
 from gpu import DEVICE, prepared
 
-from contrique.config import resolve
+from contrique.config import SynthesisConfig, resolve
 from contrique.encoder import Encoder, load_encoder
 from contrique.pretrain import ENCODER, HISTORY, pool_of, pretrain
 from contrique.probe import Probe, split_off
@@ -95,6 +96,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with `pristine` and `authentic`; default: the sample data")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--crops", type=int, default=105_600, help="views of 64 pixels that a recipe may cost")
+    parser.add_argument("--weak-labels", type=int, default=20, help="a photograph; default: 20; 0 where piq is missing")
     parser.add_argument("--at-once", type=int, default=1, help="recipes trained at the same time")
     parser.add_argument("--minutes", type=float, default=0, help="after which no further recipe is begun")
     parser.add_argument("--only", nargs="*", choices=sorted(RECIPES), default=list(RECIPES), metavar="NAME")
@@ -109,7 +111,7 @@ def main() -> None:
         return
     started = time.monotonic()
     if not (distorted / "manifest.parquet").exists():
-        prepared(arguments.data, out)
+        prepared(arguments.data, out, SynthesisConfig(weak_labels_per_photograph=arguments.weak_labels))
 
     def run(name: str) -> None:
         if arguments.minutes and time.monotonic() - started > 60 * arguments.minutes:

@@ -15,7 +15,7 @@ from contrique.views import OnTheFly, Pictures, centre_cut, two_views
 if TYPE_CHECKING:
     import pandas as pd
 
-CONTENTS = 8  # at most; half of them to fit the probe on, half to judge it with
+CONTENTS = 8  # at most; each is judged by a probe that was fitted on the others
 FEWEST = 4  # contents outside `pretrain` that are enough
 RESERVE = 10  # photographs are withheld from training only if there are this many times FEWEST of them
 _RIDGE = 0.1  # of the mean eigenvalue scale: features are standardised
@@ -72,11 +72,10 @@ class Probe:
             levels.append(level)
             contents.append(pictures.reference(row))
         self.crops = torch.from_numpy(np.stack(crops)).permute(0, 1, 4, 2, 3).flatten(0, 1)  # full, half, full, ...
-        self.types, self.levels = np.array(types), np.array(levels)
-        self.fitted = np.isin(contents, _first(contents)[::2])
+        self.types, self.levels, self.contents = np.array(types), np.array(levels), np.array(contents)
 
     def measure(self, embed: Embed) -> dict[str, float]:
-        """Accuracy on contents that the probe was not fitted on.
+        """Accuracy, leaving out one content after the other.
 
         Args:
             embed: RGB (N, 3, crop, crop) uint8 -> frozen features (N, width).
@@ -86,20 +85,19 @@ class Probe:
         """
         parts = [embed(self.crops[i : i + _BATCH]).float().cpu() for i in range(0, len(self.crops), _BATCH)]
         features = torch.cat(parts).view(len(self.types), -1).double().numpy()
-        features = (features - features[self.fitted].mean(0)) / (features[self.fitted].std(0) + 1e-9)
-        hits = np.zeros(len(features), bool)
-        for name in np.unique(self.types):
-            rows = self.types == name
-            hits[rows] = _hits(features[rows], self.levels[rows], self.fitted[rows])
-        judged = ~self.fitted
-        return {
-            "probe_type": float(_hits(features, self.types, self.fitted)[judged].mean()),
-            "probe_level": float(hits[judged].mean()),
-        }
+        told = np.zeros((2, len(features)), bool)
+        for content in np.unique(self.contents):
+            judged = self.contents == content
+            known = (features - features[~judged].mean(0)) / (features[~judged].std(0) + 1e-9)
+            told[0, judged] = _hits(known, self.types, ~judged)[judged]
+            for name in np.unique(self.types[judged]):
+                rows = self.types == name
+                told[1, rows & judged] = _hits(known[rows], self.levels[rows], ~judged[rows])[judged[rows]]
+        return {"probe_type": float(told[0].mean()), "probe_level": float(told[1].mean())}
 
 
 def _hits(features: NDArray[np.float64], labels: NDArray[np.generic], fitted: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Whether a ridge classifier (one-hot targets, dual form) fitted on some rows tells the label of each."""
+    """Whether a ridge classifier (one-hot targets, dual form), fitted on some rows, tells the label of each."""
     classes, index = np.unique(labels, return_inverse=True)
     known = features[fitted]
     gram = known @ known.T / features.shape[1]

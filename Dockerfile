@@ -31,12 +31,15 @@ COPY mlflow mlflow
 RUN python3 -m venv /opt/venv
 
 FROM source AS packages-cpu
+# where pip looks, if not on its own index: --build-arg PIP_INDEX_URL=..., or PIP_NO_INDEX=1 with PIP_FIND_LINKS=...
+ARG PIP_INDEX_URL PIP_FIND_LINKS PIP_NO_INDEX
 # The default index serves the CUDA build; this one the CPU build of the same versions.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN pip install --no-deps --index-url "${TORCH_INDEX}" --constraint requirements.lock torch torchvision \
     && pip install --constraint requirements.lock --editable ".[platform]"
 
 FROM source AS packages-gpu
+ARG PIP_INDEX_URL PIP_FIND_LINKS PIP_NO_INDEX
 RUN pip install --constraint requirements.lock torch torchvision \
     && pip install --constraint requirements.lock --editable ".[platform]"
 

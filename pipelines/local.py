@@ -16,6 +16,7 @@ import pkgutil
 import pty
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,7 @@ from kfp import compiler, components, dsl, local
 from kfp.local import subprocess_task_handler
 
 from contrique.errors import ContriqueError
+from contrique.storage import room
 from pipelines.resources import STAGES
 
 _BAR = "%|"  # of tqdm: what tells a progress bar from a line of text
@@ -120,9 +122,14 @@ class Terminal:
             stderr=writer,
             stdin=subprocess.DEVNULL,
             env=os.environ | self.environment | (env_vars or {}),
+            start_new_session=True,
         ) as process:
             os.close(writer)
-            return self._watch(command, _chunks(reader), process.wait)
+            try:
+                return self._watch(command, _chunks(reader), process.wait)
+            except BaseException:  # a log that cannot be written, Ctrl-C: what nobody reads must not train on for hours
+                os.killpg(process.pid, signal.SIGTERM)
+                raise
 
     def run_container(
         self, client: Any, image: str, command: list[str], volumes: dict[str, Any], **arguments: Any
@@ -233,12 +240,15 @@ def run(
         the finished run.
     Raises:
         RunFailed: a task failed, the gate's branches did not run as the verdict says, or Docker cannot be used.
+        DiskFull: the run's own folder or log cannot be written.
     """
     name = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
     root = runs.resolve() / name
-    root.mkdir(parents=True)
     failure, terminal_of_process = "", sys.stdout
+    with room(root):
+        root.mkdir(parents=True)
     with (
+        room(root),
         tempfile.TemporaryDirectory(prefix="contrique-") as scratch,
         (root / "run.log").open("w") as log,
         contextlib.redirect_stdout(log),
@@ -283,10 +293,12 @@ def _kfps_changes_undone() -> Iterator[None]:
     `print` that indents, a handler that writes to this run's log, which is closed by then.
     """
     root, printing = logging.getLogger(), builtins.print
-    level, handlers = root.level, root.handlers[:]
+    level, handlers, raising = root.level, root.handlers[:], logging.raiseExceptions
+    logging.raiseExceptions = False  # on a full disk: a traceback a line, and the run ends by its own line anyhow
     try:
         yield
     finally:
+        logging.raiseExceptions = raising
         root.setLevel(level)
         root.handlers[:] = handlers
         builtins.print = printing

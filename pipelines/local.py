@@ -16,7 +16,6 @@ import pkgutil
 import pty
 import re
 import shlex
-import signal
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,7 @@ import tty
 import uuid
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -122,14 +121,11 @@ class Terminal:
             stderr=writer,
             stdin=subprocess.DEVNULL,
             env=os.environ | self.environment | (env_vars or {}),
-            start_new_session=True,
         ) as process:
             os.close(writer)
-            try:
-                return self._watch(command, _chunks(reader), process.wait)
-            except BaseException:  # a log that cannot be written, Ctrl-C: what nobody reads must not train on for hours
-                os.killpg(process.pid, signal.SIGTERM)
-                raise
+            # closed if the log cannot be written, too: a task that speaks then ends, and waits for no reader
+            with contextlib.closing(_chunks(reader)) as output:
+                return self._watch(command, output, process.wait)
 
     def run_container(
         self, client: Any, image: str, command: list[str], volumes: dict[str, Any], **arguments: Any
@@ -194,7 +190,7 @@ class Terminal:
         self.screen.flush()
 
 
-def _chunks(reader: int) -> Iterator[bytes]:
+def _chunks(reader: int) -> Generator[bytes, None, None]:
     with open(reader, "rb", buffering=0) as stream, contextlib.suppress(OSError):  # a pseudo-terminal's end of file
         while chunk := stream.read(65536):
             yield chunk

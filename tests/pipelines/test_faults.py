@@ -42,7 +42,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.pipeline, pytest.mark.timeout(3600)]
 CONFIG = RegistryConfig()
 DATA = f"s3://{BUCKET}/pictures"
 CHECKPOINTS = f"s3://{BUCKET}/checkpoints/faults"
-OPTIONS = TINY | {"gate.floor": -1.0, "pretrain.calibration": 2, "pretrain.checkpoint_every": 1, "pretrain.steps": 6}
+OPTIONS = TINY | {
+    "gate.floor": -1.0,
+    "pretrain.calibration": 2,
+    "pretrain.checkpoint_every": 1,
+    "pretrain.steps": 6,
+    "registry.serve_seconds": 0,
+}
 MIB = 1 << 20
 Event = tuple[str, *tuple[Callable[[], Any], ...]]
 
@@ -251,7 +257,7 @@ def raced(place: Path) -> tuple[Told, Told]:
     paths = ":".join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
     racers = []
     for me in ("one", "other"):
-        command = arguments(**{"--runs": place / me, "registry.serve_seconds": 0})
+        command = arguments(**{"--runs": place / me})
         racers.append(
             subprocess.Popen(
                 [sys.executable, "-c", script, paths, str(place / "gate"), me, *command],

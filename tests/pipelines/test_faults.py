@@ -11,6 +11,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -264,13 +265,15 @@ def raced(place: Path) -> tuple[Told, Told]:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
+                start_new_session=True,
             )
         )
     try:
         ends = [(*racer.communicate(timeout=1800), racer.returncode) for racer in racers]
     finally:
-        for racer in racers:  # one that waits for the other in vain
-            racer.kill()
+        for racer in racers:  # one that waits for the other in vain, and its tasks
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(racer.pid, signal.SIGKILL)
             racer.wait()
     roots = [max((place / me).iterdir()) for me in ("one", "other")]
     told = [Told(status, out, err, root, [], []) for (out, err, status), root in zip(ends, roots, strict=True)]

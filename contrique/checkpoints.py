@@ -61,6 +61,7 @@ class Checkpoints:
             last: return when it is stored, and not before; it is never left out.
         Raises:
             StorageError: `last`, and it could not be uploaded.
+            DiskFull: no room for it; the one before stays.
         """
         if not storage.is_s3(self.location):
             with storage.write_aside(Path(self.name(step))) as aside:
@@ -73,7 +74,8 @@ class Checkpoints:
             return
         self._settle()
         folder = Path(tempfile.mkdtemp(prefix="contrique-checkpoint-")) / "checkpoint"
-        _write(folder, tensors, state)
+        with storage.write_aside(folder) as aside:
+            _write(aside, tensors, state)
         self._upload = self._uploads.submit(self._send, folder, step)
         if last:
             self._upload.result()

@@ -199,8 +199,9 @@ class Run:
 
         values = dataclasses.asdict(config)
         options = {f"{stage}.{name}": value for stage, section in values.items() for name, value in section.items()}
-        with _explained("logging the configuration"):
+        with _explained("logging the configuration", _STORE):
             self._client.log_dict(self.id, values, "config.json")
+        with _explained("logging the configuration"):
             self._client.log_batch(self.id, params=[Param(name, str(value)) for name, value in options.items()])
 
     def log_metrics(self, values: Mapping[str, float], step: int = 0) -> None:

@@ -1,5 +1,6 @@
 """Write files so that nobody ever sees half of one, and copy them to and from S3."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -16,6 +17,8 @@ from contrique.errors import ContriqueError
 
 T = TypeVar("T")
 _TRANSFERS = 8  # objects under way at once; each large one is split into parts besides
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_WORDS = ("No space left on device (os error 28)", "database or disk is full")  # of safetensors and of SQLite
 
 
 class StorageError(ContriqueError):
@@ -24,6 +27,41 @@ class StorageError(ContriqueError):
 
 class DamagedObject(StorageError):
     """An object whose bytes are not those that were uploaded."""
+
+
+class DiskFull(StorageError):
+    """No room for a file."""
+
+
+@contextmanager
+def room(path: Path) -> Iterator[None]:
+    """Turn a full disk, whichever library met it, into one line with a remedy.
+
+    Args:
+        path: what is being written, for the message.
+    Raises:
+        DiskFull: an error of the block, or one behind it, says that a disk is full.
+    """
+    try:
+        yield
+    except DiskFull:  # told already, by the file nearest to it
+        raise
+    except Exception as error:
+        if reason := _full(error):
+            message = f"{path}: no space left ({reason}); make room or choose another disk, and run again"
+            raise DiskFull(message) from error
+        raise
+
+
+def _full(error: BaseException | None) -> str:
+    """What is said of a full disk, empty if it is another error."""
+    while error:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return os.strerror(error.errno)
+        if found := next((words for words in _FULL_WORDS if words in str(error)), ""):
+            return found
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 @contextmanager
@@ -38,30 +76,37 @@ def write_aside(path: Path) -> Iterator[Path]:
         path: where the finished file or directory shall stand. Its parent is made if missing.
     Yields:
         the temporary path to write to; it does not exist yet.
+    Raises:
+        DiskFull: there is no room for it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        yield aside
-        if aside.is_dir() and path.exists():
-            old = aside.with_suffix(".old")
-            path.replace(old)
-            try:
-                aside.replace(path)
-            except BaseException:
-                old.replace(path)
-                raise
-            shutil.rmtree(old)
-        else:
-            if aside.is_file():
-                with aside.open("rb") as written:
-                    os.fsync(written.fileno())
+    with room(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield aside
+            _replace(path, aside)
+        finally:
+            if aside.is_dir():
+                shutil.rmtree(aside)
+            else:
+                aside.unlink(missing_ok=True)
+
+
+def _replace(path: Path, aside: Path) -> None:
+    if aside.is_dir() and path.exists():
+        old = aside.with_suffix(".old")
+        path.replace(old)
+        try:
             aside.replace(path)
-    finally:
-        if aside.is_dir():
-            shutil.rmtree(aside)
-        else:
-            aside.unlink(missing_ok=True)
+        except BaseException:
+            old.replace(path)
+            raise
+        shutil.rmtree(old)
+    else:
+        if aside.is_file():
+            with aside.open("rb") as written:
+                os.fsync(written.fileno())
+        aside.replace(path)
 
 
 def is_s3(location: str) -> bool:

@@ -5,7 +5,6 @@ renamed, and then vouched for by a JSON sidecar, so that a run that was killed g
 stored as QOI: docs/distortions.md has the measurement behind that.
 """
 
-import errno
 import hashlib
 import importlib.metadata
 import io
@@ -27,17 +26,16 @@ from typing import Any, NamedTuple
 from contrique import dataset, distortions, images
 from contrique.config import SynthesisConfig
 from contrique.errors import ContriqueError
-from contrique.storage import write_aside
+from contrique.storage import room, write_aside
 
 SHARDS = "shards"
 FORMAT = 1  # of the shards; a change makes finished ones stale
 LIBRARIES = ("imagecodecs", "numpy", "opencv-python-headless", "pillow", "scikit-image", "simplejpeg")
 ROW_GROUP = 100_000  # manifest rows held in memory at once
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class SynthesisError(ContriqueError):
-    """Photographs that cannot be distorted, or no room for the result."""
+    """Photographs that cannot be distorted."""
 
 
 class Version(NamedTuple):
@@ -96,7 +94,8 @@ def synthesize(
         config: `workers` changes the time that it takes and nothing else.
         part: (k, n) makes every n-th shard from the k-th on, for `gather` to join with the others.
     Raises:
-        SynthesisError: no pristine photograph, one that is too small or has changed, no space left, a worker that died.
+        SynthesisError: no pristine photograph, one that is too small or has changed, a worker that died.
+        storage.DiskFull: no room for the set; finished shards are kept.
         images.BadImage: a photograph that cannot be decoded.
         distortions.DistortionError: an unknown distortion or level in `config`.
     """
@@ -108,7 +107,7 @@ def synthesize(
     jobs = list(_jobs(source, out, rows, seed, config))[part[0] :: part[1]]
     photographs = sum(len(job.rows) for job in jobs)
     pending = [job for job in jobs if _finished(job) is None]
-    with _room(out):
+    with room(out):
         _tidy(out, jobs, stale=bool(pending))
         _run(pending, config, len(jobs) - len(pending), len(jobs))
         return _collect(out, jobs, SynthesisSummary(photographs, 0, 0, len(jobs), len(jobs) - len(pending), 0))
@@ -128,26 +127,12 @@ def gather(source: Path, parts: Sequence[Path], out: Path, *, seed: int, config:
     """
     shards = out / SHARDS
     for path in (path for part in parts for path in sorted((part / SHARDS).iterdir())):
-        with _room(out), write_aside(shards / path.name) as aside:
+        with write_aside(shards / path.name) as aside:
             try:
                 aside.hardlink_to(path)
             except OSError:  # another file system
                 shutil.copyfile(path, aside)
     return synthesize(source, out, seed=seed, config=config)
-
-
-@contextmanager
-def _room(path: Path) -> Iterator[None]:
-    """A full disk in one line; it arises in worker processes, too."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in FULL:
-            raise SynthesisError(
-                f"{path}: no space left ({error.strerror}); free some or choose another folder, and run again: "
-                "finished shards are kept"
-            ) from error
-        raise
 
 
 def versions(config: SynthesisConfig) -> list[Version]:
@@ -295,13 +280,12 @@ def _one_thread(torch_too: bool) -> Iterator[None]:
 def _make(job: _Job) -> None:
     """Write a shard and then its sidecar."""
     rows: list[dict[str, Any]] = []
-    with _room(job.shard):
-        with write_aside(job.shard) as aside, tarfile.open(aside, "w", format=tarfile.GNU_FORMAT) as tar:
-            for row in job.rows:
-                rows += (record | {"shard": f"{SHARDS}/{job.shard.name}"} for record in _distort(job, row, tar))
-        sidecar = {"fingerprint": job.fingerprint, "bytes": job.shard.stat().st_size, "rows": rows}
-        with write_aside(job.shard.with_suffix(".json")) as aside:
-            aside.write_text(json.dumps(sidecar))
+    with write_aside(job.shard) as aside, tarfile.open(aside, "w", format=tarfile.GNU_FORMAT) as tar:
+        for row in job.rows:
+            rows += (record | {"shard": f"{SHARDS}/{job.shard.name}"} for record in _distort(job, row, tar))
+    sidecar = {"fingerprint": job.fingerprint, "bytes": job.shard.stat().st_size, "rows": rows}
+    with write_aside(job.shard.with_suffix(".json")) as aside:
+        aside.write_text(json.dumps(sidecar))
 
 
 def _distort(job: _Job, row: Any, tar: tarfile.TarFile) -> Iterator[dict[str, Any]]:

@@ -25,7 +25,7 @@ import tty
 import uuid
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -35,6 +35,7 @@ from kfp import compiler, components, dsl, local
 from kfp.local import subprocess_task_handler
 
 from contrique.errors import ContriqueError
+from contrique.storage import room
 from pipelines.resources import STAGES
 
 _BAR = "%|"  # of tqdm: what tells a progress bar from a line of text
@@ -122,7 +123,9 @@ class Terminal:
             env=os.environ | self.environment | (env_vars or {}),
         ) as process:
             os.close(writer)
-            return self._watch(command, _chunks(reader), process.wait)
+            # closed if the log cannot be written, too: a task that speaks then ends, and waits for no reader
+            with contextlib.closing(_chunks(reader)) as output:
+                return self._watch(command, output, process.wait)
 
     def run_container(
         self, client: Any, image: str, command: list[str], volumes: dict[str, Any], **arguments: Any
@@ -187,7 +190,7 @@ class Terminal:
         self.screen.flush()
 
 
-def _chunks(reader: int) -> Iterator[bytes]:
+def _chunks(reader: int) -> Generator[bytes, None, None]:
     with open(reader, "rb", buffering=0) as stream, contextlib.suppress(OSError):  # a pseudo-terminal's end of file
         while chunk := stream.read(65536):
             yield chunk
@@ -233,12 +236,15 @@ def run(
         the finished run.
     Raises:
         RunFailed: a task failed, the gate's branches did not run as the verdict says, or Docker cannot be used.
+        DiskFull: the run's own folder or log cannot be written.
     """
     name = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
     root = runs.resolve() / name
-    root.mkdir(parents=True)
     failure, terminal_of_process = "", sys.stdout
+    with room(root):
+        root.mkdir(parents=True)
     with (
+        room(root),
         tempfile.TemporaryDirectory(prefix="contrique-") as scratch,
         (root / "run.log").open("w") as log,
         contextlib.redirect_stdout(log),
@@ -283,10 +289,12 @@ def _kfps_changes_undone() -> Iterator[None]:
     `print` that indents, a handler that writes to this run's log, which is closed by then.
     """
     root, printing = logging.getLogger(), builtins.print
-    level, handlers = root.level, root.handlers[:]
+    level, handlers, raising = root.level, root.handlers[:], logging.raiseExceptions
+    logging.raiseExceptions = False  # on a full disk: a traceback a line, and the run ends by its own line anyhow
     try:
         yield
     finally:
+        logging.raiseExceptions = raising
         root.setLevel(level)
         root.handlers[:] = handlers
         builtins.print = printing

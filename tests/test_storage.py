@@ -1,11 +1,16 @@
 """Writing aside, and S3 against a real server."""
 
+import sqlite3
+import subprocess
 from pathlib import Path
 
 import boto3
+import pandas as pd
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from contrique.storage import StorageError, download, inside, is_s3, upload, write_aside
+from contrique.storage import DiskFull, StorageError, download, inside, is_s3, room, upload, write_aside
 
 
 def test_write_aside_replaces_the_file_whole_and_leaves_nothing_beside_it(tmp_path):
@@ -36,6 +41,53 @@ def test_write_aside_replaces_a_folder_whole(tmp_path):
             aside.mkdir()
             (aside / name).touch()
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["new"]
+
+
+MANY = range(100_000)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: path.write_text("x" * 1_000_000),
+        lambda path: pd.DataFrame({"a": MANY}).to_parquet(path),
+        lambda path: save_file({"a": torch.tensor(MANY)}, path),
+    ],
+    ids=["text", "parquet", "safetensors"],
+)
+def test_on_a_full_disk_the_file_is_named_and_the_old_one_stays(write, tmp_path):
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(tmp_path)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        path = tmp_path / "file"
+        path.write_text("old")
+        told = rf"^{path}: no space left \(.+\); make room or choose another disk, and run again$"
+        with pytest.raises(DiskFull, match=told), write_aside(path) as aside:
+            write(aside)
+        assert path.read_text() == "old"
+        assert list(tmp_path.iterdir()) == [path]
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_a_full_disk_behind_another_error_is_told_by_the_file_nearest_to_it(tmp_path):
+    def damaged() -> None:
+        with sqlite3.connect(":memory:") as database:
+            database.execute("PRAGMA max_page_count = 2")
+            try:
+                database.execute("CREATE TABLE t AS SELECT zeroblob(100000)")
+            except sqlite3.Error as error:
+                raise StorageError("a remote that is said to be damaged") from error
+
+    told = r"^near: no space left \(database or disk is full\)"
+    with pytest.raises(DiskFull, match=told), room(Path("far")), room(Path("near")):
+        damaged()
+
+
+def test_another_error_is_left_as_it_is():
+    with pytest.raises(FileNotFoundError), room(Path("a")):
+        Path("/nowhere/at/all").touch()
 
 
 def test_a_folder_goes_to_s3_and_comes_back_equal(s3, tmp_path):

@@ -21,6 +21,7 @@ from skimage import data
 
 from contrique import dataset, distortions, images, synthesis
 from contrique.config import SynthesisConfig
+from contrique.storage import DiskFull
 from contrique.synthesis import SynthesisError, Version
 
 SMALL = SynthesisConfig(
@@ -275,7 +276,7 @@ def test_full_disk_is_one_clear_error(source, tmp_path, workers):
     if mounted.returncode:
         pytest.skip("mounting a small file system needs root")
     try:
-        with pytest.raises(SynthesisError, match=r"no space left .*run again: finished shards are kept"):
+        with pytest.raises(DiskFull, match=r"\.tar: no space left \(No space left on device\); make room .* run again"):
             synthesize(source, disk / "out", workers=workers)
         left = {path.name for path in (disk / "out/shards").iterdir()}
         assert not any(name.endswith(".tmp") for name in left)
@@ -297,7 +298,7 @@ def test_file_size_limit_is_the_same_error(source, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
-        with pytest.raises(SynthesisError, match="no space left"):
+        with pytest.raises(DiskFull, match="no space left"):
             synthesize(source, tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

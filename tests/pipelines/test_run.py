@@ -412,6 +412,11 @@ class TestTerminal:
             assert terminal.run_task(task("import os; os.kill(os.getpid(), 9)")) == -9
         assert terminal.reason.startswith("Fit the regressor: killed by signal 9")
 
+    def test_a_log_that_cannot_be_written_ends_the_task(self):
+        code = "while True: print('a line', flush=True)"
+        with pytest.raises(OSError, match="No space left"), Path("/dev/full").open("w") as log:
+            local.Terminal(log, io.StringIO(), {}).run_task(task(code))
+
     def test_a_character_that_comes_in_two_parts(self):
         terminal = local.Terminal(io.StringIO(), io.StringIO(), {})
         assert list(terminal._lines([b"caf\xc3", b"\xa9\nend"])) == ["café", "end"]

@@ -1,0 +1,547 @@
+"""Every part fails once: the real pipeline against the real S3, PostgreSQL and MLflow servers.
+
+Three stories, each run once and looked at by many tests. `raced`: two runs at once. `killed`: a run that ends with its
+pretraining killed. `battered`: the rerun of that one, in which whatever a stage speaks to is gone when it begins, or
+goes while it works, and comes back before it is tried again. A fault strikes when the run's own output says how far it
+is, or when a checkpoint appears, never after a time.
+"""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import psutil
+import pytest
+import torch
+import yaml
+from kfp import compiler, components, dsl
+from safetensors.torch import load_file
+from test_run import TINY, picture_set
+
+from contrique import registry, storage, versioning
+from contrique.checkpoints import Checkpoints
+from contrique.config import RegistryConfig
+from pipelines import local
+from pipelines.__main__ import main
+from pipelines.stack import BUCKET, Service, Stack
+
+pytestmark = [pytest.mark.slow, pytest.mark.pipeline, pytest.mark.timeout(3600)]
+
+CONFIG = RegistryConfig()
+DATA = f"s3://{BUCKET}/pictures"
+CHECKPOINTS = f"s3://{BUCKET}/checkpoints/faults"
+OPTIONS = TINY | {
+    "gate.floor": -1.0,
+    "pretrain.calibration": 2,
+    "pretrain.checkpoint_every": 1,
+    "pretrain.steps": 6,
+    "registry.serve_seconds": 0,
+}
+MIB = 1 << 20
+Event = tuple[str, *tuple[Callable[[], Any], ...]]
+
+
+class Screen(io.StringIO):
+    """Standard output of a run; a line that begins as the next event says brings about what it lists.
+
+    The run waits meanwhile: no later stage, and no further try of this one, has begun.
+    """
+
+    def __init__(self, events: Sequence[Event]) -> None:
+        super().__init__()
+        self.events = list(events)
+
+    def write(self, text: str) -> int:
+        if self.events and text.startswith(self.events[0][0]):
+            for action in self.events.pop(0)[1:]:
+                action()
+        return super().write(text)
+
+
+@dataclass
+class Told:
+    """A run that ended.
+
+    Attributes:
+        status, out, err: of the command.
+        root: its folder.
+        failures: title and reason of each try of a stage that failed, in order.
+        missed: events that did not come about.
+        seen: what was looked at on the way.
+    """
+
+    status: int
+    out: str
+    err: str
+    root: Path
+    failures: list[tuple[str, str]]
+    missed: list[str]
+    seen: dict[str, Any] = field(default_factory=dict)
+
+    def reason(self, title: str, attempt: int = 0) -> str:
+        """Why a stage failed; one line that neither is nor has a traceback."""
+        told = [reason for failed, reason in self.failures if failed == title][attempt]
+        assert "\n" not in told
+        assert "Traceback" not in told
+        assert "unexpected failure" not in told
+        return told
+
+
+def arguments(**options: Any) -> list[str]:
+    given = {"--data": DATA} | {name: value for name, value in options.items() if name.startswith("--")}
+    params = OPTIONS | {name: value for name, value in options.items() if not name.startswith("--")}
+    flags = [f"{name}={value}" for name, value in given.items()]
+    return ["run", *flags, *(f"--param={name}={json.dumps(value)}" for name, value in params.items())]
+
+
+def tried(times: int) -> Callable[[dsl.base_component.BaseComponent], dsl.base_component.BaseComponent]:
+    """What a run here loads in place of the document without retries: the stages that a cluster would retry, are.
+
+    As often as there are faults, and without the waiting.
+    """
+
+    def load(pipeline: dsl.base_component.BaseComponent) -> dsl.base_component.BaseComponent:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "pipeline.yaml")
+            compiler.Compiler().compile(pipeline, str(path))
+            documents = list(yaml.safe_load_all(path.read_text()))
+        for component in [documents[0]["root"], *documents[0]["components"].values()]:
+            for task in component.get("dag", {}).get("tasks", {}).values():
+                if "retryPolicy" in task:
+                    task["retryPolicy"] = {"maxRetryCount": times}
+        return components.load_component_from_text(yaml.safe_dump_all(documents))
+
+    return load
+
+
+def run(events: Sequence[Event], runs: Path, retries: int = 0, **options: Any) -> Told:
+    """`python -m pipelines run`, with events on the way."""
+    reasons: list[str] = []
+    watch = local.Terminal._watch
+    screen, err = Screen(events), io.StringIO()
+
+    def spy(terminal: local.Terminal, *told: Any) -> int:
+        """Has each failure explained, and so the last one told; a person, for whom nothing is retried, has but one."""
+        before, terminal.reason = terminal.reason, ""
+        code = watch(terminal, *told)
+        if code:
+            reasons.append(terminal.reason.partition(": ")[2])
+        terminal.reason = terminal.reason or before
+        return code
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local.Terminal, "_watch", spy)
+        if retries:
+            patch.setattr(local, "without_retries", tried(retries))
+        with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(err):
+            status = main(arguments(**options | {"--runs": runs}))
+    out = screen.getvalue()
+    failed = [line[2:].rpartition(" (")[0] for line in out.splitlines() if line.startswith("✗")]
+    failures = list(zip(failed, reasons, strict=True))
+    return Told(status, out, err.getvalue(), max(runs.iterdir()), failures, [event[0] for event in screen.events])
+
+
+def race(gate: str, me: str, *command: str) -> int:
+    """One of two runs: it waits for the other where both are judged and neither is registered."""
+
+    def meet() -> None:
+        Path(gate, me).touch()
+        while len(list(Path(gate).iterdir())) < 2:
+            time.sleep(0.01)
+
+    screen = Screen([("✓ Decide on promotion", meet)])
+    with contextlib.redirect_stdout(screen):
+        status = main(list(command))
+    print(screen.getvalue())
+    return status
+
+
+def registered() -> tuple[dict[str, str], list[str]]:
+    """Aliases, and every version there is, half-made ones too, as MLflow itself tells them."""
+    registry.tracking(CONFIG)
+    client = mlflow.MlflowClient()
+    aliases = client.get_registered_model(CONFIG.model).aliases
+    versions = sorted(str(item.version) for item in client.search_model_versions(f"name='{CONFIG.model}'"))
+    return {alias: str(version) for alias, version in aliases.items()}, versions
+
+
+def back(service: Service) -> None:
+    service.start()
+    service.wait()
+
+
+def weights(root: Path) -> dict[str, torch.Tensor]:
+    (path,) = root.glob("*/pretrain-encoder/encoder/encoder.safetensors")
+    return load_file(path)
+
+
+def whole() -> list[int]:
+    """Steps of the checkpoints that were stored to the end, newest first."""
+    store = Checkpoints(CHECKPOINTS)
+    return [step for step in store.steps() if "SHA256SUMS" in storage.names(store.name(step))]
+
+
+def kill_the_training() -> None:
+    """As soon as a checkpoint is whole; the last one is then still to be made."""
+    while not whole():
+        time.sleep(0.01)
+    (training,) = [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if {"kfp.dsl.executor_main", "pretrain_encoder"} <= set(process.cmdline())
+    ]
+    training.kill()
+
+
+@dataclass
+class Disk:
+    """A file system of its own, as small as wanted, where mounting one is allowed."""
+
+    path: Path
+    mounted: bool
+
+    def leave(self, free: int) -> None:
+        """Let `free` bytes be left."""
+        if self.mounted:
+            size = shutil.disk_usage(self.path).used + free
+            subprocess.run(["mount", "-o", f"remount,size={size}", str(self.path)], check=True)
+
+    def needed(self) -> None:
+        if not self.mounted:
+            pytest.skip("mounting a small file system needs root")
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disk]:
+    path = tmp_path_factory.mktemp("disk")
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(path)]
+    mounted = not subprocess.run(mount, capture_output=True, check=False).returncode
+    yield Disk(path, mounted)
+    if mounted:
+        subprocess.run(["umount", str(path)], check=True)
+
+
+@pytest.fixture(scope="module")
+def place(whole_stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A working directory, the picture set in S3, and nothing but the addresses of the servers to know them by."""
+    folder = tmp_path_factory.mktemp("place")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(("AWS_", "MLFLOW_"))]:
+            patch.delenv(name)
+        for name, value in (whole_stack.environment | {"OMP_NUM_THREADS": "1"}).items():
+            patch.setenv(name, value)
+        patch.chdir(folder)
+        storage.upload(picture_set(folder / "built"), DATA)
+        yield folder
+        assert not (folder / "mlruns").exists()
+
+
+@pytest.fixture(scope="module")
+def raced(place: Path) -> tuple[Told, Told]:
+    """Two runs at once, judged against the same champion (none): the one that won, and the one that lost."""
+    (place / "gate").mkdir()
+    script = "import sys; sys.path[:0] = sys.argv.pop(1).split(':'); import test_faults; "
+    script += "sys.exit(test_faults.race(*sys.argv[1:]))"
+    paths = ":".join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+    racers = []
+    for me in ("one", "other"):
+        command = arguments(**{"--runs": place / me})
+        racers.append(
+            subprocess.Popen(
+                [sys.executable, "-c", script, paths, str(place / "gate"), me, *command],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+        )
+    try:
+        ends = [(*racer.communicate(timeout=1800), racer.returncode) for racer in racers]
+    finally:
+        for racer in racers:  # one that waits for the other in vain, and its tasks
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(racer.pid, signal.SIGKILL)
+            racer.wait()
+    roots = [max((place / me).iterdir()) for me in ("one", "other")]
+    told = [Told(status, out, err, root, [], []) for (out, err, status), root in zip(ends, roots, strict=True)]
+    won, lost = sorted(told, key=lambda one: one.status)
+    won.seen["registered"] = registered()
+    return won, lost
+
+
+@pytest.fixture(scope="module")
+def killed(place: Path, disk: Disk, raced: tuple[Told, Told]) -> Told:
+    """Its pretraining finds no room for a checkpoint, is tried again, and is killed."""
+    seen: dict[str, Any] = {}
+    with ThreadPoolExecutor(1) as pool:
+
+        def kill_soon() -> None:
+            seen["kill"] = pool.submit(kill_the_training)
+
+        def look() -> None:
+            seen["left"] = [*disk.path.rglob("*.safetensors"), *disk.path.rglob("*.tmp")]
+            seen["checkpoints"] = Checkpoints(CHECKPOINTS).steps()
+
+        events: list[Event] = [("✓ Synthesize distortions", kill_soon)]
+        if disk.mounted:
+            events = [
+                ("✓ Synthesize distortions", lambda: disk.leave(40 * MIB)),
+                ("✗ Pretrain the encoder", look, lambda: disk.leave(1024 * MIB), kill_soon),
+            ]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tempfile, "tempdir", str(disk.path))
+            told = run(events, disk.path / "runs", len(events) - 1, **{"pretrain.checkpoints": CHECKPOINTS})
+        seen["kill"].result()
+    history = Checkpoints(CHECKPOINTS).load(whole()[0])[1]["history"]
+    told.seen = seen | {"registered": registered(), "history": history}
+    return told
+
+
+@pytest.fixture(scope="module")
+def refused(place: Path, whole_stack: Stack, killed: Told) -> "subprocess.CompletedProcess[str]":
+    """A run as a person starts it, of which the first stage finds no S3."""
+    whole_stack.s3.stop(0)
+    command = [sys.executable, "-m", "pipelines", *arguments(**{"--runs": place / "refused"})]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def battered(place: Path, disk: Disk, whole_stack: Stack, refused: Any) -> Told:
+    """The rerun of `killed`, begun while S3 is still down."""
+    s3, database, mlflow_server = whole_stack.s3, whole_stack.database, whole_stack.mlflow
+    runs = disk.path / "runs"
+    seen: dict[str, Any] = {}
+    known: list[int] = []
+
+    def lose_s3_in_training() -> None:
+        while Checkpoints(CHECKPOINTS).steps() == known:
+            time.sleep(0.01)
+        s3.stop(0)
+
+    with ThreadPoolExecutor(1) as pool:
+
+        def lose_s3_soon() -> None:
+            known.extend(Checkpoints(CHECKPOINTS).steps())
+            seen["lost"] = pool.submit(lose_s3_in_training)
+
+        def look_at(name: str) -> Callable[[], None]:
+            return lambda: seen.update({name: registered()})
+
+        def look_at_shards() -> None:
+            (folder,) = max(runs.iterdir()).glob("*/synthesize-distortions/distorted")
+            seen["left"] = sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+        def lose(service: Service) -> Callable[[], None]:
+            return lambda: service.stop(0)
+
+        def mend(service: Service) -> Callable[[], None]:
+            return lambda: back(service)
+
+        events: list[Event] = [
+            ("✗ Pin the data", mend(s3)),
+            ("✓ Pin the data", lose(s3)),
+            ("✗ Fetch and prove the data", mend(s3)),
+        ]
+        if disk.mounted:
+            events += [
+                ("✓ Validate the data", lambda: disk.leave(400_000)),
+                ("✗ Synthesize distortions", look_at_shards, lambda: disk.leave(1024 * MIB)),
+            ]
+        events += [
+            ("✓ Synthesize distortions", lose(mlflow_server)),
+            ("✗ Pretrain the encoder", mend(mlflow_server), lose(s3)),
+            ("✗ Pretrain the encoder", mend(s3), lose_s3_soon),
+            ("✗ Pretrain the encoder", mend(s3)),
+            ("✓ Fit the regressor", lose(s3)),
+            ("✗ Evaluate challenger and champion", mend(s3), database.stop, mend(database)),
+            ("✓ Decide on promotion", lose(s3)),
+            ("✗ Register the champion", mend(s3), look_at("without S3"), lose(mlflow_server)),
+            ("✗ Register the champion", mend(mlflow_server), look_at("without MLflow")),
+        ]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tempfile, "tempdir", str(disk.path))
+            told = run(events, runs, retries=9, **{"pretrain.checkpoints": CHECKPOINTS})
+        seen["lost"].result()
+    told.seen = seen | {"registered": registered()}
+    return told
+
+
+class TestTwoRunsAtOnce:
+    def test_one_wins_and_the_other_is_told(self, raced):
+        won, lost = raced
+        assert (won.status, won.err) == (0, "")
+        assert lost.status == 2
+        champion = won.seen["registered"][0]["champion"]
+        assert lost.err.startswith(
+            f"error: Register the champion: version {champion} of 'contrique' is champion, but the gate judged against "
+            "no version: another run was faster; run the pipeline again to be judged against it\nThe whole log: "
+        )
+        assert "Traceback" not in lost.err
+
+    def test_the_registry_has_the_winner_alone(self, raced):
+        aliases, versions = raced[0].seen["registered"]
+        assert aliases.keys() == {"champion"}
+        assert versions == [aliases["champion"]]
+
+
+class TestDiskFull:
+    def test_in_a_checkpoint(self, killed, disk):
+        disk.needed()
+        assert (killed.status, killed.missed) == (2, [])
+        reason = killed.reason("Pretrain the encoder")
+        assert reason.startswith(f"{disk.path}/")
+        assert reason.endswith(
+            "/checkpoint: no space left (No space left on device (os error 28)); make room or choose another disk, "
+            "and run again"
+        )
+        assert killed.seen["left"] == []
+        assert killed.seen["checkpoints"] == []
+
+    def test_in_the_distorted_set(self, battered, disk):
+        """Finished shards are kept for the next try, and half ones go."""
+        disk.needed()
+        reason = battered.reason("Synthesize distortions")
+        assert reason.startswith(f"{battered.root}/")
+        assert reason.endswith(
+            ": no space left (No space left on device); make room or choose another disk, and run again"
+        )
+        assert all(name.endswith((".tar", ".json")) for name in battered.seen["left"])
+        assert 0 < len(battered.seen["left"]) < 16
+
+    def test_in_the_log_itself(self, disk, capsys, monkeypatch):
+        """Where no stage can be told to have failed."""
+        disk.needed()
+        monkeypatch.chdir("/")
+        (disk.path / "ballast").write_bytes(b"x")  # a size of 0 would be no limit
+        disk.leave(0)
+        try:
+            assert main(["run", f"--runs={disk.path / 'full'}", "--data=/nowhere"]) == 2
+        finally:
+            disk.leave(1024 * MIB)
+        told = capsys.readouterr()
+        (run,) = (disk.path / "full").iterdir()
+        assert told.err == (
+            f"error: {run}: no space left (No space left on device); make room or choose another disk, and run again\n"
+        )
+        assert told.out == ""
+
+
+class TestATaskKilled:
+    def test_the_message_names_the_signal(self, killed, disk):
+        assert (killed.status, killed.missed) == (2, [])
+        reason = killed.reason("Pretrain the encoder", attempt=int(disk.mounted))
+        assert reason == "killed by signal 9 (9 usually means that the machine ran out of memory)"
+        assert killed.err == f"error: Pretrain the encoder: {reason}\nThe whole log: {killed.root / 'run.log'}\n"
+
+    def test_the_mlflow_run_is_closed_as_failed(self, killed):
+        client = registry.tracking(CONFIG)
+        experiment = client.get_experiment_by_name(CONFIG.experiment).experiment_id
+        (found,) = client.search_runs([experiment], f"tags.`{registry.PIPELINE_RUN}` = '{killed.root.name}'")
+        assert found.info.status == "FAILED"
+
+    def test_the_champion_stays(self, raced, killed):
+        assert killed.seen["registered"] == raced[0].seen["registered"]
+
+    def test_the_rerun_goes_on_from_its_checkpoint(self, killed, battered):
+        """The history, with its timings, is the one that the killed task began."""
+        (history,) = battered.root.glob("*/pretrain-encoder/encoder/history.jsonl")
+        steps = [json.loads(line) for line in history.read_text().splitlines()]
+        assert [entry["step"] for entry in steps] == [1, 2, 3, 4, 5, 6]
+        done = len(killed.seen["history"])
+        assert 0 < done < 6
+        assert steps[:done] == killed.seen["history"]
+
+    def test_and_ends_with_the_weights_of_an_uninterrupted_run(self, raced, battered):
+        expected, found = weights(raced[0].root), weights(battered.root)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+class TestS3Down:
+    def test_the_command_says_so_in_one_line(self, refused):
+        assert refused.returncode == 2
+        line, log = refused.stderr.splitlines()
+        assert line.startswith(f"error: Pin the data: {DATA}: Could not connect to the endpoint URL: ")
+        assert os.environ["AWS_ENDPOINT_URL"] in line
+        assert line.endswith("; check AWS_ENDPOINT_URL and that the server is up")
+        assert log.startswith("The whole log: ")
+
+    @pytest.mark.parametrize("title", ["Pin the data", "Fetch and prove the data"])
+    def test_when_data_are_read(self, battered, title):
+        reason = battered.reason(title)
+        assert reason.startswith(f"{DATA}: Could not connect to the endpoint URL: ")
+        assert os.environ["AWS_ENDPOINT_URL"] in reason
+        assert reason.endswith("; check AWS_ENDPOINT_URL and that the server is up")
+
+    def test_when_pretraining_begins(self, battered):
+        reason = battered.reason("Pretrain the encoder", attempt=1)
+        assert reason.startswith(f"MLflow at {os.environ['MLFLOW_TRACKING_URI']}: logging the configuration failed (")
+        assert reason.endswith("; check the artifact store behind it and its credentials; its own log says more")
+
+    def test_when_the_last_checkpoint_is_stored(self, battered):
+        reason = battered.reason("Pretrain the encoder", attempt=2)
+        assert reason.startswith(f"{CHECKPOINTS}/step-00000006: ")
+        assert os.environ["AWS_ENDPOINT_URL"] in reason
+        assert reason.endswith("; check AWS_ENDPOINT_URL and that the server is up")
+
+    def test_when_the_champion_is_fetched(self, battered):
+        reason = battered.reason("Evaluate challenger and champion")
+        assert reason.startswith(f"MLflow at {os.environ['MLFLOW_TRACKING_URI']}: fetching version ")
+        assert reason.endswith("; check the artifact store behind it and its credentials; its own log says more")
+
+    def test_at_registration(self, raced, battered):
+        reason = battered.reason("Register the champion")
+        assert reason.startswith(f"MLflow at {os.environ['MLFLOW_TRACKING_URI']}: logging ")
+        assert reason.endswith("; check the artifact store behind it and its credentials; its own log says more")
+        assert battered.seen["without S3"] == raced[0].seen["registered"]
+
+
+class TestMLflowDown:
+    @pytest.mark.parametrize(("title", "attempt"), [("Pretrain the encoder", 0), ("Register the champion", 1)])
+    def test_names_the_address_and_the_remedy(self, battered, title, attempt):
+        reason = battered.reason(title, attempt)
+        assert reason.startswith(f"MLflow at {os.environ['MLFLOW_TRACKING_URI']}: connecting failed (")
+        assert reason.endswith("; start the server, or correct or unset MLFLOW_TRACKING_URI")
+
+    def test_no_version_is_left(self, raced, battered):
+        assert battered.seen["without MLflow"] == raced[0].seen["registered"]
+
+
+class TestAfterEveryFault:
+    def test_the_run_succeeds(self, battered):
+        assert (battered.status, battered.err, battered.missed) == (0, "", [])
+
+    def test_nothing_else_failed(self, battered, disk):
+        """PostgreSQL's restart in the middle of the run is noticed by no stage."""
+        assert [title for title, _ in battered.failures] == [
+            "Pin the data",
+            "Fetch and prove the data",
+            *["Synthesize distortions"] * disk.mounted,
+            *["Pretrain the encoder"] * 3,
+            "Evaluate challenger and champion",
+            *["Register the champion"] * 2,
+        ]
+
+    def test_one_new_version_and_the_champion_before_it(self, raced, battered):
+        (before,) = raced[0].seen["registered"][1]
+        aliases, versions = battered.seen["registered"]
+        assert aliases["previous"] == before
+        assert versions == sorted([before, aliases["champion"]])
+        assert [event.run for event in registry.history(CONFIG)] == [raced[0].root.name, battered.root.name]
+
+    def test_the_distorted_set_is_that_of_a_run_without_faults(self, raced, battered):
+        one, two = (next(told.root.glob("*/synthesize-distortions/distorted")) for told in (raced[0], battered))
+        assert versioning.listing(one) == versioning.listing(two)

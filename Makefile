@@ -25,12 +25,15 @@ PACKAGES := requirements.lock
 VULNERABLE := requests==2.19.0
 
 TESTS := $(shell ls -S tests/test_*.py tests/*/test_*.py)
+SLOW := $(shell grep -l mark.slow $(TESTS))
+QUICK := $(filter-out $(SLOW),$(TESTS))
+BATCHES := batch-1 batch-2 batch-3 batch-4 batch-5 batch-6
 
 export MLFLOW_DISABLE_TELEMETRY := true
 export GX_ANALYTICS_ENABLED := false
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: $(TESTS) help setup data demo stack stack-stop demo-stack test lint format compile ui containers image image-check audit lock clean
+.PHONY: $(TESTS) $(BATCHES) help setup data demo stack stack-stop demo-stack test lint format compile ui containers image image-check audit lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -55,13 +58,17 @@ data: setup ## build the sample photographs if need be, and pull them with DVC
 demo: setup data ## the whole pipeline on the sample photographs, minutes on a laptop
 	@$(BIN)/python -m pipelines run --data . --profile demo --seed 0
 
-test: setup ## every test, two files at a time; one file: make tests/test_gate.py
-	@$(MAKE) --jobs 2 --keep-going --output-sync=target $(TESTS)
+test: setup ## every test, two processes at a time; one file: make tests/test_gate.py
+	@$(MAKE) --jobs 2 --keep-going --output-sync=target $(SLOW) $(BATCHES)
 
-# Each file has a process of its own: what one leaves behind (threads, patches, a crash) harms no other.
+# What a file leaves behind (threads, patches, a crash) harms few others: a slow one has a process of its own, the quick
+# ones share six, for to start one takes as long as they do.
 $(TESTS):
 	@echo $@
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $@
+
+batch-%:
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(foreach n,$(shell seq $* $(words $(BATCHES)) $(words $(QUICK))),$(word $(n),$(QUICK)))
 
 lint: setup ## ruff, mypy --strict, hadolint, and deploy/ against the schemas of Kubernetes
 	@$(BIN)/ruff check .

@@ -141,7 +141,8 @@ def _on_machines(
     def start() -> None:
         for kind, folder in sets.items():
             storage.upload(folder, f"{place}/{kind}")
-        options = {"pretrain.checkpoints": f"{place}/checkpoints"} | dict(overrides)
+        checkpoints = resolve(profile, overrides).pretrain.checkpoints or f"{place}/checkpoints"
+        options = {**overrides, "pretrain.checkpoints": checkpoints}
         data = {kind: [f"{place}/{kind}"] for kind in sets}
         words = command(data, f"{place}/{RESULT}", profile=profile, overrides=options, seed=seed)
         jobs.create(filled(job, name, run, words))

@@ -118,7 +118,7 @@ def pretraining(gpus: int = 1, nodes: int = 1) -> Stage:
 
     Args:
         gpus: of the task's own pod; each has its process, which starts loaders of its own and so needs as much again.
-        nodes: with more than one the task has no GPU, but waits for a job, which has fewer hours: data must travel, too.
+        nodes: with more than one the task has no GPU, but waits for a job, and has more hours: data must travel, too.
     """
     stage = STAGES["pretrain_encoder"]
     if nodes > 1:

@@ -352,7 +352,7 @@ class TestSeveralMachines:
 
     def test_a_server_that_is_away_for_a_while_is_asked_again(self, sets, tmp_path, kubernetes, prefix, capsys):
         kubernetes.make(job_of_this_run())
-        kubernetes.coming = ["Running", "Complete"]
+        kubernetes.coming = ["Running", "Running", "Complete"]
         kubernetes.answers = [0, 0, 503, 429]
         published(prefix, tmp_path / "published")
         pretrained(sets, tmp_path / "out", job=JOB, to=prefix)

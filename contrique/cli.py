@@ -231,6 +231,7 @@ def _parser() -> argparse.ArgumentParser:
     pretrain.add_argument("--dataset", help="picture set instead of such folders; it, too, may be an s3:// prefix")
     pretrain.add_argument("--distorted", help="what `synthesize` made of it; default: it is made here")
     pretrain.add_argument("--out", type=Path, required=True, help="folder of the run; an interrupted one goes on")
+    pretrain.add_argument("--checkpoints", help="their folder or s3:// prefix, if pretrain.checkpoints names none")
     pretrain.add_argument("--publish", help="s3:// prefix that gets the encoder and its history too")
     pretrain.add_argument("--profile", choices=sorted(PROFILES), default="demo", help="default: demo")
     add_seed(pretrain)
@@ -590,11 +591,13 @@ def _pretrain(options: argparse.Namespace) -> None:
                 synthesis.synthesize(dataset, distorted, seed=options.seed, config=config.synthesis)
         distributed.wait_for_all()
         track = registry.this_run(config).track if world.leads and "CONTRIQUE_RUN" in os.environ else None
+        # no part of the configuration: an MLflow run takes but one, and the other tasks of the pipeline log theirs
+        checkpoints = config.pretrain.checkpoints or options.checkpoints or ""
         made = pretrain.pretrain(
             dataset,
             distorted,
             options.out,
-            config=config.pretrain,
+            config=dataclasses.replace(config.pretrain, checkpoints=checkpoints),
             seed=options.seed,
             track=track,
             synthesis=config.synthesis,

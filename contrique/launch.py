@@ -93,18 +93,14 @@ def _train(dataset: Path, distorted: Path, out: Path, settings: Config, seed: in
         )
 
 
-def command(
-    places: Mapping[str, Sequence[str]], publish: str, *, profile: str, overrides: Mapping[str, Any], seed: int
-) -> list[str]:
+def command(places: Mapping[str, Sequence[str]], *, profile: str, overrides: Mapping[str, Any], seed: int) -> list[str]:
     """What torchrun is told on every machine: `contrique pretrain`, from S3 to S3.
 
     Args:
         places: option of `contrique pretrain` to the `s3://` prefixes that it is given.
-        publish: `s3://` prefix for the encoder and its history.
         profile, overrides, seed: as the pipeline takes them.
     """
     words = ["-m", "contrique.cli", "pretrain", "--profile", profile, "--seed", str(seed), "--out", FOLDER]
-    words += ["--publish", publish]
     words += [word for option, given in places.items() for place in given for word in (f"--{option}", place)]
     for option, value in overrides.items():
         words += ["--set", f"{option}={value if isinstance(value, str) else json.dumps(value)}"]
@@ -141,10 +137,8 @@ def _on_machines(
     def start() -> None:
         for kind, folder in sets.items():
             storage.upload(folder, f"{place}/{kind}")
-        checkpoints = resolve(profile, overrides).pretrain.checkpoints or f"{place}/checkpoints"
-        options = {**overrides, "pretrain.checkpoints": checkpoints}
-        data = {kind: [f"{place}/{kind}"] for kind in sets}
-        words = command(data, f"{place}/{RESULT}", profile=profile, overrides=options, seed=seed)
+        places = {kind: [f"{place}/{kind}"] for kind in (*sets, "checkpoints")} | {"publish": [f"{place}/{RESULT}"]}
+        words = command(places, profile=profile, overrides=overrides, seed=seed)
         jobs.create(filled(job, name, run, words))
 
     with _deleted_with_this_task(jobs, name):

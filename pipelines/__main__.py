@@ -238,9 +238,10 @@ def trainjob(options: argparse.Namespace) -> None:
         if not place.startswith("s3://"):
             raise UsageError(f"{place}: every machine must reach it; give an s3:// prefix")
     out = options.to.rstrip("/")
-    settings = {"pretrain.synthesis": "on_the_fly", "pretrain.checkpoints": f"{out}/checkpoints"} | overrides
+    settings = {"pretrain.synthesis": "on_the_fly"} | overrides
     places = {"pristine": options.pristine, "authentic": options.authentic}
-    words = command(places, out, profile=options.profile, overrides=settings, seed=options.seed)
+    places |= {"checkpoints": [f"{out}/checkpoints"], "publish": [out]}
+    words = command(places, profile=options.profile, overrides=settings, seed=options.seed)
     job = filled(manifest(IMAGE, nodes=options.nodes, gpus=options.gpus), options.name, options.name, words)
     with write_aside(options.out) as aside:
         aside.write_text(yaml.safe_dump(job, sort_keys=False))

@@ -6,6 +6,7 @@ real: by a torchrun for each machine, with what Kubeflow Trainer sets in their e
 
 import datetime
 import http.server
+import io
 import json
 import os
 import signal
@@ -32,10 +33,11 @@ from contrique import distributed, launch, registry, storage
 from contrique.config import RegistryConfig
 from contrique.errors import ContriqueError
 from contrique.pretrain import ENCODER, HISTORY, SUMMARY
+from pipelines import local
 from pipelines.trainjob import manifest
 
 CONFIG = replace(tiny_training.CONFIG, images=12, authentic_share=0.25, steps=2)
-OVERRIDES = {f"pretrain.{name}": value for name, value in asdict(CONFIG).items()}
+OVERRIDES = json.loads(json.dumps({f"pretrain.{name}": value for name, value in asdict(CONFIG).items()}))
 RUN = "0d9c4f7e-6a55-4b9f-8b0c-2f1d3f6f7a11"  # as KFP names a run
 NAME = f"pretrain-{RUN}"
 JOB = json.dumps(manifest("image@sha256:0", nodes=2, gpus=1))
@@ -86,11 +88,22 @@ class TestSeveralProcesses:
         assert tracked_loss() == pytest.approx(made.metadata["loss_last"])
 
     @pytest.mark.slow
-    def test_what_a_process_says_is_the_one_error(self, sets, tmp_path):
-        with pytest.raises(
-            distributed.ProcessFailed, match=r"process [01] of 2: DatasetError: pretrain.images=13 cannot be shared"
-        ) as caught:
-            pretrained(sets, tmp_path, {"pretrain.images": 13}, processes=2)
+    def test_through_kfps_local_runner(self, sets, tmp_path):
+        """Each process imports the task's program anew; an error of one is what a person is told."""
+
+        @dsl.pipeline(name="pretraining-alone")
+        def alone(dataset: str, distorted: str, overrides: dict) -> None:
+            given = [dsl.importer(artifact_uri=uri, artifact_class=dsl.Dataset) for uri in (dataset, distorted)]
+            pictures = {"dataset": given[0].output, "distorted": given[1].output}
+            pretrain_encoder(**pictures, profile="demo", overrides=overrides, seed=3, processes=2)
+
+        places = dict(zip(("dataset", "distorted"), map(str, sets), strict=True))
+        done = local.run(alone, {**places, "overrides": OVERRIDES}, tmp_path / "runs", io.StringIO())
+        assert done.artifacts["pretrain_encoder"]["encoder"].metadata["steps"] == 2
+        reason = r"^Pretrain the encoder: process [01] of 2: DatasetError: pretrain.images=13 cannot be shared"
+        changed = OVERRIDES | {"pretrain.images": 13}
+        with pytest.raises(local.RunFailed, match=reason) as caught:
+            local.run(alone, {**places, "overrides": changed}, tmp_path / "runs", io.StringIO())
         assert caught.value.exit_status == ContriqueError.exit_status
 
     def test_a_process_that_is_killed_ends_the_others(self):
@@ -288,7 +301,7 @@ class TestSeveralMachines:
         made = pretrained(sets, tmp_path / "far", changed, job=JOB, to=f"{prefix}/")
         assert kubernetes.failure is None
         loss = tracked_loss()
-        near = pretrained(sets, tmp_path / "near", changed, processes=2)
+        near = pretrained(sets, tmp_path / "near", changed, processes=2)  # in the same MLflow run: one configuration
         weights = [load_file(tmp_path / which / ENCODER) for which in ("far", "near")]
         assert weights[0].keys() == weights[1].keys()
         assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

@@ -36,6 +36,8 @@ from contrique.pretrain import ENCODER, HISTORY, SUMMARY
 from pipelines import local
 from pipelines.trainjob import manifest
 
+pytestmark = pytest.mark.timeout(1800)  # two minutes on quiet cores: many processes import torch
+
 CONFIG = replace(tiny_training.CONFIG, images=12, authentic_share=0.25, steps=2)
 OVERRIDES = json.loads(json.dumps({f"pretrain.{name}": value for name, value in asdict(CONFIG).items()}))
 RUN = "0d9c4f7e-6a55-4b9f-8b0c-2f1d3f6f7a11"  # as KFP names a run
@@ -273,9 +275,10 @@ def machines(folder: Path) -> Callable[[dict[str, Any]], None]:
             words = [str(folder / f"machine {rank}") if word == launch.FOLDER else word for word in trainer["args"]]
             program = Path(sys.executable).with_name(trainer["command"][0])
             environment = os.environ | given | {"PET_NODE_RANK": str(rank)}
-            started.append(subprocess.Popen([program, *words], env=environment, stderr=subprocess.PIPE, text=True))
-        told = [process.communicate(timeout=500)[1] for process in started]
-        assert not any(process.returncode for process in started), "\n".join(told)
+            with (folder / f"machine {rank}.log").open("w") as log:
+                started.append(subprocess.Popen([program, *words], env=environment, stdout=log, stderr=log))
+        statuses = [process.wait(timeout=1500) for process in started]
+        assert not any(statuses), "\n".join(path.read_text() for path in folder.glob("machine *.log"))
 
     return work
 

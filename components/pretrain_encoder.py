@@ -13,6 +13,9 @@ def pretrain_encoder(
     overrides: dict,
     seed: int,
     encoder: dsl.Output[dsl.Model],
+    processes: int = 1,
+    job: str = "",
+    to: str = "",
 ) -> None:
     """Train the encoder to tell distortions apart; loss, similarities and probe go to MLflow as they come.
 
@@ -23,22 +26,23 @@ def pretrain_encoder(
         overrides: options that differ from the profile.
         seed: of the weights, the batches and the crops.
         encoder: folder with encoder.safetensors and history.jsonl.
+        processes: that train together in this task, each on a GPU of its own if there are any.
+        job: TrainJob of Kubeflow Trainer, as JSON, to train on several machines while this task waits; empty without.
+        to: s3:// prefix that such a job's data, checkpoints and results go below.
     """
     from pathlib import Path
 
-    from contrique import config, pretrain, registry
+    from contrique import launch
 
-    settings = config.resolve(profile, overrides)
-    encoder.metadata.update(
-        vars(
-            pretrain.pretrain(
-                Path(dataset.path),
-                Path(distorted.path),
-                Path(encoder.path),
-                config=settings.pretrain,
-                seed=seed,
-                track=registry.this_run(settings).track,
-                synthesis=settings.synthesis,
-            )
-        )
+    made = launch.pretrain(
+        Path(dataset.path),
+        Path(distorted.path),
+        Path(encoder.path),
+        profile=profile,
+        overrides=overrides,
+        seed=seed,
+        processes=processes,
+        job=job,
+        to=to,
     )
+    encoder.metadata.update(vars(made))

@@ -226,9 +226,12 @@ def _parser() -> argparse.ArgumentParser:
         "contrique pretrain --pristine photographs/ --authentic phone/ --out run/ --set pretrain.steps=200\n"
         "  torchrun --nproc_per_node=8 -m contrique.cli pretrain --profile paper --pristine photographs/ ...",
     )
-    pretrain.add_argument("--pristine", action="append", required=True, help="folder to distort; repeatable")
-    pretrain.add_argument("--authentic", action="append", required=True, help="folder used as it is; repeatable")
+    pretrain.add_argument("--pristine", action="append", default=[], help="folder to distort; repeatable")
+    pretrain.add_argument("--authentic", action="append", default=[], help="folder used as it is; repeatable")
+    pretrain.add_argument("--dataset", help="picture set instead of such folders; it, too, may be an s3:// prefix")
+    pretrain.add_argument("--distorted", help="what `synthesize` made of it; default: it is made here")
     pretrain.add_argument("--out", type=Path, required=True, help="folder of the run; an interrupted one goes on")
+    pretrain.add_argument("--checkpoints", help="their folder or s3:// prefix, if pretrain.checkpoints names none")
     pretrain.add_argument("--publish", help="s3:// prefix that gets the encoder and its history too")
     pretrain.add_argument("--profile", choices=sorted(PROFILES), default="demo", help="default: demo")
     add_seed(pretrain)
@@ -568,26 +571,40 @@ def _pretrain(options: argparse.Namespace) -> None:
 
     if options.publish and not storage.is_s3(options.publish):  # before the days of training, not after
         raise UsageError(f"--publish {options.publish}: expected s3://BUCKET/PREFIX")
+    if bool(options.dataset) == bool(options.pristine or options.authentic):
+        raise UsageError("give --pristine and --authentic folders of photographs, or else a --dataset")
+    if not options.dataset and not (options.pristine and options.authentic and not options.distorted):
+        raise UsageError("give both --pristine and --authentic; --distorted goes with --dataset")
     config = _config(options)
-    dataset, distorted = options.out / "dataset", options.out / "distorted"
+    dataset, distorted = (
+        options.out / name if not given or storage.is_s3(given) else Path(given)
+        for name, given in (("dataset", options.dataset), ("distorted", options.distorted))
+    )
     with distributed.joined() as world:
         if world.prepares:
-            versioning.fetch(dataset, pristine=options.pristine, authentic=options.authentic)
-            if config.pretrain.synthesis == "stored":
+            for given, folder in ((options.dataset, dataset), (options.distorted, distorted)):
+                if given and storage.is_s3(given):
+                    storage.download(given, folder)
+            if not options.dataset:
+                versioning.fetch(dataset, pristine=options.pristine, authentic=options.authentic)
+            if config.pretrain.synthesis == "stored" and not options.distorted:
                 synthesis.synthesize(dataset, distorted, seed=options.seed, config=config.synthesis)
         distributed.wait_for_all()
         track = registry.this_run(config).track if world.leads and "CONTRIQUE_RUN" in os.environ else None
+        # no part of the configuration: an MLflow run takes but one, and the other tasks of the pipeline log theirs
+        checkpoints = config.pretrain.checkpoints or options.checkpoints or ""
         made = pretrain.pretrain(
             dataset,
             distorted,
             options.out,
-            config=config.pretrain,
+            config=dataclasses.replace(config.pretrain, checkpoints=checkpoints),
             seed=options.seed,
             track=track,
             synthesis=config.synthesis,
         )
         if world.leads and options.publish:
-            for name in (pretrain.ENCODER, pretrain.HISTORY):
+            (options.out / pretrain.SUMMARY).write_text(json.dumps(dataclasses.asdict(made)))
+            for name in (pretrain.ENCODER, pretrain.HISTORY, pretrain.SUMMARY):
                 storage.upload(options.out / name, options.publish)
     if world.leads:
         print(

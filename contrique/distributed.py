@@ -6,16 +6,24 @@ The vectors of all ranks are gathered with their gradient, the gradients of the 
 
 import contextlib
 import os
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from contrique.errors import ContriqueError
+
+T = TypeVar("T")
 _LONG = timedelta(days=7)  # what one rank may prepare alone while the others wait
+
+
+class ProcessFailed(ContriqueError):
+    """One of several processes failed; the message tells which and what it said."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,47 @@ def joined() -> Iterator[World]:
     yield World(device, dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_WORLD_SIZE"]), local_rank)
     if not nested:  # and not after a failure: the others may be waiting for this rank, and it would wait for them
         dist.destroy_process_group()
+
+
+def spread(processes: int, work: Callable[..., T], *arguments: Any) -> T:
+    """Call a function in several processes of this machine, started as torchrun starts them.
+
+    Args:
+        processes: 1 calls it in this process.
+        work: a function of a module, that joins the others by `joined`.
+        arguments: of it; they are pickled.
+    Returns:
+        what the first process returned.
+    Raises:
+        ProcessFailed: a process raised or was killed, and the others were ended; or there are fewer GPUs.
+    """
+    if processes == 1:
+        return work(*arguments)
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    if torch.cuda.is_available() and torch.cuda.device_count() < processes:
+        raise ProcessFailed(
+            f"{processes} processes need a GPU each, and {torch.cuda.device_count()} can be seen; ask for fewer "
+            "processes or for more GPUs"
+        )
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
+    try:
+        results: dict[int, T] = elastic_launch(config, work)(*arguments)
+    except ChildFailedError as failed:
+        rank, failure = failed.get_first_failure()
+        told: Any = failure.message  # a dict if the process raised, by torch's own record of it
+        said = told["message"] if isinstance(told, dict) else told
+        raise ProcessFailed(f"process {rank} of {processes}: {said}") from failed
+    return results[0]
 
 
 def in_group() -> bool:

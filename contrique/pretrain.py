@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 ENCODER = "encoder.safetensors"
 HISTORY = "history.jsonl"
+SUMMARY = "summary.json"  # a PretrainSummary, for whoever started the run from afar
 CHECKPOINTS = "checkpoints"
 
 Track = Callable[[dict[str, float], int], None]

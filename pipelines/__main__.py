@@ -97,6 +97,15 @@ def _add_pipeline(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shards", type=int, default=1, help="tasks that synthesis and feature extraction fan out over (default: 1)"
     )
+    parser.add_argument(
+        "--gpus", type=int, default=1, help="that pretraining takes, one process each; on each node (default: 1)"
+    )
+    parser.add_argument(
+        "--nodes", type=int, default=1, help="machines that pretrain together, as a TrainJob if over 1 (default: 1)"
+    )
+    parser.add_argument(
+        "--to", default="", help="with --nodes: s3:// prefix for the job's data, checkpoints and results"
+    )
 
 
 def _add_cluster(parser: argparse.ArgumentParser) -> None:
@@ -147,22 +156,36 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
     if not arguments["data"]:
         raise UsageError("no data; give --data FOLDER (`--data .` here, after `make data`, for the sample photographs)")
     refuse_credentials(arguments["data"], *arguments.get("pristine", ()), *arguments.get("authentic", ()))
-    resolve(arguments["profile"], arguments["overrides"])  # a mistyped option is better found now than by a task
+    # a mistyped option is better found now than by a task
+    config = resolve(arguments["profile"], arguments["overrides"])
+    _divide(config.pretrain.images, options)
     return arguments
 
 
+def _divide(images: int, options: argparse.Namespace) -> None:
+    """Refuse numbers of machines and GPUs that a step's pictures do not divide by."""
+    if min(options.nodes, options.gpus) < 1 or images % (options.nodes * options.gpus):
+        raise UsageError(
+            f"{options.nodes} nodes x {options.gpus} GPUs: pretrain.images={images} does not divide by them"
+        )
+
+
 def _pipeline(options: argparse.Namespace) -> "dsl.base_component.BaseComponent":
-    if options.shards < 1:
-        raise UsageError(f"--shards {options.shards}: give 1 or more")
+    shape = {"shards": options.shards, "gpus": options.gpus, "nodes": options.nodes}
+    for name, number in shape.items():
+        if number < 1:
+            raise UsageError(f"--{name} {number}: give 1 or more")
+        if number > 1 and options.pipeline == "scoring":
+            raise UsageError(f"--{name}: the scoring pipeline is not fanned out; leave it out")
+    if (options.nodes > 1) != options.to.startswith("s3://"):
+        raise UsageError("--nodes and --to s3://BUCKET/PREFIX go together: it is what all machines reach")
     if options.pipeline == "scoring":
-        if options.shards > 1:
-            raise UsageError("--shards: the scoring pipeline is not fanned out; leave it out")
         from pipelines.scoring import scoring
 
         return scoring
     from pipelines.training import build
 
-    return build(options.shards)
+    return build(**shape, to=options.to)
 
 
 def _params(options: argparse.Namespace) -> dict[str, Any]:
@@ -205,31 +228,21 @@ def trainjob(options: argparse.Namespace) -> None:
 
     from components import IMAGE
     from contrique.config import resolve
+    from contrique.launch import command, filled
     from contrique.storage import write_aside
     from pipelines.trainjob import manifest
 
     overrides = _params(options)
-    config = resolve(options.profile, overrides).pretrain
-    processes = options.nodes * options.gpus
-    if min(options.nodes, options.gpus) < 1 or config.images % processes:
-        raise UsageError(
-            f"{options.nodes} nodes x {options.gpus} GPUs: pretrain.images={config.images} does not divide by them"
-        )
+    _divide(resolve(options.profile, overrides).pretrain.images, options)
     for place in (*options.pristine, *options.authentic, options.to):
         if not place.startswith("s3://"):
             raise UsageError(f"{place}: every machine must reach it; give an s3:// prefix")
-    job = manifest(
-        options.name,
-        IMAGE,
-        nodes=options.nodes,
-        gpus=options.gpus,
-        pristine=options.pristine,
-        authentic=options.authentic,
-        out=options.to.rstrip("/"),
-        profile=options.profile,
-        overrides=overrides,
-        seed=options.seed,
-    )
+    out = options.to.rstrip("/")
+    settings = {"pretrain.synthesis": "on_the_fly"} | overrides
+    places = {"pristine": options.pristine, "authentic": options.authentic}
+    places |= {"checkpoints": [f"{out}/checkpoints"], "publish": [out]}
+    words = command(places, profile=options.profile, overrides=settings, seed=options.seed)
+    job = filled(manifest(IMAGE, nodes=options.nodes, gpus=options.gpus), options.name, options.name, words)
     with write_aside(options.out) as aside:
         aside.write_text(yaml.safe_dump(job, sort_keys=False))
     print(f"{options.out}: start it with `kubectl apply -f {options.out}`. Image: {IMAGE}")
@@ -240,6 +253,8 @@ def run(options: argparse.Namespace) -> None:
     from pipelines import local
     from pipelines.summary import summary
 
+    if options.nodes > 1:
+        raise UsageError("--nodes: several machines are a cluster's; use `submit`")
     arguments = _arguments(options)
     for name in ("data", "pristine", "authentic"):
         if name in arguments:

@@ -4,9 +4,12 @@ It stands here and not in `contrique.config` because it describes Kubernetes, no
 orchestrator, and none of these values changes a result.
 """
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 from kfp import dsl, kubernetes
+
+from contrique.launch import NAMESPACE
 
 GPU = "nvidia.com/gpu"
 
@@ -36,6 +39,7 @@ class Stage:
         cache: whether the same inputs may reuse an earlier run's outputs.
         because: why it is cached or not.
         s3, mlflow: whether the task is given the credentials and endpoints.
+        jobs: whether it starts jobs, and so must know its namespace.
     """
 
     title: str
@@ -49,6 +53,7 @@ class Stage:
     retries: int = 2
     s3: bool = False
     mlflow: bool = False
+    jobs: bool = False
 
 
 STAGES: dict[str, Stage] = {
@@ -108,9 +113,28 @@ STAGES: dict[str, Stage] = {
 BACKOFF = {"backoff_duration": "60s", "backoff_factor": 2.0, "backoff_max_duration": "900s"}
 
 
-def equipped(task: dsl.PipelineTask) -> dsl.PipelineTask:
-    """The task with the resources, caching, retries, credentials and title of its stage."""
-    stage = STAGES[task.component_spec.name.replace("-", "_")]
+def pretraining(gpus: int = 1, nodes: int = 1) -> Stage:
+    """The stage of pretraining, in the shape that was asked for.
+
+    Args:
+        gpus: of the task's own pod; each has its process, which starts loaders of its own and so needs as much again.
+        nodes: with more than one the task has no GPU, but waits for a job, and has more hours: data must travel, too.
+    """
+    stage = STAGES["pretrain_encoder"]
+    if nodes > 1:
+        return replace(stage, cpu="1", memory="4Gi", hours=stage.hours + 12, gpus=0, shm="", jobs=True)
+    cpu, memory, shm = (_times(gpus, amount) for amount in (stage.cpu, stage.memory, stage.shm))
+    return replace(stage, cpu=cpu, memory=memory, shm=shm, gpus=gpus)
+
+
+def _times(factor: int, amount: str) -> str:
+    """A quantity of Kubernetes, such as 64Gi, several times."""
+    return re.sub(r"^\d+", lambda number: str(factor * int(number[0])), amount)
+
+
+def equipped(task: dsl.PipelineTask, stage: Stage | None = None) -> dsl.PipelineTask:
+    """The task with the resources, caching, retries, credentials and title of its stage, or of the one given."""
+    stage = stage or STAGES[task.component_spec.name.replace("-", "_")]
     task.set_display_name(stage.title).set_caching_options(stage.cache)
     task.set_cpu_request(stage.cpu).set_memory_request(stage.memory).set_memory_limit(stage.memory)
     kubernetes.set_timeout(task, stage.hours * 3600)
@@ -129,4 +153,6 @@ def equipped(task: dsl.PipelineTask) -> dsl.PipelineTask:
         kubernetes.use_config_map_as_env(task, ENDPOINTS, MLFLOW_ENDPOINTS)
         # An environment variable and not a parameter: a parameter that changes with each run would defeat the cache.
         kubernetes.use_field_path_as_env(task, "CONTRIQUE_RUN", "metadata.labels['pipeline/runid']")
+    if stage.jobs:
+        kubernetes.use_field_path_as_env(task, NAMESPACE, "metadata.namespace")
     return task

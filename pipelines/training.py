@@ -1,9 +1,11 @@
 """The walk: data -> validation -> distortions -> encoder -> features -> regressor -> evaluation -> gate -> registry."""
 
+import json
 from typing import Any
 
 from kfp import dsl
 
+from components import IMAGE
 from components.close_run import close_run
 from components.decide_promotion import decide_promotion
 from components.evaluate_model import evaluate_model
@@ -19,15 +21,22 @@ from components.register_model import register_model
 from components.synthesize_distortions import synthesize_distortions
 from components.validate_data import validate_data
 from components.write_report import write_report
-from pipelines.resources import equipped
+from pipelines import trainjob
+from pipelines.resources import equipped, pretraining
 
 
-def build(shards: int = 1) -> dsl.base_component.BaseComponent:
-    """The training pipeline.
+def build(shards: int = 1, gpus: int = 1, nodes: int = 1, to: str = "") -> dsl.base_component.BaseComponent:
+    """The training pipeline, in a shape that the compiled document has for good.
 
     Args:
-        shards: over how many tasks synthesis and feature extraction fan out. It shapes the compiled document.
+        shards: over how many tasks synthesis and feature extraction fan out.
+        gpus: that the encoder is pretrained on, in one pod, by a process each.
+        nodes: machines with that many GPUs each; more than one are a TrainJob.
+        to: `s3://` prefix for what such a job reads and writes.
     """
+    spread = {} if gpus == 1 else {"processes": gpus}
+    if nodes > 1:
+        spread = {"job": json.dumps(trainjob.manifest(IMAGE, nodes=nodes, gpus=gpus)), "to": to}
 
     def distorted_set(dataset: Any, after: Any, **settings: Any) -> Any:
         if shards == 1:
@@ -74,7 +83,8 @@ def build(shards: int = 1) -> dsl.base_component.BaseComponent:
             validated = equipped(validate_data(dataset=dataset, **settings))
             distorted = distorted_set(dataset, validated, seed=seed, **settings)
             pictures = {"dataset": dataset, "distorted": distorted}
-            encoder = equipped(pretrain_encoder(seed=seed, **pictures, **settings)).outputs["encoder"]
+            trained = equipped(pretrain_encoder(seed=seed, **pictures, **settings, **spread), pretraining(gpus, nodes))
+            encoder = trained.outputs["encoder"]
             features = feature_set(encoder=encoder, **pictures, **settings)
             regressor = equipped(fit_regressor(features=features, **settings)).outputs["regressor"]
             judged = equipped(evaluate_model(features=features, regressor=regressor, seed=seed, **pictures, **settings))

@@ -18,6 +18,7 @@ ONLY_IMPORTERS = {
     "mlflow": {"contrique/registry.py"},
     "boto3": {"contrique/storage.py"},
     "botocore": {"contrique/storage.py"},
+    "kubernetes": {"contrique/launch.py"},
     "fastapi": {"contrique/service.py"},
     "uvicorn": {"contrique/service.py"},
 }
@@ -68,7 +69,7 @@ def test_each_platform_library_has_one_importer(package):
 
 def test_the_only_importers_do_import():
     """Or the test above would pass on a renamed module."""
-    for package in ("dvc", "great_expectations", "mlflow", "boto3", "fastapi"):
+    for package in ("dvc", "great_expectations", "mlflow", "boto3", "kubernetes", "fastapi"):
         assert any(package in roots(ROOT / name) for name in ONLY_IMPORTERS[package]), package
 
 

@@ -194,6 +194,21 @@ def test_where_to_publish_is_checked_before_training(home, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], "give --pristine and --authentic folders of photographs, or else a --dataset"),
+        (["--pristine", "p"], "give both --pristine and --authentic"),
+        (["--pristine", "p", "--authentic", "a", "--dataset", "d"], "or else a --dataset"),
+        (["--pristine", "p", "--authentic", "a", "--distorted", "d"], "--distorted goes with --dataset"),
+    ],
+)
+def test_what_to_pretrain_on_is_one_or_the_other(home, tmp_path, capsys, given, message):
+    assert call("pretrain", *given, "--out", str(tmp_path / "run")) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_settings_are_checked(home, capsys):
     assert call("models", "--set", "registry.model") == 2
     assert "expected NAME=VALUE" in capsys.readouterr().err
@@ -329,3 +344,8 @@ def test_pretrain(tmp_path, capsys):
     assert call("pretrain", *folders, *(word for setting in settings for word in ("--set", setting))) == 0
     assert "2 steps" in capsys.readouterr().out
     assert load_encoder(tmp_path / "run" / "encoder.safetensors").arch == "resnet18"
+    sets = [word for name in ("dataset", "distorted") for word in (f"--{name}", tmp_path / "run" / name)]
+    again = [*sets, "--out", tmp_path / "again"]
+    assert call("pretrain", *again, *(word for setting in settings for word in ("--set", setting))) == 0
+    encoders = [(tmp_path / run / "encoder.safetensors").read_bytes() for run in ("run", "again")]
+    assert encoders[0] == encoders[1], "the same pictures, as a picture set"

@@ -1,5 +1,6 @@
 """The compiled pipeline: deterministic, valid, what the golden file says, and fit for a cluster."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,11 +11,18 @@ import yaml
 from google.protobuf import json_format
 from kfp.kubernetes import kubernetes_executor_config_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
+from kubeflow_trainer_api import models
 
+from contrique.launch import NAMESPACE, filled
+from pipelines.__main__ import main
 from pipelines.resources import STAGES
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
+SHAPES = {
+    "training_on_gpus": ("--gpus", "8"),
+    "training_on_nodes": ("--nodes", "4", "--gpus", "8", "--to", "s3://contrique/pretraining"),
+}
 
 
 def compiled(out: Path, *options: str, **environment: str) -> bytes:
@@ -38,6 +46,27 @@ def scoring(tmp_path_factory) -> bytes:
 @pytest.fixture(scope="module")
 def fanned_out(tmp_path_factory) -> bytes:
     return compiled(tmp_path_factory.mktemp("compiled") / "fanned_out.yaml", "--shards", "3")
+
+
+@pytest.fixture(scope="module")
+def on_gpus(tmp_path_factory) -> bytes:
+    return compiled(tmp_path_factory.mktemp("compiled") / "on_gpus.yaml", *SHAPES["training_on_gpus"])
+
+
+@pytest.fixture(scope="module")
+def on_nodes(tmp_path_factory) -> bytes:
+    return compiled(tmp_path_factory.mktemp("compiled") / "on_nodes.yaml", *SHAPES["training_on_nodes"])
+
+
+@pytest.fixture(scope="module")
+def documents(document, scoring, fanned_out, on_gpus, on_nodes) -> dict[str, bytes]:
+    return {
+        "training": document,
+        "scoring": scoring,
+        "fanned out": fanned_out,
+        "training_on_gpus": on_gpus,
+        "training_on_nodes": on_nodes,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -73,23 +102,31 @@ def test_compiling_twice_gives_the_same_bytes(document, tmp_path):
     assert compiled(tmp_path / "again.yaml", **planted) == document
 
 
-@pytest.mark.parametrize("name", ["training", "scoring"])
-def test_equals_the_golden_file(name, document, scoring):
+@pytest.mark.parametrize("name", SHAPES)
+def test_so_does_another_shape(name, documents, tmp_path):
+    assert compiled(tmp_path / "again.yaml", *SHAPES[name]) == documents[name]
+
+
+@pytest.mark.parametrize("name", ["training", "scoring", *SHAPES])
+def test_equals_the_golden_file(name, documents):
     """Whole documents, all but KFP's own version. If the change is meant:
 
     python -m pipelines compile --out tests/golden/training.yaml
     python -m pipelines compile --pipeline scoring --out tests/golden/scoring.yaml
+    python -m pipelines compile --gpus 8 --out tests/golden/training_on_gpus.yaml
+    python -m pipelines compile --nodes 4 --gpus 8 --to s3://contrique/pretraining \
+        --out tests/golden/training_on_nodes.yaml
     """
-    text, kept = {"training": document, "scoring": scoring}[name], (GOLDEN / f"{name}.yaml").read_bytes()
+    text, kept = documents[name], (GOLDEN / f"{name}.yaml").read_bytes()
     new, golden = (list(yaml.safe_load_all(each)) for each in (text, kept))
     assert new[0].pop("sdkVersion").startswith("kfp-")
     golden[0].pop("sdkVersion")
     assert new == golden
 
 
-@pytest.mark.parametrize("name", ["training", "scoring", "fanned out"])
-def test_parses_strictly(name, document, scoring, fanned_out):
-    spec, platform = yaml.safe_load_all({"training": document, "scoring": scoring, "fanned out": fanned_out}[name])
+@pytest.mark.parametrize("name", ["training", "scoring", "fanned out", *SHAPES])
+def test_parses_strictly(name, documents):
+    spec, platform = yaml.safe_load_all(documents[name])
     json_format.ParseDict(spec, pipeline_spec_pb2.PipelineSpec(), ignore_unknown_fields=False)
     json_format.ParseDict(platform, pipeline_spec_pb2.PlatformSpec(), ignore_unknown_fields=False)
     for pod in platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values():
@@ -121,6 +158,73 @@ def test_fanning_out(fanned_out):
     pictures = tasks["pretrain-encoder"]["inputs"]["artifacts"]["distorted"]["taskOutputArtifact"]
     assert pictures["producerTask"] == "gather-distortions"
     assert tasks["extract-features"]["inputs"]["parameters"]["parts"]["runtimeValue"]["constant"] == 3
+
+
+def shape_of(text: bytes) -> tuple[dict, dict, dict]:
+    """Of the pretraining task of a document: its inputs, its container's resources, its pod."""
+    spec, platform = yaml.safe_load_all(text)
+    pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    resources = spec["deploymentSpec"]["executors"]["exec-pretrain-encoder"]["container"]["resources"]
+    return tasks_of(spec)["pretrain-encoder"]["inputs"]["parameters"], resources, pods["exec-pretrain-encoder"]
+
+
+def test_several_gpus_have_a_process_each_and_as_much_again_of_the_rest(document, on_gpus):
+    one, many = shape_of(document), shape_of(on_gpus)
+    assert "processes" not in one[0]
+    assert many[0]["processes"]["runtimeValue"]["constant"] == 8
+    assert many[1]["accelerator"]["resourceCount"] == "8"
+    for amount in ("cpuRequest", "memoryLimit"):
+        assert many[1][amount] == pytest.approx(8 * one[1][amount])
+    assert many[2]["emptyDirMounts"][0]["sizeLimit"] == "128Gi"
+
+
+def test_several_nodes_are_a_job_that_a_light_task_waits_for(document, on_nodes):
+    inputs, resources, pod = shape_of(on_nodes)
+    assert "accelerator" not in resources
+    assert resources["resourceCpuRequest"] == "1"
+    assert not {"tolerations", "emptyDirMounts"} & pod.keys()
+    job = json.loads(inputs["job"]["runtimeValue"]["constant"])
+    job = filled(job, "pretrain-1", "1", ["-m", "contrique.cli"])
+    assert models.TrainerV1alpha1TrainJob.from_dict(job).to_dict() == job
+    trainer = job["spec"]["trainer"]
+    assert (trainer["numNodes"], trainer["numProcPerNode"], trainer["image"]) == (4, 8, "contrique-python:0.1.0")
+    assert inputs["to"]["runtimeValue"]["constant"] == "s3://contrique/pretraining"
+    assert int(pod["activeDeadlineSeconds"]) > job["spec"]["activeDeadlineSeconds"], "the task must outlast its job"
+    assert {one["name"] for one in pod["fieldPathAsEnv"]} == {"CONTRIQUE_RUN", NAMESPACE}
+    assert NAMESPACE not in {one["name"] for one in shape_of(document)[2]["fieldPathAsEnv"]}
+    given = {one["name"] for one in trainer["env"]}
+    secrets = {one["envVar"] for secret in pod["secretAsEnv"] for one in secret["keyToEnv"]}
+    endpoints = {one["envVar"] for each in pod["configMapAsEnv"] for one in each["keyToEnv"]}
+    assert given == secrets | endpoints | {"CONTRIQUE_RUN"}, "the machines reach what the task reaches"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--gpus", "0"], "--gpus 0: give 1 or more"),
+        (["--nodes", "2"], "--nodes and --to s3://BUCKET/PREFIX go together"),
+        (["--nodes", "2", "--to", "/here"], "go together"),
+        (["--to", "s3://b/p"], "go together"),
+        (["--pipeline", "scoring", "--gpus", "2"], "--gpus: the scoring pipeline is not fanned out"),
+    ],
+)
+def test_shapes_that_make_no_sense_are_refused(options, message, tmp_path, capsys):
+    assert main(["compile", "--out", str(tmp_path / "none.yaml"), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "none.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--gpus", "7"], "1 nodes x 7 GPUs: pretrain.images=60 does not divide by them"),
+        (["--nodes", "2", "--to", "s3://b/p"], "--nodes: several machines are a cluster's; use `submit`"),
+    ],
+)
+def test_runs_that_cannot_work_are_refused(options, message, tmp_path, capsys):
+    assert main(["run", "--data", str(tmp_path), "--runs", str(tmp_path / "runs"), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_failed_run_is_closed_in_mlflow(tasks, spec):

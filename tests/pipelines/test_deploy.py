@@ -1,7 +1,9 @@
 """The Kubernetes side as kustomize builds it: valid against Kubernetes's schemas, and agreeing with the pipelines."""
 
 import copy
+import inspect
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 import yaml
 from mlflow.server.security_utils import is_allowed_host_header
 
+from contrique import launch
 from pipelines import resources
 from pipelines.__main__ import _parser
 
@@ -153,9 +156,21 @@ def test_each_server_has_a_policy_and_only_mlflow_reaches_the_database(built, wo
         assert set(spec["policyTypes"]) == {"Ingress", "Egress"}
     ((rule,),) = (one["from"] for one in policies["NetworkPolicy/postgres"]["ingress"])
     assert rule == {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "mlflow"}}}
-    of_runs = {"podSelector": {"matchExpressions": [{"key": "pipeline/runid", "operator": "Exists"}]}}
-    for server in ("seaweedfs", "mlflow"):
-        assert of_runs in policies[f"NetworkPolicy/{server}"]["ingress"][0]["from"]
+    for label in ("pipeline/runid", "jobset.sigs.k8s.io/jobset-name"):  # pods of runs, and of their TrainJobs
+        of_runs = {"podSelector": {"matchExpressions": [{"key": label, "operator": "Exists"}]}}
+        for server in ("seaweedfs", "mlflow"):
+            assert of_runs in policies[f"NetworkPolicy/{server}"]["ingress"][0]["from"]
+
+
+def test_runs_may_do_with_trainjobs_what_launch_does(built):
+    (rule,) = built["Role/contrique-trainjobs"]["rules"]
+    assert (rule["apiGroups"], rule["resources"]) == ([launch._KIND["group"]], [launch._KIND["plural"]])
+    called = set(re.findall(r"self\.api\.(\w+)_namespaced_custom_object", inspect.getsource(launch)))
+    assert set(rule["verbs"]) == called
+    binding = built["RoleBinding/contrique-trainjobs"]
+    assert binding["roleRef"]["name"] == "contrique-trainjobs"
+    accounts = {(one["name"], one["namespace"]) for one in binding["subjects"]}
+    assert accounts == {("default-editor", "contrique"), ("pipeline-runner", "contrique")}
 
 
 def test_the_quota_lets_one_run_through(built):

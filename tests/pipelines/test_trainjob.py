@@ -12,8 +12,8 @@ from contrique.cli import _parser
 from contrique.cli import main as contrique
 from contrique.config import RegistryConfig
 from contrique.encoder import load_encoder
+from contrique.launch import FOLDER
 from pipelines.__main__ import main
-from pipelines.trainjob import FOLDER
 
 COMMAND = ["trainjob", "--name", "big", "--nodes", "4", "--pristine", "s3://b/p", "--authentic", "s3://b/a"]
 

@@ -73,9 +73,15 @@ class Checkpoints:
             print(f"{self.name(step)}: left out, the one before is still being uploaded", file=sys.stderr)
             return
         self._settle()
-        folder = Path(tempfile.mkdtemp(prefix="contrique-checkpoint-")) / "checkpoint"
-        with storage.write_aside(folder) as aside:
-            _write(aside, tensors, state)
+        with storage.room(Path(tempfile.gettempdir())):
+            passing = Path(tempfile.mkdtemp(prefix="contrique-checkpoint-"))
+        folder = passing / "checkpoint"
+        try:
+            with storage.room(folder):
+                _write(folder, tensors, state)
+        except BaseException:
+            shutil.rmtree(passing)
+            raise
         self._upload = self._uploads.submit(self._send, folder, step)
         if last:
             self._upload.result()

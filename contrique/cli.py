@@ -232,7 +232,7 @@ def _parser() -> argparse.ArgumentParser:
     pretrain.add_argument("--distorted", help="what `synthesize` made of it; default: it is made here")
     pretrain.add_argument("--out", type=Path, required=True, help="folder of the run; an interrupted one goes on")
     pretrain.add_argument("--checkpoints", help="their folder or s3:// prefix, if pretrain.checkpoints names none")
-    pretrain.add_argument("--publish", help="s3:// prefix that gets the encoder and its history too")
+    pretrain.add_argument("--publish", help="s3:// prefix that gets encoder, history and summary too")
     pretrain.add_argument("--profile", choices=sorted(PROFILES), default="demo", help="default: demo")
     add_seed(pretrain)
     add_settings(pretrain)
@@ -603,7 +603,8 @@ def _pretrain(options: argparse.Namespace) -> None:
             synthesis=config.synthesis,
         )
         if world.leads and options.publish:
-            (options.out / pretrain.SUMMARY).write_text(json.dumps(dataclasses.asdict(made)))
+            with storage.write_aside(options.out / pretrain.SUMMARY) as aside:
+                aside.write_text(json.dumps(dataclasses.asdict(made)))
             for name in (pretrain.ENCODER, pretrain.HISTORY, pretrain.SUMMARY):
                 storage.upload(options.out / name, options.publish)
     if world.leads:

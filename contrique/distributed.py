@@ -6,6 +6,8 @@ The vectors of all ranks are gathered with their gradient, the gradients of the 
 
 import contextlib
 import os
+import signal
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 from contrique.errors import ContriqueError
 
 T = TypeVar("T")
+_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 _LONG = timedelta(days=7)  # what one rank may prepare alone while the others wait
 
 
@@ -92,6 +95,7 @@ def spread(processes: int, work: Callable[..., T], *arguments: Any) -> T:
     """
     if processes == 1:
         return work(*arguments)
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -100,23 +104,36 @@ def spread(processes: int, work: Callable[..., T], *arguments: Any) -> T:
             f"{processes} processes need a GPU each, and {torch.cuda.device_count()} can be seen; ask for fewer "
             "processes or for more GPUs"
         )
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-    )
     try:
-        results: dict[int, T] = elastic_launch(config, work)(*arguments)
+        with tempfile.TemporaryDirectory() as logs, _signals_kept():
+            config = LaunchConfig(
+                min_nodes=1,
+                max_nodes=1,
+                nproc_per_node=processes,
+                run_id=uuid.uuid4().hex,
+                rdzv_backend="c10d",
+                rdzv_endpoint="localhost:0",
+                max_restarts=0,
+                logs_specs=DefaultLogsSpecs(log_dir=logs),
+            )
+            results: dict[int, T] = elastic_launch(config, work)(*arguments)
     except ChildFailedError as failed:
         rank, failure = failed.get_first_failure()
         told: Any = failure.message  # a dict if the process raised, by torch's own record of it
         said = told["message"] if isinstance(told, dict) else told
         raise ProcessFailed(f"process {rank} of {processes}: {said}") from failed
     return results[0]
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Put back the handlers that torch's launcher replaces, and leaves."""
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def in_group() -> bool:

@@ -6,7 +6,6 @@ reach; the job is named after the pipeline run, so that a retry finds the one th
 
 import contextlib
 import copy
-import datetime
 import json
 import os
 import signal
@@ -30,12 +29,12 @@ RESULT = "result"  # below a job's prefix: encoder, history and summary
 
 _KIND = {"group": "trainer.kubeflow.org", "version": "v1alpha1", "plural": "trainjobs"}
 _POLL_SECONDS = 15.0
-_PATIENCE_SECONDS = 600.0  # with an API server that is away, and beyond a job's own deadline
+_PATIENCE_SECONDS = 600.0  # with an API server that is away, and with a job that is being deleted
 _REQUEST_SECONDS = 60.0
 
 
 class LaunchError(ContriqueError):
-    """A TrainJob that cannot be made, failed or did not end; the message names it and the remedy."""
+    """A TrainJob that cannot be made or failed; the message names it and the remedy."""
 
 
 def pretrain(
@@ -63,7 +62,7 @@ def pretrain(
     Returns:
         what was done.
     Raises:
-        LaunchError: the job cannot be made, failed, or did not end in time.
+        LaunchError: the job cannot be made, failed, or was deleted.
         ProcessFailed: one of several processes failed.
         ContriqueError: as `contrique.pretrain.pretrain`.
     """
@@ -134,26 +133,23 @@ def _on_machines(
     place = f"{to}/{name}"
     jobs = _Jobs.of_this_namespace()
 
-    def start() -> None:
-        for kind, folder in sets.items():
-            storage.upload(folder, f"{place}/{kind}")
-        places = {kind: [f"{place}/{kind}"] for kind in (*sets, "checkpoints")} | {"publish": [f"{place}/{RESULT}"]}
-        words = command(places, profile=profile, overrides=overrides, seed=seed)
-        jobs.create(filled(job, name, run, words))
-
+    places = {kind: [f"{place}/{kind}"] for kind in (*sets, "checkpoints")} | {"publish": [f"{place}/{RESULT}"]}
+    whole = filled(job, name, run, command(places, profile=profile, overrides=overrides, seed=seed))
     with _deleted_with_this_task(jobs, name):
         found = jobs.get(name)
-        if found is not None and "Failed" in _conditions(found):
-            print(f"{jobs.called(name)} failed in an earlier attempt: made anew, from its last checkpoint", flush=True)
+        if found is not None and _is_over(found):
+            print(f"{jobs.called(name)} ended in an earlier attempt: made anew, from its last checkpoint", flush=True)
             jobs.delete(name)
             found = None
-        if found is None:
-            start()
+        if found is None and jobs.create(whole, dry_run="All"):  # a refusal comes before hours of uploading
+            for kind, folder in sets.items():
+                storage.upload(folder, f"{place}/{kind}")
+            jobs.create(whole)
         _follow(jobs, name)
     storage.download(f"{place}/{RESULT}", out)
-    jobs.delete(name)
     for kind in sets:  # the checkpoints stay: with them a retry that finds no job is a matter of minutes
         storage.remove(f"{place}/{kind}")
+    jobs.delete(name, wait=False)  # last: until then a retry finds a complete job, and but fetches
     summary = out / SUMMARY
     done = PretrainSummary(**json.loads(summary.read_text()))
     summary.unlink()
@@ -205,11 +201,12 @@ def _follow(jobs: "_Jobs", name: str) -> None:
         if "Failed" in ended:
             why = f"{ended['Failed'].get('reason', '')}: {ended['Failed'].get('message', '')}"
             raise LaunchError(f"{jobs.called(name)} failed ({why}); {jobs.remedy(name)}")
-        made = datetime.datetime.fromisoformat(job["metadata"]["creationTimestamp"])
-        seconds = (datetime.datetime.now(datetime.UTC) - made).total_seconds()
-        if seconds > job["spec"]["activeDeadlineSeconds"] + _PATIENCE_SECONDS:
-            raise LaunchError(f"{jobs.called(name)} has not ended ({state}), beyond its deadline; {jobs.remedy(name)}")
         time.sleep(_POLL_SECONDS)
+
+
+def _is_over(job: Mapping[str, Any]) -> bool:
+    """Whether nothing more will come of a job: it failed, or is being deleted."""
+    return "Failed" in _conditions(job) or "deletionTimestamp" in job["metadata"]
 
 
 def _conditions(job: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -273,11 +270,20 @@ class _Jobs:
         found: dict[str, Any] | None = self._ask("get", self.api.get_namespaced_custom_object, name, absent=404)
         return found
 
-    def create(self, job: dict[str, Any]) -> None:
-        """Make a job; one that is there already, made by a task that was cut off, is as good."""
+    def create(self, job: dict[str, Any], **options: str) -> bool:
+        """Make a job, unless there is one, made by a task that was cut off: it is as good.
+
+        Args:
+            job: the manifest.
+            options: of the request; `dry_run="All"` only asks whether it would be made.
+        Returns:
+            whether there was none.
+        """
         name = job["metadata"]["name"]
-        made = self._ask("create", self.api.create_namespaced_custom_object, name, absent=409, body=job)
-        print(f"{self.called(name)} {'was there' if made is None else 'made'}", flush=True)
+        made = self._ask("create", self.api.create_namespaced_custom_object, name, absent=409, body=job, **options)
+        if not options:
+            print(f"{self.called(name)} {'was there' if made is None else 'made'}", flush=True)
+        return made is not None
 
     def delete(self, name: str, *, wait: bool = True) -> None:
         """Delete a job with its pods; nothing to do if it is not there. `wait`: return when it is gone."""

@@ -131,7 +131,7 @@ def pretrain(
     with distributed.joined() as world, _threads(config.threads, world.local), tuned:
         views, probe = _data(dataset, distorted, config, synthesis or SynthesisConfig(), seed, world)
         total = config.steps or math.ceil(config.epochs * views.steps_per_epoch)
-        trainer = _Trainer(config, seed, world)
+        trainer = _Trainer(config, seed, world, views.pictures.fingerprint())
         run = _Run(trainer, Checkpoints(config.checkpoints or str(out / CHECKPOINTS)), probe, track)
         run.resume()
         started = time.monotonic()
@@ -358,7 +358,7 @@ class _Run:
         tensors, state = self.checkpoints.load(step)
         if state.pop("recipe") != self.trainer.recipe():
             raise ContriqueError(
-                f"{self.checkpoints.name(step)}: of another recipe or seed; choose another folder or remove it"
+                f"{self.checkpoints.name(step)}: of another recipe, seed or data; choose another folder or remove it"
             )
         self.trainer.restore(tensors)
         self.past = _Past(**state)
@@ -401,8 +401,8 @@ class _Network(nn.Module):
 class _Trainer:
     """Weights, optimizer and step: all the state there is, since data and views are functions of (seed, step)."""
 
-    def __init__(self, config: PretrainConfig, seed: int, world: distributed.World) -> None:
-        self.config, self.seed, self.world, self.device = config, seed, world, world.device
+    def __init__(self, config: PretrainConfig, seed: int, world: distributed.World, data: str = "") -> None:
+        self.config, self.seed, self.world, self.device, self.data = config, seed, world, world.device, data
         # batch-norm statistics are a view's own, as in the paper; one pass for both views is faster on a CPU alone
         together = 2 if self.device.type == "cpu" and not distributed.in_group() else 1
         self.encoder = Encoder(config.arch, seed, together).to(self.device)
@@ -506,7 +506,8 @@ class _Trainer:
         """What must agree for a checkpoint to be gone on from: all but how fast, how often and where."""
         free = ("workers", "threads", "checkpoint_every", "checkpoints", "log_every", "minutes")
         recipe = {k: v for k, v in dataclasses.asdict(self.config).items() if k not in free}
-        recorded: dict[str, Any] = json.loads(json.dumps(recipe | {"seed": self.seed}))  # as a checkpoint gives it back
+        recipe |= {"seed": self.seed, "data": self.data}
+        recorded: dict[str, Any] = json.loads(json.dumps(recipe))  # as a checkpoint gives it back
         return recorded
 
 

@@ -60,7 +60,7 @@ def _full(error: BaseException | None) -> str:
             return os.strerror(error.errno)
         if found := next((words for words in _FULL_WORDS if words in str(error)), ""):
             return found
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return ""
 
 

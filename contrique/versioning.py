@@ -194,7 +194,7 @@ def refuse_credentials(*locations: str) -> None:
     for found in filter(None, (re.match(r"https?://.*@([^/@]*)", location) for location in locations)):
         raise FetchError(
             f"the URL of data on {found[1]} holds credentials, which would be logged; leave them out and give them to "
-            f"git by its credential helper (on a cluster: from a Secret)"
+            f"git by its credential helper (on a cluster, use s3://)"
         )
 
 

@@ -4,6 +4,7 @@ Everything random is a function of (seed, step) alone: a step's batch is the sam
 processes and wherever training was resumed, and ranks that share a step make the very batch that one process would.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -93,6 +94,13 @@ class Pictures:
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all that the pictures are made of: the files' contents, what is made of them, and the classes."""
+        told = hashlib.sha256(repr(self.on_the_fly).encode())
+        told.update("".join(str(record.sha256) for record in self.records).encode())
+        told.update(self.label.tobytes())
+        return told.hexdigest()
 
     def __getitem__(self, row: int) -> Picture:
         """RGB. Shape (H, W, 3), uint8."""

@@ -164,21 +164,29 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
 
 def _divide(images: int, options: argparse.Namespace) -> None:
     """Refuse numbers of machines and GPUs that a step's pictures do not divide by."""
-    if min(options.nodes, options.gpus) < 1 or images % (options.nodes * options.gpus):
+    _refuse_below_one({"gpus": options.gpus, "nodes": options.nodes})
+    if images % (options.nodes * options.gpus):
         raise UsageError(
             f"{options.nodes} nodes x {options.gpus} GPUs: pretrain.images={images} does not divide by them"
         )
 
 
-def _pipeline(options: argparse.Namespace) -> "dsl.base_component.BaseComponent":
-    shape = {"shards": options.shards, "gpus": options.gpus, "nodes": options.nodes}
-    for name, number in shape.items():
+def _refuse_below_one(numbers: dict[str, int]) -> None:
+    for name, number in numbers.items():
         if number < 1:
             raise UsageError(f"--{name} {number}: give 1 or more")
+
+
+def _pipeline(options: argparse.Namespace) -> "dsl.base_component.BaseComponent":
+    shape = {"shards": options.shards, "gpus": options.gpus, "nodes": options.nodes}
+    _refuse_below_one(shape)
+    for name, number in shape.items():
         if number > 1 and options.pipeline == "scoring":
             raise UsageError(f"--{name}: the scoring pipeline is not fanned out; leave it out")
-    if (options.nodes > 1) != options.to.startswith("s3://"):
-        raise UsageError("--nodes and --to s3://BUCKET/PREFIX go together: it is what all machines reach")
+    if options.nodes > 1 and not options.to.startswith("s3://"):
+        raise UsageError("--nodes: give --to s3://BUCKET/PREFIX too, which all machines reach")
+    if options.nodes == 1 and options.to:
+        raise UsageError("--to is for --nodes of 2 or more; leave it out")
     if options.pipeline == "scoring":
         from pipelines.scoring import scoring
 
@@ -245,7 +253,8 @@ def trainjob(options: argparse.Namespace) -> None:
     job = filled(manifest(IMAGE, nodes=options.nodes, gpus=options.gpus), options.name, options.name, words)
     with write_aside(options.out) as aside:
         aside.write_text(yaml.safe_dump(job, sort_keys=False))
-    print(f"{options.out}: start it with `kubectl apply -f {options.out}`. Image: {IMAGE}")
+    start = f"kubectl -n NAMESPACE apply -f {options.out}"
+    print(f"{options.out}: start it with `{start}`, where the Secrets are. Image: {IMAGE}")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -25,8 +25,9 @@ import tty
 import uuid
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -124,8 +125,8 @@ class Terminal:
         ) as process:
             os.close(writer)
             # closed if the log cannot be written, too: a task that speaks then ends, and waits for no reader
-            with contextlib.closing(_chunks(reader)) as output:
-                return self._watch(command, output, process.wait)
+            with os.fdopen(reader, "rb", buffering=0) as output:
+                return self._watch(command, _chunks(output), process.wait)
 
     def run_container(
         self, client: Any, image: str, command: list[str], volumes: dict[str, Any], **arguments: Any
@@ -190,8 +191,8 @@ class Terminal:
         self.screen.flush()
 
 
-def _chunks(reader: int) -> Generator[bytes, None, None]:
-    with open(reader, "rb", buffering=0) as stream, contextlib.suppress(OSError):  # a pseudo-terminal's end of file
+def _chunks(stream: FileIO) -> Iterator[bytes]:
+    with contextlib.suppress(OSError):  # a pseudo-terminal's end of file
         while chunk := stream.read(65536):
             yield chunk
 

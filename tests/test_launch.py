@@ -109,8 +109,10 @@ class TestSeveralProcesses:
         assert caught.value.exit_status == ContriqueError.exit_status
 
     def test_a_process_that_is_killed_ends_the_others(self):
+        before = signal.getsignal(signal.SIGTERM)
         with pytest.raises(distributed.ProcessFailed, match=r"process 1 of 2: Signal 9"):
             distributed.spread(2, kill_the_second, 60)
+        assert signal.getsignal(signal.SIGTERM) is before
 
     def test_fewer_gpus_than_processes_are_refused(self, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -145,8 +147,8 @@ class Kubernetes(http.server.ThreadingHTTPServer):
         self.asked: list[str] = []
         self.failure: BaseException | None = None
 
-    def make(self, job: dict[str, Any], age: float = 0) -> None:
-        now = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=age)
+    def make(self, job: dict[str, Any]) -> None:
+        now = datetime.datetime.now(datetime.UTC)
         job["metadata"]["creationTimestamp"] = now.isoformat(timespec="seconds").replace("+00:00", "Z")
         self.jobs[job["metadata"]["name"]] = job
 
@@ -157,16 +159,16 @@ class Kubernetes(http.server.ThreadingHTTPServer):
             become(job, "Complete")
         except BaseException as failure:
             self.failure = failure
-            become(job, "Failed")
+            become(job, "Failed", str(failure))
 
 
-def become(job: dict[str, Any], condition: str) -> None:
+def become(job: dict[str, Any], condition: str, why: str = "") -> None:
     """A status as Kubeflow Trainer writes it, by its own model."""
     counts = dict.fromkeys(("active", "ready", "succeeded", "failed", "suspended"), 0)
     status: dict[str, Any] = {"jobsStatus": [{"name": "node", **counts, "active": 1}]}
     if condition != "Running":
         when = job["metadata"]["creationTimestamp"]
-        told = {"type": condition, "status": "True", "reason": "Told", "message": f"it is {condition}"}
+        told = {"type": condition, "status": "True", "reason": "Told", "message": why or f"it is {condition}"}
         status["conditions"] = [told | {"lastTransitionTime": when}]
     models.TrainerV1alpha1TrainJobStatus.from_dict(status)
     job["status"] = status
@@ -206,6 +208,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.answer({"kind": "Status", "message": "no TrainJob"}, 422)
         elif body["metadata"]["name"] in self.server.jobs:
             self.answer({"kind": "Status", "message": "already exists"}, 409)
+        elif "dryRun=All" in self.path:
+            self.answer(body, 201)
         else:
             self.server.make(body)
             if self.server.work:
@@ -277,7 +281,11 @@ def machines(folder: Path) -> Callable[[dict[str, Any]], None]:
             environment = os.environ | given | {"PET_NODE_RANK": str(rank)}
             with (folder / f"machine {rank}.log").open("w") as log:
                 started.append(subprocess.Popen([program, *words], env=environment, stdout=log, stderr=log))
-        statuses = [process.wait(timeout=1500) for process in started]
+        try:
+            statuses = [process.wait(timeout=1500) for process in started]
+        finally:
+            for process in started:
+                process.kill()
         assert not any(statuses), "\n".join(path.read_text() for path in folder.glob("machine *.log"))
 
     return work
@@ -355,7 +363,8 @@ class TestSeveralMachines:
         kubernetes.answers = [404]
         published(prefix, tmp_path / "published")
         pretrained(sets, tmp_path / "out", job=JOB, to=prefix)
-        assert len([asked for asked in kubernetes.asked if asked.startswith("POST")]) == 1
+        assert [asked for asked in kubernetes.asked if asked.startswith("POST")] == ["POST dryRun=All"]
+        assert storage.names(f"{prefix}/{NAME}") == ["result"], "nothing was uploaded beside it"
 
     def test_a_retry_replaces_the_job_that_failed(self, sets, tmp_path, kubernetes, prefix, capsys):
         failed = job_of_this_run()
@@ -363,8 +372,15 @@ class TestSeveralMachines:
         become(failed, "Failed")
         kubernetes.work = lambda _: published(prefix, tmp_path / "published")
         pretrained(sets, tmp_path / "out", job=JOB, to=prefix)
-        assert "failed in an earlier attempt: made anew" in capsys.readouterr().out
+        assert "ended in an earlier attempt: made anew" in capsys.readouterr().out
         assert "DELETE propagationPolicy=Foreground" in kubernetes.asked
+
+    def test_a_retry_replaces_the_job_that_is_being_deleted(self, sets, tmp_path, kubernetes, prefix):
+        kubernetes.make(job_of_this_run())
+        kubernetes.jobs[NAME]["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+        kubernetes.work = lambda _: published(prefix, tmp_path / "published")
+        pretrained(sets, tmp_path / "out", job=JOB, to=prefix)
+        assert "POST" in kubernetes.asked
 
     def test_a_server_that_is_away_for_a_while_is_asked_again(self, sets, tmp_path, kubernetes, prefix, capsys):
         kubernetes.make(job_of_this_run())
@@ -391,13 +407,7 @@ class TestSeveralMachines:
             launch.LaunchError, match=rf"did not create it \({status} .*as asked, {status}.*; .*{remedy}"
         ):
             pretrained(sets, tmp_path / "out", job=JOB, to=prefix)
-
-    def test_a_job_beyond_its_deadline_is_told(self, sets, tmp_path, kubernetes, prefix):
-        kubernetes.make(job_of_this_run(), age=97 * 3600)
-        with pytest.raises(
-            launch.LaunchError, match=r"has not ended \(waiting for its machines\), beyond its deadline"
-        ):
-            pretrained(sets, tmp_path / "out", job=JOB, to=prefix)
+        assert storage.names(f"{prefix}/{NAME}") == [], "it is told before anything is uploaded"
 
     def test_a_job_that_somebody_deleted_is_told(self, sets, tmp_path, kubernetes, prefix):
         kubernetes.make(job_of_this_run())
@@ -408,7 +418,13 @@ class TestSeveralMachines:
     def test_a_cancelled_task_takes_its_job_with_it(self, sets, tmp_path, kubernetes, prefix):
         before = signal.getsignal(signal.SIGTERM)
         kubernetes.make(job_of_this_run())
-        threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+
+        def cancel() -> None:
+            while len(kubernetes.asked) < 2:
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        threading.Thread(target=cancel, daemon=True).start()
         with pytest.raises(SystemExit) as ended:
             pretrained(sets, tmp_path / "out", job=JOB, to=prefix)
         assert ended.value.code == 128 + signal.SIGTERM

@@ -1,4 +1,5 @@
 import json
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from conftest import S3
 from contrique import distributed, images
 from contrique.checkpoints import Checkpoints
 from contrique.config import SynthesisConfig
-from contrique.dataset import Source, import_folder, write_manifest
+from contrique.dataset import Source, import_folder, read_manifest, write_manifest
 from contrique.distortions import class_id
 from contrique.encoder import load_encoder, read_metadata
 from contrique.errors import ContriqueError
@@ -120,8 +121,19 @@ def test_damaged_checkpoint_is_named(
 
 def test_checkpoint_of_another_recipe_is_refused(sets: tuple[Path, Path], tmp_path: Path) -> None:
     pretrain(*sets, tmp_path, config=TINY, seed=0)
-    with pytest.raises(ContriqueError, match="of another recipe or seed"):
+    with pytest.raises(ContriqueError, match="of another recipe, seed or data"):
         pretrain(*sets, tmp_path, config=TINY, seed=1)
+
+
+def test_checkpoint_of_other_data_is_refused(sets: tuple[Path, Path], tmp_path: Path) -> None:
+    """Or a schedule with one place for its checkpoints would register last week's encoder for this week's data."""
+    pretrain(*sets, tmp_path / "run", config=TINY)
+    dataset = tmp_path / "dataset"
+    shutil.copytree(sets[0], dataset)
+    write_manifest(read_manifest(dataset).assign(sha256="0" * 64), dataset)
+    pretrain(*sets, tmp_path / "run", config=TINY)
+    with pytest.raises(ContriqueError, match="of another recipe, seed or data"):
+        pretrain(dataset, sets[1], tmp_path / "run", config=TINY)
 
 
 def test_interrupted_after_the_last_step_its_history_is_whole(sets: tuple[Path, Path], tmp_path: Path) -> None:

@@ -202,9 +202,9 @@ def test_several_nodes_are_a_job_that_a_light_task_waits_for(document, on_nodes)
     ("options", "message"),
     [
         (["--gpus", "0"], "--gpus 0: give 1 or more"),
-        (["--nodes", "2"], "--nodes and --to s3://BUCKET/PREFIX go together"),
-        (["--nodes", "2", "--to", "/here"], "go together"),
-        (["--to", "s3://b/p"], "go together"),
+        (["--nodes", "2"], "--nodes: give --to s3://BUCKET/PREFIX too"),
+        (["--nodes", "2", "--to", "/here"], "--nodes: give --to s3://"),
+        (["--to", "s3://b/p"], "--to is for --nodes of 2 or more"),
         (["--pipeline", "scoring", "--gpus", "2"], "--gpus: the scoring pipeline is not fanned out"),
     ],
 )

@@ -159,8 +159,7 @@ def race(gate: str, me: str, *command: str) -> int:
 
     def meet() -> None:
         Path(gate, me).touch()
-        while len(list(Path(gate).iterdir())) < 2:
-            time.sleep(0.01)
+        until(lambda: len(list(Path(gate).iterdir())) == 2)
 
     screen = Screen([("✓ Decide on promotion", meet)])
     with contextlib.redirect_stdout(screen):
@@ -194,15 +193,28 @@ def whole() -> list[int]:
     return [step for step in store.steps() if "SHA256SUMS" in storage.names(store.name(step))]
 
 
+def until(true: Callable[[], Any], seconds: float = 900) -> Any:
+    """What `true` returns, once it is true."""
+    end = time.monotonic() + seconds
+    while not (found := true()):
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.01)
+    return found
+
+
+def pretraining_tasks() -> list[psutil.Process]:
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if {"kfp.dsl.executor_main", "pretrain_encoder"} <= set(process.cmdline()):
+                found.append(process)
+    return found
+
+
 def kill_the_training() -> None:
     """As soon as a checkpoint is whole; the last one is then still to be made."""
-    while not whole():
-        time.sleep(0.01)
-    (training,) = [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if {"kfp.dsl.executor_main", "pretrain_encoder"} <= set(process.cmdline())
-    ]
+    (training,) = until(pretraining_tasks)
+    until(whole)
     training.kill()
 
 
@@ -292,7 +304,8 @@ def killed(place: Path, disk: Disk, raced: tuple[Told, Told]) -> Told:
             seen["kill"] = pool.submit(kill_the_training)
 
         def look() -> None:
-            seen["left"] = [*disk.path.rglob("*.safetensors"), *disk.path.rglob("*.tmp")]
+            left = (disk.path.rglob(pattern) for pattern in ("*.safetensors", "*.tmp", "contrique-checkpoint-*"))
+            seen["left"] = [path for paths in left for path in paths]
             seen["checkpoints"] = Checkpoints(CHECKPOINTS).steps()
 
         events: list[Event] = [("✓ Synthesize distortions", kill_soon)]
@@ -327,8 +340,7 @@ def battered(place: Path, disk: Disk, whole_stack: Stack, refused: Any) -> Told:
     known: list[int] = []
 
     def lose_s3_in_training() -> None:
-        while Checkpoints(CHECKPOINTS).steps() == known:
-            time.sleep(0.01)
+        until(lambda: Checkpoints(CHECKPOINTS).steps() != known)
         s3.stop(0)
 
     with ThreadPoolExecutor(1) as pool:

@@ -26,6 +26,7 @@ VULNERABLE := requests==2.19.0
 
 TESTS := $(shell ls -S tests/test_*.py tests/*/test_*.py)
 SLOW := $(shell grep -l mark.slow $(TESTS))
+FAULTS := tests/pipelines/test_faults.py
 QUICK := $(filter-out $(SLOW),$(TESTS))
 BATCHES := batch-1 batch-2 batch-3 batch-4 batch-5 batch-6
 
@@ -33,7 +34,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export GX_ANALYTICS_ENABLED := false
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: $(TESTS) $(BATCHES) help setup data demo stack stack-stop demo-stack test lint format compile ui containers image image-check audit lock clean
+.PHONY: $(TESTS) $(BATCHES) help setup data demo stack stack-stop demo-stack test faults lint format compile ui containers image image-check audit lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -58,8 +59,11 @@ data: setup ## build the sample photographs if need be, and pull them with DVC
 demo: setup data ## the whole pipeline on the sample photographs, minutes on a laptop
 	@$(BIN)/python -m pipelines run --data . --profile demo --seed 0
 
-test: setup ## every test, two processes at a time; one file: make tests/test_gate.py
-	@$(MAKE) --jobs 2 --keep-going --output-sync=target $(SLOW) $(BATCHES)
+test: setup ## the tests, two processes at a time; one file: make tests/test_gate.py
+	@$(MAKE) --jobs 2 --keep-going --output-sync=target $(filter-out $(FAULTS),$(SLOW)) $(BATCHES)
+
+faults: setup ## every part of the pipeline fails once: S3, MLflow, PostgreSQL, the disk, a task; minutes more
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(FAULTS)
 
 # What a file leaves behind (threads, patches, a crash) harms few others: a slow one has a process of its own, the quick
 # ones share six, for to start one takes as long as they do.
@@ -77,7 +81,7 @@ lint: setup ## ruff, mypy --strict, hadolint, and deploy/ against the schemas of
 	@$(BIN)/hadolint Dockerfile mlflow/Dockerfile
 	@$(BIN)/kubectl kustomize deploy | $(BIN)/kubernetes-validate --strict --quiet /dev/stdin
 
-containers: setup ## the tests of the pipeline in containers, and the demo in them; starts a Docker daemon if none answers
+containers: setup ## the pipeline's tests in containers, and the demo in them; starts a Docker daemon if none answers
 	@.ci/containers
 
 format: setup ## let ruff mend and format the code

@@ -26,11 +26,12 @@ import torch
 from gpu import DEVICE, prepared
 
 from contrique.config import SynthesisConfig, resolve
-from contrique.encoder import Encoder, load_encoder
+from contrique.encoder import Encoder, ViewNorm, load_encoder
 from contrique.pretrain import ENCODER, HISTORY, pool_of, pretrain
 from contrique.probe import Probe, split_off
 
 PROBED = 224  # pixels
+RGB: dict[str, Any] = {"colour_spaces": ("rgb",), "lr": 5e-4}
 RECIPES: dict[str, dict[str, Any]] = {
     "demo": {},
     "demo, seed 1": {"seed": 1},
@@ -51,7 +52,14 @@ RECIPES: dict[str, dict[str, Any]] = {
     "crops of 96, 27 images": {"crop": 96, "images": 27},
     "crops of 128, 15 images": {"crop": 128, "images": 15},
     "30 images, lr 2e-4": {"images": 30, "lr_views": 60},
-    "RGB, lr 5e-4": {"colour_spaces": ("rgb",), "lr": 5e-4},
+    "RGB, lr 5e-4": RGB,
+    "RGB, lr 5e-4, seed 1": RGB | {"seed": 1},
+    "RGB, lr 5e-4, seed 2": RGB | {"seed": 2},
+    "RGB, lr 1e-3": RGB | {"lr": 1e-3},
+    "RGB, lr 5e-4, crops of 96, 27 images": RGB | {"crop": 96, "images": 27, "lr_views": 54},
+    "RGB, lr 5e-4, ResNet-50": RGB | {"arch": "resnet50"},
+    "RGB, lr 5e-4, no batch norm": RGB | {"calibration": 0, "normalised": False},
+    "RGB, lr 5e-4, 120 images a step": RGB | {"images": 120, "lr_views": 240},
     "RGB alone": {"colour_spaces": ("rgb",)},
     "no HSV, no LAB": {"colour_spaces": ("gray", "ms", "rgb")},
     "temperature 0.2": {"temperature": 0.2},
@@ -66,6 +74,8 @@ def one(name: str, dataset: Path, distorted: Path, out: Path, crops: int, worker
     """Train by one recipe. Returns what is known of it afterwards."""
     changed = dict(RECIPES[name])
     seed = changed.pop("seed", 0)
+    if not changed.pop("normalised", True):
+        ViewNorm.train = _never_train  # type: ignore[method-assign]
     config = dataclasses.replace(resolve("demo").pretrain, **changed)
     cost = (config.crop / 64) ** 2 * (2.25 if config.arch == "resnet50" else 1.0)
     steps = round(crops / (2 * config.images * cost))
@@ -74,6 +84,12 @@ def one(name: str, dataset: Path, distorted: Path, out: Path, crops: int, worker
     last = json.loads((out / HISTORY).read_text().splitlines()[-1])
     last |= probed(dataset, distorted, load_encoder(out / ENCODER))
     return {"name": name, "steps": steps, "crops": summary.crops, "minutes": summary.minutes, "last": last}
+
+
+def _never_train(norm: ViewNorm, mode: bool = True) -> ViewNorm:
+    """The statistics stay those of an untrained encoder, mean 0 and variance 1: scale and shift alone are learned."""
+    norm.training = False
+    return norm
 
 
 def probed(dataset: Path, distorted: Path, encoder: Encoder) -> dict[str, float]:

@@ -108,7 +108,8 @@ def _decode_qoi(data: bytes, name: str, max_pixels: int) -> Decoded:
     if not data.endswith(b"\0\0\0\0\0\0\0\1"):  # the decoder fills what is missing with black, and says nothing
         raise ValueError("no end marker")
     pixels = imagecodecs.qoi_decode(data)
-    return Decoded(np.array(_to_rgb(Image.fromarray(pixels), name)), pixels.shape[2])
+    channels = pixels.shape[2]
+    return Decoded(pixels if channels == 3 else np.array(_to_rgb(Image.fromarray(pixels), name)), channels)
 
 
 def _refuse_bomb(width: int, height: int, name: str, max_pixels: int) -> None:
@@ -186,7 +187,25 @@ def half_scale(pixels: Picture) -> Picture:
         RGB. Shape (H // 2, W // 2, 3), uint8.
     """
     height, width = pixels.shape[:2]
-    return np.array(Image.fromarray(pixels).resize((width // 2, height // 2), Image.Resampling.BICUBIC))
+    # elsewhere Pillow takes the columns first, or its weights are no multiples of 1/256
+    if height % 2 or width % 2 or height > 2 * width or min(height, width) < 16:
+        return _half_by_pillow(pixels, 0, width)
+    import torch
+
+    # Pillow's very values in a seventh of the time, but for the two outermost pixels, where taps are missing
+    planes = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
+    half = torch.nn.functional.interpolate(planes, (height // 2, width // 2), mode="bicubic", antialias=True)
+    out: Picture = half[0].permute(1, 2, 0).numpy()
+    out[:2], out[-2:] = _half_by_pillow(pixels[:8], 0, width)[:2], _half_by_pillow(pixels[-8:], 0, width)[-2:]
+    out[:, :2], out[:, -2:] = _half_by_pillow(pixels, 0, 4), _half_by_pillow(pixels, width - 4, width)
+    return out
+
+
+def _half_by_pillow(pixels: Picture, left: int, right: int) -> Picture:
+    """What becomes of the columns from `left` to `right`."""
+    height = len(pixels)
+    size, box = ((right - left) // 2, height // 2), (left, 0, right, height)
+    return np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC, box=box))
 
 
 def fit_within(pixels: Picture, max_side: int) -> Picture:

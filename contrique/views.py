@@ -323,7 +323,7 @@ def two_views(image: Picture, crop: int, cut: Cut) -> tuple[Picture, Picture]:
         two views, RGB. Shape (crop, crop, 3), uint8.
     """
     views = [_crop(image, crop, cut.full), _half_crop(image, crop, cut.half)]
-    a, b = [np.ascontiguousarray(view[:, ::-1]) if flip else view for view, flip in zip(views, cut.flips, strict=True)]
+    a, b = [cv2.flip(view, 1) if flip else view for view, flip in zip(views, cut.flips, strict=True)]
     return (b, a) if cut.half_first else (a, b)
 
 

@@ -269,7 +269,7 @@ def run(
         original = getattr(module, function)
         setattr(module, function, stand_in)
         try:
-            without_retries(pipeline)(**arguments)
+            with_retries(pipeline)(**arguments)
         except RuntimeError as error:
             failure = terminal.reason or str(error)
         finally:
@@ -327,15 +327,16 @@ def _docker_runner(terminal: Terminal, folders: list[str]) -> tuple[local.Docker
     return runner, docker_task_handler, "run_docker_container"
 
 
-def without_retries(pipeline: dsl.base_component.BaseComponent) -> dsl.base_component.BaseComponent:
-    """The compiled pipeline, loaded again without its retry policies."""
+def with_retries(pipeline: dsl.base_component.BaseComponent, times: int = 0) -> dsl.base_component.BaseComponent:
+    """The compiled pipeline, loaded again: what a cluster would retry is tried so many times more, without a pause."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "pipeline.yaml")
         compiler.Compiler().compile(pipeline, str(path))
         documents = list(yaml.safe_load_all(path.read_text()))
     for component in [documents[0]["root"], *documents[0]["components"].values()]:
         for task in component.get("dag", {}).get("tasks", {}).values():
-            task.pop("retryPolicy", None)
+            if task.pop("retryPolicy", None) and times:
+                task["retryPolicy"] = {"maxRetryCount": times}
     return components.load_component_from_text(yaml.safe_dump_all(documents))
 
 

@@ -7,6 +7,7 @@ is, or when a checkpoint appears, never after a time.
 """
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -26,8 +27,6 @@ import mlflow
 import psutil
 import pytest
 import torch
-import yaml
-from kfp import compiler, components, dsl
 from safetensors.torch import load_file
 from test_run import TINY, picture_set
 
@@ -107,26 +106,6 @@ def arguments(**options: Any) -> list[str]:
     return ["run", *flags, *(f"--param={name}={json.dumps(value)}" for name, value in params.items())]
 
 
-def tried(times: int) -> Callable[[dsl.base_component.BaseComponent], dsl.base_component.BaseComponent]:
-    """What a run here loads in place of the document without retries: the stages that a cluster would retry, are.
-
-    As often as there are faults, and without the waiting.
-    """
-
-    def load(pipeline: dsl.base_component.BaseComponent) -> dsl.base_component.BaseComponent:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "pipeline.yaml")
-            compiler.Compiler().compile(pipeline, str(path))
-            documents = list(yaml.safe_load_all(path.read_text()))
-        for component in [documents[0]["root"], *documents[0]["components"].values()]:
-            for task in component.get("dag", {}).get("tasks", {}).values():
-                if "retryPolicy" in task:
-                    task["retryPolicy"] = {"maxRetryCount": times}
-        return components.load_component_from_text(yaml.safe_dump_all(documents))
-
-    return load
-
-
 def run(events: Sequence[Event], runs: Path, retries: int = 0, **options: Any) -> Told:
     """`python -m pipelines run`, with events on the way."""
     reasons: list[str] = []
@@ -145,7 +124,7 @@ def run(events: Sequence[Event], runs: Path, retries: int = 0, **options: Any) -
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(local.Terminal, "_watch", spy)
         if retries:
-            patch.setattr(local, "without_retries", tried(retries))
+            patch.setattr(local, "with_retries", functools.partial(local.with_retries, times=retries))
         with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(err):
             status = main(arguments(**options | {"--runs": runs}))
     out = screen.getvalue()

@@ -463,7 +463,7 @@ def test_the_local_document_differs_in_retries_alone():
     """What is tested here is what runs on a cluster."""
     from pipelines.training import training
 
-    whole, without = training.pipeline_spec, local.without_retries(training).pipeline_spec
+    whole, without = training.pipeline_spec, local.with_retries(training).pipeline_spec
     (body,) = [one for one in whole.components.values() if "pretrain-encoder" in one.dag.tasks]
     assert body.dag.tasks["pretrain-encoder"].HasField("retry_policy")
     for spec in (whole, without):

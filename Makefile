@@ -8,6 +8,8 @@ MAKEFLAGS += --no-print-directory
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# its progress bars are for a terminal; in a log they are noise
+QUIET := $(shell [ -t 2 ] || echo --quiet)
 STAMP := $(VENV)/.installed
 PYTHON ?= $(shell for name in python3.11 python3 python; do \
 	"$$name" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo "$$name" && break; done)
@@ -46,9 +48,9 @@ $(STAMP): requirements.lock pyproject.toml
 	@echo "Making $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv $(VENV)
 	@echo "Installing PyTorch: the largest part, a few minutes on a fast line"
-	@$(PIP) install --quiet $$(grep -E '^torch(vision)?==' requirements.lock)
+	@$(PIP) install $(QUIET) $$(grep -E '^torch(vision)?==' requirements.lock)
 	@echo "Installing $$(grep -c == requirements.lock) pinned packages"
-	@$(PIP) install --quiet -r requirements.lock
+	@$(PIP) install $(QUIET) -r requirements.lock
 	@$(PIP) install --quiet --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
 

@@ -196,7 +196,9 @@ def prepared(photos: Path | None, folder: Path, config: SynthesisConfig) -> tupl
         if photos and (photos / kind).is_dir():
             frames.append(dataset.import_folder(dataset.Source((photos / kind).resolve(), kind)))
             (source / "images").mkdir(parents=True, exist_ok=True)
-            (source / "images" / kind).symlink_to((photos / kind).resolve(), target_is_directory=True)
+            link = source / "images" / kind
+            if not link.is_symlink():  # there already where an interrupted run goes on
+                link.symlink_to((photos / kind).resolve(), target_is_directory=True)
             frames[-1]["image"] = f"images/{kind}/" + frames[-1]["image"]
     if frames:
         dataset.write_manifest(pd.concat(frames), source)

@@ -29,56 +29,61 @@ from contrique.config import SynthesisConfig, resolve
 from contrique.encoder import Encoder, ViewNorm, load_encoder
 from contrique.pretrain import ENCODER, HISTORY, pool_of, pretrain
 from contrique.probe import Probe, split_off
+from contrique.views import COLOUR_SPACES
 
 PROBED = 224  # pixels
-RGB: dict[str, Any] = {"colour_spaces": ("rgb",), "lr": 5e-4}
+UNTRAINED = "untrained, seed "
+FIVE: dict[str, Any] = {"colour_spaces": COLOUR_SPACES, "lr": 2e-4}  # the paper's spaces; the profile before
 RECIPES: dict[str, dict[str, Any]] = {
     "demo": {},
     "demo, seed 1": {"seed": 1},
     "demo, seed 2": {"seed": 2},
-    "lr 5e-5": {"lr": 5e-5},
-    "lr 5e-4": {"lr": 5e-4},
+    "lr 2e-4": {"lr": 2e-4},
     "lr 1e-3": {"lr": 1e-3},
-    "SGD, lr 0.07 (the paper's, scaled)": {"optimizer": "sgd", "lr": 0.6, "lr_views": 1024},
-    "SGD, lr 0.01": {"optimizer": "sgd", "lr": 0.01},
+    "crops of 96, 27 images": {"crop": 96, "images": 27, "lr_views": 54},
+    "crops of 128, 15 images": {"crop": 128, "images": 15, "lr_views": 30},
+    "ResNet-50": {"arch": "resnet50"},
+    "no batch norm": {"calibration": 0, "normalised": False},
+    "no calibration": {"calibration": 0},
+    "30 images a step": {"images": 30, "lr_views": 60},
+    "120 images a step": {"images": 120, "lr_views": 240},
     "uniform sampler": {"sampler": "uniform"},
     "2 contents a class": {"contents_per_class": 2},
     "6 contents a class": {"contents_per_class": 6},
     "no authentic pictures": {"authentic_share": 0.0},
     "half authentic pictures": {"authentic_share": 0.5},
-    "30 images a step": {"images": 30},
-    "120 images a step": {"images": 120},
-    "crops of 96": {"crop": 96},
-    "crops of 96, 27 images": {"crop": 96, "images": 27},
-    "crops of 128, 15 images": {"crop": 128, "images": 15},
-    "30 images, lr 2e-4": {"images": 30, "lr_views": 60},
-    "RGB, lr 5e-4": RGB,
-    "RGB, lr 5e-4, seed 1": RGB | {"seed": 1},
-    "RGB, lr 5e-4, seed 2": RGB | {"seed": 2},
-    "RGB, lr 1e-3": RGB | {"lr": 1e-3},
-    "RGB, lr 5e-4, crops of 96, 27 images": RGB | {"crop": 96, "images": 27, "lr_views": 54},
-    "RGB, lr 5e-4, ResNet-50": RGB | {"arch": "resnet50"},
-    "RGB, lr 5e-4, no batch norm": RGB | {"calibration": 0, "normalised": False},
-    "RGB, lr 5e-4, 120 images a step": RGB | {"images": 120, "lr_views": 240},
-    "RGB alone": {"colour_spaces": ("rgb",)},
-    "no HSV, no LAB": {"colour_spaces": ("gray", "ms", "rgb")},
     "temperature 0.2": {"temperature": 0.2},
     "one local vector": {"pool": 1},
-    "ResNet-50": {"arch": "resnet50"},
-    "no calibration": {"calibration": 0},
     "identity classes apart": {"merge_identity": False},
+    "gray, MS and RGB": {"colour_spaces": ("gray", "ms", "rgb")},
+    "five spaces": FIVE,
+    "five spaces, seed 1": FIVE | {"seed": 1},
+    "five spaces, seed 2": FIVE | {"seed": 2},
+    "five spaces, lr 5e-5": FIVE | {"lr": 5e-5},
+    "five spaces, lr 5e-4": FIVE | {"lr": 5e-4},
+    "five spaces, lr 1e-3": FIVE | {"lr": 1e-3},
+    "five spaces, SGD, lr 0.07 (the paper's, scaled)": FIVE | {"optimizer": "sgd", "lr": 0.6, "lr_views": 1024},
+    "five spaces, SGD, lr 0.01": FIVE | {"optimizer": "sgd", "lr": 0.01},
+    "five spaces, uniform sampler": FIVE | {"sampler": "uniform"},
+    "five spaces, 2 contents a class": FIVE | {"contents_per_class": 2},
+    "five spaces, 6 contents a class": FIVE | {"contents_per_class": 6},
+    "five spaces, 120 images a step": FIVE | {"images": 120},
 }
+NAMES = [*RECIPES, *(f"{UNTRAINED}{seed}" for seed in range(3))]
 
 
 def one(name: str, dataset: Path, distorted: Path, out: Path, crops: int, workers: int) -> dict[str, Any]:
     """Train by one recipe. Returns what is known of it afterwards."""
+    if name.startswith(UNTRAINED):
+        encoder = Encoder("resnet18", int(name.removeprefix(UNTRAINED)))
+        return {"name": name, "steps": 0, "crops": 0, "minutes": 0.0, "last": probed(dataset, distorted, encoder)}
     changed = dict(RECIPES[name])
     seed = changed.pop("seed", 0)
     if not changed.pop("normalised", True):
         ViewNorm.train = _never_train  # type: ignore[method-assign]
     config = dataclasses.replace(resolve("demo").pretrain, **changed)
     cost = (config.crop / 64) ** 2 * (2.25 if config.arch == "resnet50" else 1.0)
-    steps = round(crops / (2 * config.images * cost))
+    steps = max(1, round(crops / (2 * config.images * cost)))
     still = {"steps": steps, "workers": workers, "checkpoint_every": 10**9, "probe_every": 10**9}
     summary = pretrain(dataset, distorted, out, config=dataclasses.replace(config, **still), seed=seed)
     last = json.loads((out / HISTORY).read_text().splitlines()[-1])
@@ -115,8 +120,8 @@ def main() -> None:
     parser.add_argument("--weak-labels", type=int, default=20, help="a photograph; default: 20; 0 where piq is missing")
     parser.add_argument("--at-once", type=int, default=1, help="recipes trained at the same time")
     parser.add_argument("--minutes", type=float, default=0, help="after which no further recipe is begun")
-    parser.add_argument("--only", nargs="*", choices=sorted(RECIPES), default=list(RECIPES), metavar="NAME")
-    parser.add_argument("--one", choices=sorted(RECIPES), help=argparse.SUPPRESS)
+    parser.add_argument("--only", nargs="*", choices=NAMES, default=NAMES, metavar="NAME")
+    parser.add_argument("--one", choices=NAMES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     out = arguments.out.resolve()
     dataset, distorted = out / "dataset", out / "distorted"
@@ -143,7 +148,7 @@ def main() -> None:
         last = found["last"]
         probes = f"type {last['probe_type']:.3f}  level {last['probe_level']:.3f}" if "probe_type" in last else ""
         words = [f"{name:36}", f"{found['steps']:6} steps", f"{found['crops']:8} crops", f"{found['minutes']:6.2f} min"]
-        print(*words, f"loss {last['loss']:.3f}", probes, flush=True)
+        print(*words, f"loss {last['loss']:.3f}" if "loss" in last else "", probes, flush=True)
 
     with ThreadPoolExecutor(arguments.at_once) as pool:
         list(pool.map(run, arguments.only))

@@ -1,7 +1,7 @@
 """The stages of the pipelines: one thin Kubeflow component per file, each calling one function of `contrique`.
 
 A component's source travels inside the compiled pipeline, so its body imports what it needs itself. The image holds
-`contrique` with all its extras: nothing is installed when a task starts.
+`contrique` and all that the stages import: nothing is installed when a task starts.
 """
 
 import functools

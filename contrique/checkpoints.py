@@ -52,7 +52,7 @@ class Checkpoints:
     def save(
         self, step: int, tensors: "Mapping[str, Mapping[str, Tensor]]", state: dict[str, Any], *, last: bool = False
     ) -> None:
-        """Write one checkpoint and remove all older ones but the one before it.
+        """Write one checkpoint and remove all older ones but the one before it, and what an interrupted one left.
 
         Args:
             step: its name.
@@ -66,8 +66,9 @@ class Checkpoints:
         if not storage.is_s3(self.location):
             with storage.write_aside(Path(self.name(step))) as aside:
                 _write(aside, tensors, state)
-            for old in self._outdated(step):
-                shutil.rmtree(self.name(old))
+            left = Path(self.location).glob(".step-*")  # by a process that was killed as it wrote
+            for outdated in [*left, *(Path(self.name(old)) for old in self._outdated(step))]:
+                shutil.rmtree(outdated)
             return
         if self._upload and not (self._upload.done() or last):
             print(f"{self.name(step)}: left out, the one before is still being uploaded", file=sys.stderr)

@@ -234,6 +234,7 @@ def _parser() -> argparse.ArgumentParser:
     pretrain.add_argument("--checkpoints", help="their folder or s3:// prefix, if pretrain.checkpoints names none")
     pretrain.add_argument("--publish", help="s3:// prefix that gets encoder, history and summary too")
     pretrain.add_argument("--profile", choices=sorted(PROFILES), default="demo", help="default: demo")
+    pretrain.add_argument("--minutes", type=float, help="to train for, instead of the profile's steps")
     add_seed(pretrain)
     add_settings(pretrain)
 
@@ -576,6 +577,10 @@ def _pretrain(options: argparse.Namespace) -> None:
     if not options.dataset and not (options.pristine and options.authentic and not options.distorted):
         raise UsageError("give both --pristine and --authentic; --distorted goes with --dataset")
     config = _config(options)
+    if options.minutes is not None:
+        if not 0 < options.minutes < float("inf"):
+            raise UsageError(f"--minutes {options.minutes:g}: give more than 0")
+        config = dataclasses.replace(config, pretrain=dataclasses.replace(config.pretrain, minutes=options.minutes))
     dataset, distorted = (
         options.out / name if not given or storage.is_s3(given) else Path(given)
         for name, given in (("dataset", options.dataset), ("distorted", options.distorted))

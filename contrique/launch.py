@@ -8,6 +8,7 @@ import contextlib
 import copy
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -78,10 +79,11 @@ def pretrain(
 def _train(dataset: Path, distorted: Path, out: Path, settings: Config, seed: int) -> "PretrainSummary":
     """What each process of this machine does."""
     from contrique import distributed, registry
+    from contrique.pretrain import CHECKPOINTS
     from contrique.pretrain import pretrain as train
 
     with distributed.joined() as world:
-        return train(
+        made = train(
             dataset,
             distorted,
             out,
@@ -90,6 +92,9 @@ def _train(dataset: Path, distorted: Path, out: Path, settings: Config, seed: in
             track=registry.this_run(settings).track if world.leads else None,
             synthesis=settings.synthesis,
         )
+        if world.leads:  # no part of the encoder that later tasks fetch; where pretrain.checkpoints names, they stay
+            shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+    return made
 
 
 def command(places: Mapping[str, Sequence[str]], *, profile: str, overrides: Mapping[str, Any], seed: int) -> list[str]:

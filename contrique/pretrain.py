@@ -39,7 +39,7 @@ Track = Callable[[dict[str, float], int], None]
 
 
 class Diverged(ContriqueError):
-    """The loss is not finite; the message names the step and the pictures, the last checkpoint stays."""
+    """Loss or gradient is not finite; the message names step and pictures, the last good checkpoint stays."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,12 @@ def pool_of(
     Returns:
         rows of the split `pretrain`, synthetic and authentic, and rows of all other synthetic pictures: manifest rows
         with `folder` and `label` (-1 for authentic ones).
+    Raises:
+        DatasetError: pictures to pretrain on cannot be read, by what the manifests say.
     """
     import pandas as pd
 
-    from contrique.dataset import read_manifest
+    from contrique.dataset import DatasetError, read_manifest
     from contrique.distortions import class_id
 
     given = read_manifest(dataset)
@@ -89,6 +91,12 @@ def pool_of(
     authentic = given[(given["split"] == "pretrain") & (given["kind"] == "authentic")]
     pretraining = made["split"] == "pretrain"
     train = pd.concat([made[pretraining], authentic.assign(folder=str(dataset), label=-1)], ignore_index=True)
+    damaged = train[train["error"].fillna("") != ""]
+    if len(damaged):
+        raise DatasetError(
+            f"{dataset}: {len(damaged)} pictures to pretrain on cannot be read ({', '.join(damaged['error'][:3])}); "
+            "mend or remove them"
+        )
     return train, made[~pretraining].reset_index(drop=True)
 
 
@@ -122,7 +130,7 @@ def pretrain(
     Returns:
         what was done.
     Raises:
-        Diverged: the loss is not finite.
+        Diverged: loss or gradient is not finite; the step's pictures are named on stderr.
         DatasetError: pictures are missing, or do not divide by the number of processes.
         StorageError: checkpoints cannot be listed, or the last one not be stored.
     """
@@ -233,11 +241,13 @@ def _train(run: "_Run", views: Views, total: int) -> float:
         first, update = update is None, trainer.update(batch, lr)
         if first:  # minutes are of training: starting the loader and compiling must not cost the warm-up
             ticking = time.monotonic()
-        if not math.isfinite(update.loss):
+        if not update.finite:
             names = [views.pictures.name(row) for row in views.rows(past.step)]
+            tqdm.write(f"pictures of step {past.step}: {', '.join(names)}", file=sys.stderr)
             raise Diverged(
-                f"the loss is {update.loss} at step {past.step}; lower pretrain.lr (now {config.lr}) or look at the "
-                f"pictures of that step: {', '.join(names[:8])}, ... The last checkpoint stays in "
+                f"the loss is {update.loss} and its gradient's norm {update.grad_norm} at step {past.step}; look at "
+                f"the pictures of that step, {names[0]} to {names[-1]} (all are listed above), or begin again with a "
+                f"pretrain.lr below {config.lr} and another pretrain.checkpoints: the last good checkpoint stays in "
                 f"{run.checkpoints.location}"
             )
         past.step += 1
@@ -247,7 +257,8 @@ def _train(run: "_Run", views: Views, total: int) -> float:
         probing = bool(config.probe_every) and past.step % config.probe_every == 0
         if past.step % config.log_every == 0 or probing:
             entry = run.log(update, lr, time.monotonic() - start)
-            bar.set_postfix_str(f"loss {entry['loss']:.3f}, {entry['crops_per_s']:.0f} crops/s")
+            left = f", {(clock - past.seconds) / 60:.1f} minutes left" if clock else ""  # else the bar has an ETA
+            bar.set_postfix_str(f"loss {entry['loss']:.3f}, {entry['crops_per_s']:.0f} crops/s{left}")
         if probing:
             run.examine()
         if past.step % config.checkpoint_every == 0 and past.step < stop:  # the last one is saved below, when logged
@@ -337,13 +348,16 @@ class _Run:
         """Go on from the newest whole checkpoint, if there is one, on every rank."""
         chosen = -1
         if self.trainer.world.leads:
-            for step in self.checkpoints.steps():
+            found = self.checkpoints.steps()
+            for step in found:
                 try:
                     self._load(step)
                     chosen = step
                     break
                 except DamagedCheckpoint as error:
                     print(f"{error}; trying the one before it", file=sys.stderr)
+            if found and chosen < 0:
+                print(f"{self.checkpoints.location}: no whole checkpoint; beginning anew", file=sys.stderr)
         chosen = int(distributed.of_the_first(chosen))
         if chosen >= 0 and not self.trainer.world.leads:
             if chosen not in self.checkpoints.steps():
@@ -372,6 +386,11 @@ class _Update:
     grad_norm: float
     z: Tensor
     labels: Tensor
+
+    @property
+    def finite(self) -> bool:
+        """Whether the optimizer made a step of it."""
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
 class _Network(nn.Module):
@@ -427,7 +446,7 @@ class _Trainer:
         return peak * 0.5 * (1 + math.cos(math.pi * (progress - self.config.warmup) / (1 - self.config.warmup)))
 
     def update(self, batch: Batch, lr: float) -> _Update:
-        """One optimizer step; with a loss that is not finite, the weights stay as they are."""
+        """One optimizer step; with a loss or a gradient that is not finite, the weights stay as they are."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         views = tuple(view.to(self.device, non_blocking=True) for view in batch.views)
@@ -442,7 +461,7 @@ class _Trainer:
         self.gradients.wait()
         grad_norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         made = _Update(distributed.total(loss).item(), grad_norm.item(), z.detach(), labels)
-        if math.isfinite(made.loss):
+        if made.finite:
             self.optimizer.step()
         return made
 

@@ -4,6 +4,7 @@ import html
 import json
 import os
 import re
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -73,13 +74,17 @@ def validate(directory: Path, report: Path, config: ValidationConfig | None = No
     facts = observe(directory, dataset.read_manifest(directory), config)
     checks = _checks(facts, config)
     result = _run(facts, checks)
-    failures = [checks[number].message(facts.loc[rows]) for number, rows in _failed(result).items()]
+    failed = {checks[number]: facts.loc[rows] for number, rows in _failed(result).items()}
+    failures = [check.message(rows) for check, rows in failed.items()]
     summary = _summarize(facts, len(checks))
     with storage.write_aside(report) as aside:
         aside.write_text(_page(result, summary, failures), encoding="utf-8")
     with storage.write_aside(report.with_suffix(".json")) as aside:
         aside.write_text(json.dumps(result.to_json_dict() | {"failures": failures}, indent=2) + "\n", encoding="utf-8")
     if failures:
+        for check, rows in failed.items():  # a cluster keeps the log of a failed task, and not its report
+            if len(check.names(rows)) > _SHOWN:
+                print(f"{check.what}: {', '.join(check.names(rows))}", file=sys.stderr)
         raise ValidationFailed(failures)
     return summary
 
@@ -143,7 +148,7 @@ def _near_duplicates(facts: pd.DataFrame, bits: int) -> pd.Series:
     return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Check:
     """An expectation and how its failure is told.
 
@@ -163,12 +168,16 @@ class _Check:
     condition: str = ""
     show: Callable[[Any], str] = lambda row: str(row.image)
 
+    def names(self, rows: pd.DataFrame) -> list[str]:
+        """The rows, as a person is told them, each once."""
+        return list(dict.fromkeys(self.show(row) for row in rows.itertuples()))
+
     def message(self, rows: pd.DataFrame) -> str:
         """One line that names the rows and the remedy; a check of the whole set fails without rows."""
         if rows.empty:
             return f"{self.what}; {self.remedy}"
-        names = list(dict.fromkeys(self.show(row) for row in rows.itertuples()))
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        names = self.names(rows)
+        more = f" and {len(names) - _SHOWN} more, named in the log" if len(names) > _SHOWN else ""
         return f"{self.what} ({len(rows)}): {', '.join(names[:_SHOWN])}{more}; {self.remedy}"
 
 

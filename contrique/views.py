@@ -38,7 +38,7 @@ class Batch:
     Attributes:
         views: two tensors, RGB uint8. Shape (images, 3, crop, crop) each.
         colours: index into COLOUR_SPACES of each view. Shape (2, images).
-        labels: class of each image: (distortion, level) classes, then one of its own per authentic image.
+        labels: class of each image: (distortion, level) classes, and of each authentic image one of its own.
         rows: row of each image in the pool.
     """
 
@@ -263,7 +263,7 @@ class Views(Dataset[Batch]):
                 second.append(b)
         labels = self.pictures.label[rows]
         own = labels < 0
-        labels[own] = 1_000_000 + np.arange(own.sum())
+        labels[own] = 1_000_000 + rows[own]  # by picture, not by place: few ones are drawn more than once a step
         colours = torch.from_numpy(self.colours[rng.integers(len(self.colours), size=(2, len(rows)))])
         mine = slice(self.rank, None, self.ranks)
         return Batch(

@@ -127,6 +127,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pristine", action="append", help="folder of undistorted photographs; repeatable")
     parser.add_argument("--authentic", action="append", help="folder of camera photographs; repeatable")
     parser.add_argument("--profile", help="demo (minutes on a laptop) or paper; default: demo")
+    parser.add_argument("--minutes", type=float, help="to pretrain for, instead of the profile's steps")
     parser.add_argument("--seed", type=int, help="default: 0")
     parser.add_argument(
         "--param",
@@ -153,6 +154,12 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
             raise UsageError(f"--param {name}: neither an option of the configuration nor an argument of the pipeline")
         target = arguments["overrides"] if "." in name else arguments
         target[name] = value
+    if options.minutes is not None:
+        if options.pipeline == "scoring":
+            raise UsageError("--minutes: the scoring pipeline trains nothing; leave it out")
+        if not 0 < options.minutes < float("inf"):
+            raise UsageError(f"--minutes {options.minutes:g}: give more than 0")
+        arguments["overrides"]["pretrain.minutes"] = options.minutes
     if not arguments["data"]:
         raise UsageError("no data; give --data FOLDER (`--data .` here, after `make data`, for the sample photographs)")
     refuse_credentials(arguments["data"], *arguments.get("pristine", ()), *arguments.get("authentic", ()))

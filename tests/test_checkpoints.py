@@ -60,6 +60,13 @@ def test_later_ones_that_were_refused_do_not_push_out_new_ones(store: Checkpoint
     assert store.steps() == [9, 8, 5, 4]
 
 
+def test_what_a_killed_process_left_half_written_goes(tmp_path: Path) -> None:
+    store = Checkpoints(str(tmp_path))
+    (tmp_path / ".step-00000001.0badcafe.tmp").mkdir()
+    store.save(1, {"model": {}}, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
 @pytest.mark.parametrize("file", ["model.safetensors", "state.json", "SHA256SUMS"])
 def test_damaged_and_partial_checkpoints_are_refused_by_name(store: Checkpoints, file: str) -> None:
     store.save(1, TENSORS, {"step": 1}, last=True)

@@ -16,7 +16,7 @@ from contrique.cli import main
 from contrique.config import RegistryConfig, SynthesisConfig
 from contrique.dataset import Source, import_folder, picture, read_manifest, rows_of, write_manifest
 from contrique.distortions import NAMES
-from contrique.encoder import load_encoder
+from contrique.encoder import load_encoder, read_metadata
 from contrique.features import extract
 from contrique.scorer import TOLERANCE, Scorer
 from contrique.synthesis import synthesize
@@ -201,6 +201,7 @@ def test_where_to_publish_is_checked_before_training(home, tmp_path, capsys):
         (["--pristine", "p"], "give both --pristine and --authentic"),
         (["--pristine", "p", "--authentic", "a", "--dataset", "d"], "or else a --dataset"),
         (["--pristine", "p", "--authentic", "a", "--distorted", "d"], "--distorted goes with --dataset"),
+        (["--pristine", "p", "--authentic", "a", "--minutes", "0"], "--minutes 0: give more than 0"),
     ],
 )
 def test_what_to_pretrain_on_is_one_or_the_other(home, tmp_path, capsys, given, message):
@@ -349,3 +350,6 @@ def test_pretrain(tmp_path, capsys):
     assert call("pretrain", *again, *(word for setting in settings for word in ("--set", setting))) == 0
     encoders = [(tmp_path / run / "encoder.safetensors").read_bytes() for run in ("run", "again")]
     assert encoders[0] == encoders[1], "the same pictures, as a picture set"
+    timed = [*sets, "--out", tmp_path / "timed", "--minutes", "0.1"]
+    assert call("pretrain", *timed, *(word for setting in settings for word in ("--set", setting))) == 0
+    assert read_metadata(tmp_path / "timed" / "encoder.safetensors")["steps"] > 2

@@ -32,7 +32,7 @@ from components.pretrain_encoder import pretrain_encoder
 from contrique import distributed, launch, registry, storage
 from contrique.config import RegistryConfig
 from contrique.errors import ContriqueError
-from contrique.pretrain import ENCODER, HISTORY, SUMMARY
+from contrique.pretrain import CHECKPOINTS, ENCODER, HISTORY, SUMMARY
 from pipelines import local
 from pipelines.trainjob import manifest
 
@@ -86,6 +86,7 @@ class TestSeveralProcesses:
         assert child.returncode == 0, told
         encoders = [(tmp_path / which / ENCODER).read_bytes() for which in ("component", "torchrun")]
         assert encoders[0] == encoders[1]
+        assert not (tmp_path / "component" / CHECKPOINTS).exists(), "no part of what later tasks fetch"
         assert made.metadata["steps"] == 2
         assert tracked_loss() == pytest.approx(made.metadata["loss_last"])
 

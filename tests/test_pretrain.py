@@ -14,11 +14,12 @@ import pytest
 import tiny_training
 import torch
 from conftest import S3
+from torch import Tensor
 
 from contrique import distributed, images
 from contrique.checkpoints import Checkpoints
 from contrique.config import SynthesisConfig
-from contrique.dataset import Source, import_folder, read_manifest, write_manifest
+from contrique.dataset import DatasetError, Source, import_folder, read_manifest, write_manifest
 from contrique.distortions import class_id
 from contrique.encoder import load_encoder, read_metadata
 from contrique.errors import ContriqueError
@@ -116,7 +117,23 @@ def test_damaged_checkpoint_is_named(
     newest = sorted((tmp_path / CHECKPOINTS).iterdir())[-1]
     (newest / "optimizer.safetensors").write_bytes(b"")
     pretrain(*sets, tmp_path, config=TINY)
-    assert f"checkpoint {newest} is damaged" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"checkpoint {newest} is damaged" in told
+    assert "beginning anew" not in told
+    for folder in (tmp_path / CHECKPOINTS).iterdir():
+        (folder / "optimizer.safetensors").write_bytes(b"")
+    pretrain(*sets, tmp_path, config=TINY)
+    assert "no whole checkpoint; beginning anew" in capsys.readouterr().err
+
+
+def test_a_picture_that_cannot_be_read_is_named_before_the_first_step(sets: tuple[Path, Path], tmp_path: Path) -> None:
+    manifest = read_manifest(sets[0])
+    authentic = manifest.index[(manifest["kind"] == "authentic") & (manifest["split"] == "pretrain")]
+    manifest.loc[authentic[0], "error"] = "b.png: truncated"
+    shutil.copytree(sets[0], tmp_path / "dataset")
+    write_manifest(manifest, tmp_path / "dataset")
+    with pytest.raises(DatasetError, match=r"1 pictures to pretrain on cannot be read \(b.png: truncated\)"):
+        pretrain(tmp_path / "dataset", sets[1], tmp_path / "out", config=TINY)
 
 
 def test_checkpoint_of_another_recipe_is_refused(sets: tuple[Path, Path], tmp_path: Path) -> None:
@@ -185,11 +202,34 @@ def test_killed_run_goes_on_elsewhere_from_s3(
     assert same_weights(tmp_path / "again", tmp_path / "whole")
 
 
-def test_divergence_stops_with_the_step_and_the_pictures(sets: tuple[Path, Path], tmp_path: Path) -> None:
+def test_divergence_stops_with_the_step_and_the_pictures(
+    sets: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = replace(TINY, lr=1e30, warmup=0.01, optimizer="sgd", steps=20)
-    with pytest.raises(Diverged, match=r"the loss is nan at step \d+; lower pretrain\.lr .*\.png"):
+    with pytest.raises(Diverged, match=r"the loss is nan .* at step \d+; look at .*\.png .* pretrain\.lr below 1e\+30"):
         pretrain(*sets, tmp_path, config=config)
     assert not (tmp_path / ENCODER).exists()
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("pictures of step ")]
+    assert told.count(", ") == TINY.images - 1
+
+
+def test_a_gradient_that_is_no_number_is_a_divergence_too(
+    sets: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the next checkpoint would be of weights that are lost, and as whole as any."""
+    finite, seen = pretraining.contrastive_loss, []
+
+    def late(z: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        seen.append(len(z))
+        loss: Tensor = finite(z, *arguments, **options)
+        return loss if len(seen) < 4 else loss + (0 * z).square().sum().sqrt()  # 0, and its gradient 0 / 0
+
+    monkeypatch.setattr(pretraining, "contrastive_loss", late)
+    with pytest.raises(Diverged, match=r"its gradient's norm nan at step 3"):
+        pretrain(*sets, tmp_path, config=replace(TINY, checkpoint_every=1))
+    tensors, state = Checkpoints(str(tmp_path / CHECKPOINTS)).load(3)
+    assert state["step"] == 3
+    assert all(tensor.isfinite().all() for tensor in tensors["model"].values())
 
 
 def test_minutes_rule_over_steps_and_finish_the_cosine(sets: tuple[Path, Path], tmp_path: Path) -> None:

@@ -27,3 +27,12 @@ def test_a_recipe_costs_what_it_may_and_is_probed(name: str, steps: int, tmp_pat
     found = recipes.one(name, *sets, tmp_path / "out", crops=240, workers=0)
     assert found["steps"] == steps
     assert 0 <= found["last"]["probe_type"] <= 1
+
+
+def test_untrained_encoders_are_probed_too(tmp_path: Path) -> None:
+    folders = tmp_path / "dataset", tmp_path / "distorted"
+    for folder in folders:
+        folder.mkdir()
+    found = recipes.one("untrained, seed 1", *tiny_training.picture_sets(*folders, judged=6), tmp_path / "out", 240, 0)
+    assert found["steps"] == 0
+    assert 0 <= found["last"]["probe_type"] <= 1

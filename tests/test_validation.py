@@ -175,7 +175,7 @@ def test_pictures_outside_the_size_limits_are_named(sample, tmp_path):
         "width",
         "height",
     ]
-    assert re.search(r"and \d+ more; resize", messages[0])
+    assert re.search(r"and \d+ more, named in the log; resize", messages[0])
 
 
 def test_the_same_file_twice_is_named(sample, tmp_path):

@@ -187,10 +187,22 @@ def test_pictures_made_on_the_fly(pool: pd.DataFrame) -> None:
 @pytest.mark.parametrize("balanced", [False, True])
 def test_steps_made_on_the_fly_are_shared_alike(pool: pd.DataFrame, balanced: bool) -> None:
     pool, making = on_the_fly(pool)
-    whole = views(pool, balanced=balanced, images=12, on_the_fly=making)[2]
+    sampler = views(pool, balanced=balanced, images=12, on_the_fly=making)
+    whole = sampler[2]
     part = views(pool.assign(height=80, width=80), balanced=balanced, images=12, on_the_fly=making, rank=1, ranks=2)[2]
     assert torch.equal(part.views[0], whole.views[0][1::2])
-    assert set(whole.labels.tolist()) <= {*making.labels, *range(1_000_000, 1_000_012)}
+    assert set(whole.labels.tolist()) <= {*making.labels, *range(1_000_000, 1_000_000 + len(sampler.pictures))}
+
+
+def test_an_authentic_picture_has_a_class_of_its_own_however_often_it_is_drawn(pool: pd.DataFrame) -> None:
+    few = pool[(pool["label"] >= 0) | (pool.groupby("label").cumcount() < 3)]
+    sampler = Views(few, images=16, authentic_share=0.5, crop=32, balanced=False, contents_per_class=2, seed=0)
+    for step in range(5):
+        batch = sampler[step]
+        own = batch.labels >= 1_000_000
+        assert own.sum() == 8
+        classes = dict(zip(batch.rows[own].tolist(), batch.labels[own].tolist(), strict=True))
+        assert len(classes) == len(set(classes.values())) == 3
 
 
 def test_uniform_sampler_visits_every_picture_once_an_epoch(pool: pd.DataFrame) -> None:

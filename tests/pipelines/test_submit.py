@@ -125,7 +125,8 @@ def submit(server: Server, *options: str) -> int:
 
 
 def test_sends_the_pipeline_and_its_arguments(server, capsys):
-    options = ["--param", "profile=paper", "--param", "pretrain.steps=7", "--revision", "v2", "--name", "tuesday"]
+    options = ["--param", "profile=paper", "--param", "pretrain.steps=7", "--minutes", "90"]
+    options += ["--revision", "v2", "--name", "tuesday"]
     assert submit(server, "--data", "s3://bucket/data", *options) == 0
     assert f"/#/runs/details/{RUN}" in capsys.readouterr().out
     assert server.received["experiments"]["display_name"] == "quality"
@@ -137,7 +138,7 @@ def test_sends_the_pipeline_and_its_arguments(server, capsys):
         "pristine": [],
         "authentic": [],
         "profile": "paper",
-        "overrides": {"pretrain.steps": 7},
+        "overrides": {"pretrain.steps": 7, "pretrain.minutes": 90.0},
         "seed": 0,
     }
     sent = run["pipeline_spec"]
@@ -178,7 +179,12 @@ def test_the_scoring_pipeline(server):
 
 
 @pytest.mark.parametrize(
-    ("option", "message"), [(("--revision", "v3"), "has no such argument"), (("--shards", "2"), "is not fanned out")]
+    ("option", "message"),
+    [
+        (("--revision", "v3"), "has no such argument"),
+        (("--shards", "2"), "is not fanned out"),
+        (("--minutes", "5"), "trains nothing"),
+    ],
 )
 def test_an_option_of_the_other_pipeline_is_refused(server, capsys, option, message):
     assert submit(server, "--pipeline", "scoring", "--data", "s3://bucket/new", *option) == 2

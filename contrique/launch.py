@@ -92,8 +92,8 @@ def _train(dataset: Path, distorted: Path, out: Path, settings: Config, seed: in
             track=registry.this_run(settings).track if world.leads else None,
             synthesis=settings.synthesis,
         )
-        if world.leads:  # no part of the encoder that later tasks fetch; where pretrain.checkpoints names, they stay
-            shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+        if world.leads and not settings.pretrain.checkpoints:  # no part of the encoder that later tasks fetch
+            shutil.rmtree(out / CHECKPOINTS)
     return made
 
 

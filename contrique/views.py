@@ -263,7 +263,7 @@ class Views(Dataset[Batch]):
                 second.append(b)
         labels = self.pictures.label[rows]
         own = labels < 0
-        labels[own] = 1_000_000 + rows[own]  # by picture, not by place: few ones are drawn more than once a step
+        labels[own] = 1_000_000 + rows[own]  # by picture: of a small set a step draws some twice
         colours = torch.from_numpy(self.colours[rng.integers(len(self.colours), size=(2, len(rows)))])
         mine = slice(self.rank, None, self.ranks)
         return Batch(

@@ -30,9 +30,9 @@ from contrique import images, pretrain, synthesis
 from contrique.config import PretrainConfig, SynthesisConfig, resolve
 from contrique.dataset import Source, import_folder, write_manifest
 from contrique.distributed import World
-from contrique.views import Views, colour_views
+from contrique.views import COLOUR_SPACES, Views, colour_views
 
-RECIPE = replace(resolve("demo").pretrain, authentic_share=0.0, probe_every=0)
+RECIPE = replace(resolve("demo").pretrain, authentic_share=0.0, probe_every=0, colour_spaces=COLOUR_SPACES)
 WINDOW = cv2.getGaussianKernel(7, 7 / 6)[:, 0]
 
 

@@ -132,6 +132,7 @@ def pretrain(
     Raises:
         Diverged: loss or gradient is not finite; the step's pictures are named on stderr.
         DatasetError: pictures are missing, or do not divide by the number of processes.
+        BadImage: a picture went bad after its manifest was made; what the last checkpoint holds stays.
         StorageError: checkpoints cannot be listed, or the last one not be stored.
     """
     config = config or PretrainConfig()
@@ -590,6 +591,19 @@ def _one_thread(_: int) -> None:
     cv2.setNumThreads(1)
 
 
+class _Told(torch.utils.data.Dataset[Batch | ContriqueError]):
+    """Views whose expected errors come as items: raised in a loader process they would end in its traceback."""
+
+    def __init__(self, views: Views) -> None:
+        self.views = views
+
+    def __getitem__(self, step: int) -> Batch | ContriqueError:
+        try:
+            return self.views[step]
+        except ContriqueError as error:
+            return error
+
+
 def _loader(views: Views, start: int, stop: int, workers: int) -> Iterator[Batch]:
     """Batches of the steps from `start` on, in order, made ahead by `workers` processes."""
     if not workers or start == stop:
@@ -598,8 +612,8 @@ def _loader(views: Views, start: int, stop: int, workers: int) -> Iterator[Batch
         return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["contrique.views"])  # imported once, and not by each process
-    yield from torch.utils.data.DataLoader(
-        views,
+    for made in torch.utils.data.DataLoader(
+        _Told(views),
         batch_size=None,
         sampler=range(start, stop),
         num_workers=workers,
@@ -607,4 +621,7 @@ def _loader(views: Views, start: int, stop: int, workers: int) -> Iterator[Batch
         worker_init_fn=_one_thread,
         multiprocessing_context=context,
         pin_memory=torch.cuda.is_available(),
-    )
+    ):
+        if isinstance(made, ContriqueError):
+            raise made
+        yield made

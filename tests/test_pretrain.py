@@ -136,6 +136,19 @@ def test_a_picture_that_cannot_be_read_is_named_before_the_first_step(sets: tupl
         pretrain(tmp_path / "dataset", sets[1], tmp_path / "out", config=TINY)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_goes_bad_meanwhile_is_one_clear_error(
+    sets: tuple[Path, Path], tmp_path: Path, workers: int
+) -> None:
+    shutil.copytree(sets[0], tmp_path / "dataset")
+    whole = (sets[0] / "a0.png").read_bytes()
+    (tmp_path / "dataset" / "a0.png").write_bytes(whole[:1000])
+    with pytest.raises(images.BadImage) as error:
+        pretrain(tmp_path / "dataset", sets[1], tmp_path / "out", config=replace(TINY, workers=workers))
+    assert str(error.value).startswith("a0.png: ")
+    assert "\n" not in str(error.value)
+
+
 def test_checkpoint_of_another_recipe_is_refused(sets: tuple[Path, Path], tmp_path: Path) -> None:
     pretrain(*sets, tmp_path, config=TINY, seed=0)
     with pytest.raises(ContriqueError, match="of another recipe, seed or data"):

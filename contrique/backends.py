@@ -5,6 +5,7 @@ one ONNX file that is exported once for each encoder and kept under its hash, an
 PyTorch.
 """
 
+import functools
 import json
 import logging
 import os
@@ -91,16 +92,27 @@ class _Onnx:
         return maps
 
 
+@functools.cache
+def _core() -> Any:
+    """One for the life of the process.
+
+    Each brings a signal stack to the thread that compiles with it. Of two that go in the order in which they came, the
+    second puts the first one's back, which is freed by then; the next signal (Ctrl-C, the end of a child process) would
+    be a segmentation fault.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 class _OpenVino:
     def __init__(self, path: Path, threads: int, precision: str) -> None:
-        import openvino
-
         settings = {
             "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads,
         }
-        core = openvino.Core()
+        core = _core()
         self._request = core.compile_model(core.read_model(path), "CPU", settings).create_infer_request()
 
     def __call__(self, pictures: Pictures) -> Maps:

@@ -1,6 +1,8 @@
 """ONNX Runtime and OpenVINO against PyTorch, and what is refused."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -134,6 +136,25 @@ def test_parity_says_of_each_backend_how_near_it_comes_or_why_it_is_refused(part
     steep = backends.parity(encoder, digest, lambda f: 1e8 * f @ weights)
     assert all(text.startswith("refused: backend ") for text in steep.values())
     assert set(cache.iterdir()) == kept
+
+
+def test_signals_are_survived_after_backends_have_gone(parts, tmp_path):
+    """In a process of its own: it would end in a segmentation fault."""
+    program = """
+import signal, sys
+from pathlib import Path
+from contrique import backends
+from contrique.encoder import load_encoder
+from contrique.storage import sha256
+path = Path(sys.argv[1])
+for precision in ("float32", "bfloat16"):  # the second is there before the first goes
+    backend = backends._make("openvino", load_encoder(path), sha256(path), precision)
+del backend
+signal.signal(signal.SIGCHLD, lambda *_: print("survived"))
+signal.raise_signal(signal.SIGCHLD)
+"""
+    done = subprocess.run([sys.executable, "-c", program, parts.encoder], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "survived\n"), done.stderr
 
 
 def test_a_backend_that_cannot_be_made_is_refused_and_stops_nothing(parts, monkeypatch):

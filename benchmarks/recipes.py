@@ -40,6 +40,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "demo, seed 2": {"seed": 2},
     "lr 2e-4": {"lr": 2e-4},
     "lr 1e-3": {"lr": 1e-3},
+    "SGD, lr 0.07 (the paper's, scaled)": {"optimizer": "sgd", "lr": 0.6, "lr_views": 1024},
     "crops of 96, 27 images": {"crop": 96, "images": 27, "lr_views": 54},
     "crops of 128, 15 images": {"crop": 128, "images": 15, "lr_views": 30},
     "ResNet-50": {"arch": "resnet50"},

@@ -28,7 +28,7 @@ VULNERABLE := requests==2.19.0
 
 TESTS := $(shell ls -S tests/test_*.py tests/*/test_*.py)
 SLOW := $(shell grep -l mark.slow $(TESTS))
-FAULTS := tests/pipelines/test_faults.py tests/test_launch.py tests/test_registry.py::TestFaults
+FAULTS := tests/pipelines/test_faults.py tests/pretraining/test_launch.py tests/registry/test_registry.py::TestFaults
 QUICK := $(filter-out $(SLOW),$(TESTS))
 BATCHES := batch-1 batch-2 batch-3 batch-4 batch-5 batch-6
 
@@ -55,7 +55,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $(STAMP)
 
 data: setup ## build the sample photographs if need be, and pull them with DVC
-	@$(BIN)/python -m contrique.sample_data
+	@$(BIN)/python -m contrique.sources.sample
 	@$(BIN)/dvc pull
 
 demo: setup data ## the whole pipeline on the sample photographs, minutes on a laptop
@@ -106,7 +106,7 @@ demo-stack: stack ## the demo against the stack: data, checkpoints and models in
 	@$(BIN)/dvc --cd .stack/project remote add --quiet --default s3 s3://contrique/dvc
 	@$(BIN)/dvc --cd .stack/project remote modify --quiet s3 verify true
 	@exports=$$($(BIN)/python -m pipelines stack env); eval "$$exports"; \
-		$(BIN)/python -m contrique.sample_data .stack/project; \
+		$(BIN)/python -m contrique.sources.sample .stack/project; \
 		$(BIN)/python -m pipelines run --data .stack/project --profile demo --seed 0 \
 			--param pretrain.checkpoints=s3://contrique/checkpoints/$$(date +%Y%m%d-%H%M%S)
 	@echo; echo 'The stack is still up: make stack-stop ends it'

@@ -23,16 +23,23 @@ import numpy as np
 import pandas as pd
 import torch
 
-from contrique import dataset, distortions, features
-from contrique.backends import Torch
+from contrique import distortions
+from contrique.artifacts import ENCODER, HISTORY
 from contrique.config import PretrainConfig, SynthesisConfig, resolve
+from contrique.data.manifest import read_manifest, write_manifest
+from contrique.data.synthesis import synthesize
 from contrique.distortions import batch as bank
-from contrique.distributed import World
-from contrique.encoder import Encoder, load_encoder, read_metadata, save_encoder
-from contrique.loss import contrastive_loss
-from contrique.pretrain import ENCODER, HISTORY, _Trainer, pretrain
-from contrique.synthesis import synthesize
-from contrique.views import COLOUR_SPACES, Batch
+from contrique.encoder.backends import Torch
+from contrique.encoder.features import extract_batch
+from contrique.encoder.network import Encoder
+from contrique.encoder.weights import load_encoder, read_metadata, save_encoder
+from contrique.pretraining.batches import Batch
+from contrique.pretraining.colour import COLOUR_SPACES
+from contrique.pretraining.distributed import World
+from contrique.pretraining.loss import contrastive_loss
+from contrique.pretraining.pretrain import pretrain
+from contrique.pretraining.trainer import Trainer
+from contrique.sources.folders import Source, import_folder
 
 CUDA = torch.cuda.is_available()
 PARTS = ("agreement", "step", "bank", "torchrun")  # before the training, which comes last
@@ -110,12 +117,10 @@ def agreement() -> dict[str, Any]:
     pictures = photographs(*((4, 256, 320) if CUDA else (2, 96, 128)))
     encoder = Encoder("resnet50" if CUDA else "resnet18", seed=0).eval()
     given = (pictures * 255).round().byte().permute(0, 2, 3, 1).numpy()
-    plain = torch.from_numpy(features.describe(given, Torch(encoder)))
+    plain = torch.from_numpy(extract_batch(given, Torch(encoder)))
     encoder.to(DEVICE)
     for precision in ("float32", "bfloat16"):
-        found[f"features {precision}"] = far(
-            torch.from_numpy(features.describe(given, Torch(encoder, precision))), plain
-        )
+        found[f"features {precision}"] = far(torch.from_numpy(extract_batch(given, Torch(encoder, precision))), plain)
     worst: dict[str, float] = {}
     for name, kernel in bank.BATCHED.items():
         for level in (1, 3, 5):
@@ -156,7 +161,7 @@ def training_step(peak: float) -> dict[str, dict[str, float]]:
         values = {"precision": "bfloat16" if "bfloat16" in way else "float32"}
         values |= {"channels_last": "channels_last" in way, "compile": "compiled" in way}
         config = dataclasses.replace(PretrainConfig(**MODEL, images=IMAGES), **values)  # type: ignore[arg-type]
-        trainer = _Trainer(config, 0, World(DEVICE))
+        trainer = Trainer(config, 0, World(DEVICE))
         torch.backends.cudnn.benchmark = "tuned" in way
         given = a_batch(config)
         if CUDA:
@@ -194,18 +199,18 @@ def prepared(photos: Path | None, folder: Path, config: SynthesisConfig) -> tupl
     frames = []
     for kind in ("pristine", "authentic"):
         if photos and (photos / kind).is_dir():
-            frames.append(dataset.import_folder(dataset.Source((photos / kind).resolve(), kind)))
+            frames.append(import_folder(Source((photos / kind).resolve(), kind)))
             (source / "images").mkdir(parents=True, exist_ok=True)
             link = source / "images" / kind
             if not link.is_symlink():  # there already where an interrupted run goes on
                 link.symlink_to((photos / kind).resolve(), target_is_directory=True)
             frames[-1]["image"] = f"images/{kind}/" + frames[-1]["image"]
     if frames:
-        dataset.write_manifest(pd.concat(frames), source)
+        write_manifest(pd.concat(frames), source)
     else:
-        from contrique import sample_data  # needs what a bare machine lacks
+        from contrique.sources.sample import write
 
-        sample_data.write(source)
+        write(source)
     distorted = folder / "distorted"
     made = synthesize(source, distorted, seed=0, config=config)
     print(f"  {made.pictures} pictures of {made.photographs} photographs", flush=True)
@@ -216,7 +221,7 @@ def several(source: Path, distorted: Path, out: Path) -> str:
     """Two steps under torchrun with one process: NCCL, or gloo on a CPU, is set up and used. Returns what was said."""
     code = (
         "import sys, json; from pathlib import Path\n"
-        "from contrique.config import PretrainConfig; from contrique.pretrain import pretrain\n"
+        "from contrique.config import PretrainConfig; from contrique.pretraining.pretrain import pretrain\n"
         "import torch.distributed as dist; from contrique import distributed\n"
         "with distributed.joined() as world:\n"
         "    values = json.loads(sys.argv[4])\n"
@@ -251,7 +256,7 @@ def training(source: Path, distorted: Path, out: Path, minutes: float) -> dict[s
         "checkpoint_every": 10**9,
         "log_every": 10 if CUDA else 1,
     }
-    authentic = (dataset.read_manifest(source)["kind"] == "authentic").any()
+    authentic = (read_manifest(source)["kind"] == "authentic").any()
     values |= {"authentic_share": 0.2 if authentic else 0.0, "probe_every": 500}
     begun = time.monotonic()
 

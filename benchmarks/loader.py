@@ -26,11 +26,16 @@ from scipy import ndimage
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from contrique import images, pretrain, synthesis
+from contrique import images
+from contrique.artifacts import HISTORY
 from contrique.config import PretrainConfig, SynthesisConfig, resolve
-from contrique.dataset import Source, import_folder, write_manifest
-from contrique.distributed import World
-from contrique.views import COLOUR_SPACES, Views, colour_views
+from contrique.data.manifest import write_manifest
+from contrique.data.synthesis import synthesize
+from contrique.pretraining.batches import Views
+from contrique.pretraining.colour import COLOUR_SPACES, convert_views
+from contrique.pretraining.distributed import World
+from contrique.pretraining.pretrain import _open_data, pretrain
+from contrique.sources.folders import Source, import_folder
 
 RECIPE = replace(resolve("demo").pretrain, authentic_share=0.0, probe_every=0, colour_spaces=COLOUR_SPACES)
 WINDOW = cv2.getGaussianKernel(7, 7 / 6)[:, 0]
@@ -74,11 +79,11 @@ def official_step(files: list[Path], count: int, crop: int, number: int) -> tupl
 
 def our_step(views: Views, number: int) -> list[Tensor]:
     batch = views[number]
-    return [colour_views(view, colours) for view, colours in zip(batch.views, batch.colours, strict=True)]
+    return [convert_views(view, colours) for view, colours in zip(batch.views, batch.colours, strict=True)]
 
 
 def views_of(given: Path, made: Path, config: PretrainConfig) -> Views:
-    views, _ = pretrain._data(given, made, config, SynthesisConfig(), 0, World(torch.device("cpu")))
+    views, _ = _open_data(given, made, config, SynthesisConfig(), 0, World(torch.device("cpu")))
     return views
 
 
@@ -91,7 +96,7 @@ def picture_sets(photographs: Path, count: int, folder: Path) -> tuple[Path, Pat
         (given / "images" / path.name).write_bytes(path.read_bytes())
     frame = import_folder(Source(given / "images", "pristine"))
     write_manifest(frame.assign(image="images/" + frame["image"]), given)
-    synthesis.synthesize(given, made, seed=0, config=SynthesisConfig(weak_labels_per_photograph=0))
+    synthesize(given, made, seed=0, config=SynthesisConfig(weak_labels_per_photograph=0))
     files = []
     pictures = views_of(given, made, RECIPE).pictures
     for row in range(len(pictures)):
@@ -147,8 +152,8 @@ def main() -> None:
         for crop in options.crops:
             measure(given, made, files, crop, options.rounds)
         config = replace(RECIPE, steps=options.steps, threads=1)
-        pretrain.pretrain(given, made, Path(folder, "run"), config=config)
-        history = [json.loads(line) for line in Path(folder, "run", pretrain.HISTORY).read_text().splitlines()]
+        pretrain(given, made, Path(folder, "run"), config=config)
+        history = [json.loads(line) for line in Path(folder, "run", HISTORY).read_text().splitlines()]
     waited, spent = waiting(history[-1])[0] - waiting(history[0])[0], waiting(history[-1])[1] - waiting(history[0])[1]
     print(f"\ntraining, one loader process: waits {waited / spent:.1%} of {spent:.0f} s")
 

@@ -18,7 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from contrique.loss import contrastive_loss
+from contrique.pretraining.loss import contrastive_loss
 
 TEMPERATURE = 0.1
 Loss = Callable[[Tensor, Tensor], Tensor]

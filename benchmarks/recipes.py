@@ -25,11 +25,13 @@ import pandas as pd
 import torch
 from gpu import DEVICE, prepared
 
+from contrique.artifacts import ENCODER, HISTORY
 from contrique.config import SynthesisConfig, resolve
-from contrique.encoder import Encoder, ViewNorm, load_encoder
-from contrique.pretrain import ENCODER, HISTORY, pool_of, pretrain
-from contrique.probe import Probe, split_off
-from contrique.views import COLOUR_SPACES
+from contrique.encoder.network import Encoder, ViewNorm
+from contrique.encoder.weights import load_encoder
+from contrique.pretraining.colour import COLOUR_SPACES
+from contrique.pretraining.pretrain import build_pool, pretrain
+from contrique.pretraining.probe import Probe, split_probe_rows
 
 PROBED = 224  # pixels
 UNTRAINED = "untrained, seed "
@@ -100,8 +102,8 @@ def _never_train(norm: ViewNorm, mode: bool = True) -> ViewNorm:
 
 def probed(dataset: Path, distorted: Path, encoder: Encoder) -> dict[str, float]:
     """The probe at PROBED pixels, whatever crops the encoder was trained on; nothing if photographs are too few."""
-    pool, others = pool_of(dataset, distorted)
-    _, held = split_off(pd.concat([pool[pool["label"] >= 0], others]))
+    pool, others = build_pool(dataset, distorted)
+    _, held = split_probe_rows(pd.concat([pool[pool["label"] >= 0], others]))
     if not len(held):
         return {}
     encoder.to(DEVICE).eval()

@@ -19,7 +19,7 @@ import numpy as np
 from sklearn.linear_model import Ridge
 from threadpoolctl import threadpool_info
 
-from contrique.regressor import predict_tasks
+from contrique.regressor.ridge import predict_tasks
 
 
 def features(rows: int, width: int, contents: int, generator: np.random.Generator) -> tuple[Any, Any, Any]:

@@ -32,14 +32,24 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from contrique import backends, dataset, images, regressor
+from contrique import images
 from contrique.config import RegressorConfig
-from contrique.encoder import Encoder, load_encoder
-from contrique.features import describe, save_features
+from contrique.data.manifest import read_picture, rows_of, write_manifest
+from contrique.encoder.backends import BackendError, Torch, create_backend
+from contrique.encoder.feature_set import save_features
+from contrique.encoder.features import extract_batch
+from contrique.encoder.network import Encoder
+from contrique.encoder.weights import load_encoder
+from contrique.files import sha256
 from contrique.metrics import srcc
-from contrique.reliability import COVERAGE
-from contrique.scorer import Failure, Scorer, find_images
-from contrique.storage import sha256
+from contrique.regressor.fit import fit_set
+from contrique.regressor.head import load_head
+from contrique.regressor.reliability import COVERAGE
+from contrique.regressor.ridge import Ridge
+from contrique.scoring.inputs import find_images
+from contrique.scoring.results import Failure
+from contrique.scoring.scorer import Scorer
+from contrique.sources.folders import Source, import_folder
 
 SIZES = ((512, 384), (1024, 768))
 WAYS = (
@@ -63,7 +73,7 @@ def jpegs(sources: list[Path], size: tuple[int, int], count: int, folder: Path) 
     return made
 
 
-def original(paths: list[Path], encoder: Encoder, ridge: regressor.Ridge) -> list[float]:
+def original(paths: list[Path], encoder: Encoder, ridge: Ridge) -> list[float]:
     """One file after the other, as the published demo: Pillow, NCHW float32, eager, both scales, then the ridge."""
     scores = []
     for path in paths:
@@ -92,7 +102,7 @@ def taking_turns(ways: dict[str, Callable[[], Any]], rounds: int, clock: Callabl
 
 def speed(arguments: argparse.Namespace) -> dict[str, Any]:
     sources = [path for path in find_images([arguments.pictures]) if isinstance(path, Path)]
-    ridge, _ = regressor.load(arguments.regressor)
+    ridge, _ = load_head(arguments.regressor)
     contiguous = load_encoder(arguments.encoder).to(memory_format=torch.contiguous_format)
     told: dict[str, Any] = {
         "threads": arguments.threads,
@@ -110,7 +120,7 @@ def speed(arguments: argparse.Namespace) -> dict[str, Any]:
                 scorer = Scorer(arguments.encoder, arguments.regressor)
                 try:
                     scorer.use(name, precision)
-                except backends.BackendError as error:
+                except BackendError as error:
                     print(error)
                     continue
                 way = f"{name} {precision}"
@@ -139,15 +149,15 @@ def ratio(a: list[float], b: list[float]) -> float:
 
 def agreement(arguments: argparse.Namespace) -> dict[str, Any]:
     told: dict[str, Any] = {}
-    ridge, summary = regressor.load(arguments.regressor)
+    ridge, summary = load_head(arguments.regressor)
     for folder in arguments.judged:
-        manifest = dataset.import_folder(dataset.Source(folder, "labelled"))
-        pictures = [dataset.picture(folder, row) for row in dataset.rows_of(manifest)]
+        manifest = import_folder(Source(folder, "labelled"))
+        pictures = [read_picture(folder, row) for row in rows_of(manifest)]
         found: dict[str, np.ndarray] = {}
         for name, precision in WAYS:
-            backend = backends._make(name, load_encoder(arguments.encoder), sha256(arguments.encoder), precision)
+            backend = create_backend(name, load_encoder(arguments.encoder), sha256(arguments.encoder), precision)
             bar = tqdm(pictures, desc=f"{folder.name}: {name} {precision}", mininterval=5)
-            found[f"{name} {precision}"] = np.stack([describe(picture[None], backend)[0] for picture in bar])
+            found[f"{name} {precision}"] = np.stack([extract_batch(picture[None], backend)[0] for picture in bar])
         reference = found["torch float32"]
         scale = 100 / (summary.label_high - summary.label_low)
         mos = manifest["mos"].to_numpy()
@@ -217,12 +227,10 @@ def coverage(arguments: argparse.Namespace) -> dict[str, Any]:
     like the old ones.
     """
     folder = arguments.judged[0]
-    manifest = dataset.import_folder(dataset.Source(folder, "labelled"))
-    backend = backends.Torch(load_encoder(arguments.encoder), "bfloat16")
-    pictures = tqdm(
-        (dataset.picture(folder, row) for row in dataset.rows_of(manifest)), total=len(manifest), desc="features"
-    )
-    values = np.stack([describe(picture[None], backend)[0] for picture in pictures])
+    manifest = import_folder(Source(folder, "labelled"))
+    backend = Torch(load_encoder(arguments.encoder), "bfloat16")
+    pictures = tqdm((read_picture(folder, row) for row in rows_of(manifest)), total=len(manifest), desc="features")
+    values = np.stack([extract_batch(picture[None], backend)[0] for picture in pictures])
     told: dict[str, Any] = {"nominal": COVERAGE}
     apart = manifest.assign(reference=[f"picture {row}" for row in range(len(manifest))])
     generator = np.random.default_rng(0)
@@ -242,10 +250,10 @@ def covered(manifest: pd.DataFrame, values: np.ndarray) -> dict[str, Any]:
     """Fit, set the interval and count the pictures of the test part that it covers."""
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
-        dataset.write_manifest(manifest, root)
+        write_manifest(manifest, root)
         save_features(values, list(manifest["image"]), root / "features.npz")
-        summary = regressor.fit_set(root, root / "out", config=RegressorConfig())
-        ridge, _ = regressor.load(root / "out")
+        summary = fit_set(root, root / "out", config=RegressorConfig())
+        ridge, _ = load_head(root / "out")
     rows = np.flatnonzero(manifest["split"] == "test")
     residuals = manifest["mos"].to_numpy()[rows] - ridge.predict(values[rows])
     assert summary.interval is not None

@@ -35,12 +35,18 @@ import psutil
 import torch
 from tqdm import tqdm
 
-from contrique import images, regressor, serving
+from contrique import images
 from contrique.config import ServingConfig
-from contrique.encoder import Encoder, save_encoder
-from contrique.scorer import TOLERANCE, Failure, Scorer, find_images, flat
+from contrique.encoder.network import Encoder
+from contrique.encoder.weights import save_encoder
+from contrique.registry.model_server import _start_server, _wait_until_up
+from contrique.regressor.head import RegressorSummary, save_head
+from contrique.regressor.ridge import Ridge
+from contrique.scoring.inputs import find_images
+from contrique.scoring.results import Failure, flatten
+from contrique.scoring.scorer import TOLERANCE, Scorer
 
-SCRIPT = Path(__file__).parents[1] / "mlflow" / "quality_model.py"
+SCRIPT = Path(__file__).parents[1] / "contrique" / "serving" / "mlflow_model.py"
 SIDE = 512  # of the made pictures, by 384
 START = 180.0  # seconds
 
@@ -67,8 +73,8 @@ def random_model(folder: Path) -> None:
     encoder = Encoder("resnet18", seed=0).eval()
     save_encoder(encoder, folder / "encoder.safetensors")
     coef = np.random.default_rng(0).normal(size=2 * encoder.width)
-    summary = regressor.RegressorSummary("weak", -5.0, 5.0, 1.0, 10, 4, 5, 0.5, len(coef))
-    regressor.save(regressor.Ridge(coef, 0.0, 1.0), summary, folder / "regressor")
+    summary = RegressorSummary("weak", -5.0, 5.0, 1.0, 10, 4, 5, 0.5, len(coef))
+    save_head(Ridge(coef, 0.0, 1.0), summary, folder / "regressor")
 
 
 def made_pictures(count: int) -> list[bytes]:
@@ -92,11 +98,14 @@ def requests(scorer: Scorer, good: list[bytes], count: int) -> list[Request]:
     # as sent, with what is judged of it; errors call an image by its place, so each is judged for each place
     encoded = [base64.b64encode(data).decode() for data in files] + ["!"]
     judged = [
-        [flat(scorer.judge(data, f"image {place}", ServingConfig().max_pixels)) for place in range(3)]
+        [flatten(scorer.judge(data, f"image {place}", ServingConfig().max_pixels)) for place in range(3)]
         for data in tqdm(files, desc="expected")
     ]
     judged.append(
-        [flat(Failure("", f"image {place}: not base64; send the image file's bytes in base64")) for place in range(3)]
+        [
+            flatten(Failure("", f"image {place}: not base64; send the image file's bytes in base64"))
+            for place in range(3)
+        ]
     )
     made = []
     for number in range(count):
@@ -208,8 +217,8 @@ def by_mlflow(model: Path, folder: Path) -> "Iterator[tuple[int, str]]":
         pip_requirements=[],
     )
     store = f"sqlite:///{folder}/none.db"
-    with serving._serving(str(folder / "saved"), store, folder / "log") as (server, address):
-        serving._wait(server, address, time.monotonic() + START)
+    with _start_server(str(folder / "saved"), store, folder / "log") as (server, address):
+        _wait_until_up(server, address, time.monotonic() + START)
         yield server.pid, address
 
 

@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from contrique.config import PretrainConfig, resolve
-from contrique.distributed import World
-from contrique.encoder import WIDTHS, Projector
-from contrique.pretrain import _Trainer
-from contrique.views import Batch, colour_views
+from contrique.encoder.network import WIDTHS, Projector
+from contrique.pretraining.batches import Batch
+from contrique.pretraining.colour import convert_views
+from contrique.pretraining.distributed import World
+from contrique.pretraining.trainer import Trainer
 
 sys.path.insert(0, str(Path(__file__).parent))
 import loss as losses
@@ -50,7 +51,7 @@ class Official:
     def update(self, batch: Batch) -> float:
         vectors = []
         for view, colours in zip(batch.views, batch.colours, strict=True):
-            local = nn.functional.normalize(self.encoder(colour_views(view, colours)), dim=1)
+            local = nn.functional.normalize(self.encoder(convert_views(view, colours)), dim=1)
             vectors.append(self.model["projector"](local.permute(0, 2, 3, 1).flatten(0, 2)))
         labels = batch.labels.repeat_interleave(4).repeat(2)
         loss: Tensor = losses.official(torch.cat(vectors), labels)
@@ -77,7 +78,7 @@ def seconds(work: Callable[[], object]) -> tuple[float, float]:
 
 def measure(name: str, config: PretrainConfig, rounds: int) -> None:
     batch = random_batch(config)
-    ours, official = _Trainer(config, 0, World(torch.device("cpu"))), Official(config)
+    ours, official = Trainer(config, 0, World(torch.device("cpu"))), Official(config)
     with FlopCounterMode(display=False) as counter:
         official.update(batch)
     operations = counter.get_total_flops()

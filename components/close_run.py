@@ -14,8 +14,7 @@ def close_run(status: dsl.PipelineTaskFinalStatus, profile: str, overrides: dict
         profile: demo or paper.
         overrides: options that differ from the profile.
     """
-    from contrique import config, registry
+    from contrique import config
+    from contrique.tracking.runs import close_failed, current_pipeline_run
 
-    registry.close_failed(
-        registry.this_pipeline_run(), config=config.resolve(profile, overrides).registry, state=status.state
-    )
+    close_failed(current_pipeline_run(), config=config.resolve(profile, overrides).registry, state=status.state)

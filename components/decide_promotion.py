@@ -23,7 +23,7 @@ def decide_promotion(
     from pathlib import Path
 
     from contrique.config import resolve
-    from contrique.evaluation import decide_set
+    from contrique.evaluation.decision import decide_set
 
     decision = decide_set(Path(evaluation.path), Path(verdict.path), config=resolve(profile, overrides).gate)
     return "promote" if decision.promote else "hold"

@@ -26,8 +26,8 @@ def detect_drift(
     """
     from pathlib import Path
 
-    from contrique import config, drift
+    from contrique import config, monitoring
 
     limits = config.resolve(profile, overrides).drift
-    changes = drift.judge_set(Path(scores.path), Path(verdict.path), Path(report.path), config=limits)
+    changes = monitoring.judge_set(Path(scores.path), Path(verdict.path), Path(report.path), config=limits)
     metrics.metadata.update({f"psi_{change.name}": change.psi for change in changes})

@@ -32,19 +32,15 @@ def evaluate_model(
     """
     from pathlib import Path
 
-    from contrique import config, evaluation, registry
+    from contrique.config import resolve
+    from contrique.registry.challenge import evaluate_challenger
 
-    settings = config.resolve(profile, overrides)
-    champion = registry.load_champion(settings.registry)
-    metrics.metadata.update(
-        evaluation.evaluate_set(
-            Path(features.path),
-            Path(regressor.path),
-            Path(result.path),
-            config=settings.evaluation,
-            seed=seed,
-            alphas=settings.regressor,
-            champion=champion and champion.rescore(Path(dataset.path), Path(distorted.path)),
-            champion_version=champion.version if champion else "",
-        ).figures()
+    judged = evaluate_challenger(
+        Path(features.path),
+        Path(regressor.path),
+        Path(result.path),
+        sets=(Path(dataset.path), Path(distorted.path)),
+        config=resolve(profile, overrides),
+        seed=seed,
     )
+    metrics.metadata.update(judged.figures())

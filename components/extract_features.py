@@ -31,7 +31,7 @@ def extract_features(
     from pathlib import Path
 
     from contrique.config import resolve
-    from contrique.features import extract_set
+    from contrique.encoder.feature_set import extract_set
 
     weights, settings = Path(encoder.path, "encoder.safetensors"), resolve(profile, overrides).features
     features.metadata["pictures"] = extract_set(

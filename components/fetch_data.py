@@ -21,7 +21,7 @@ def fetch_data(
     """
     from pathlib import Path
 
-    from contrique.versioning import fetch
+    from contrique.sources.fetch import fetch
 
     lineage = fetch(
         Path(dataset.path), data=data, revision=revision, pristine=pristine, authentic=authentic, expected=pin

@@ -22,10 +22,10 @@ def fit_regressor(
     """
     from pathlib import Path
 
-    from contrique import config, drift
-    from contrique.regressor import fit_set
+    from contrique import config, monitoring
+    from contrique.regressor.fit import fit_set
 
     regressor.metadata.update(
         vars(fit_set(Path(features.path), Path(regressor.path), config=config.resolve(profile, overrides).regressor))
     )
-    drift.keep_reference(Path(features.path), Path(regressor.path))
+    monitoring.keep_reference(Path(features.path), Path(regressor.path))

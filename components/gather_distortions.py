@@ -29,9 +29,9 @@ def gather_distortions(
     from pathlib import Path
 
     from contrique.config import resolve
-    from contrique.synthesis import gather
+    from contrique.data.synthesis import join_parts
 
     folders, settings = [Path(part.path) for part in parts], resolve(profile, overrides).synthesis
     distorted.metadata.update(
-        vars(gather(Path(dataset.path), folders, Path(distorted.path), seed=seed, config=settings))
+        vars(join_parts(Path(dataset.path), folders, Path(distorted.path), seed=seed, config=settings))
     )

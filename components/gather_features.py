@@ -20,6 +20,6 @@ def gather_features(
     """
     from pathlib import Path
 
-    from contrique.features import gather
+    from contrique.encoder.feature_set import join_sets
 
-    features.metadata["pictures"] = gather([Path(part.path) for part in parts], Path(features.path))
+    features.metadata["pictures"] = join_sets([Path(part.path) for part in parts], Path(features.path))

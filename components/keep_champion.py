@@ -27,15 +27,13 @@ def keep_champion(
     """
     from pathlib import Path
 
-    from contrique import config, registry
+    from contrique.config import resolve
+    from contrique.registry import promotion
 
-    champion = registry.keep_champion(
+    champion = promotion.keep_champion(
         Path(verdict.path),
         Path(dataset.path, "lineage.json"),
-        config=config.resolve(profile, overrides).registry,
-        run=registry.this_pipeline_run(),
-    )
-    Path(tracking.path).write_text(
-        registry.run_page(registry.this_pipeline_run(), config.resolve(profile, overrides).registry)
+        config=resolve(profile, overrides).registry,
+        page=Path(tracking.path),
     )
     return vars(champion) if champion else {}

@@ -16,6 +16,6 @@ def pin_data(data: str, revision: str, pristine: list, authentic: list) -> str:
     Returns:
         the hash; a fresh one each time if a source is a folder whose content nothing vouches for.
     """
-    from contrique.versioning import fingerprint
+    from contrique.sources.fetch import fingerprint
 
     return fingerprint(data=data, revision=revision, pristine=pristine, authentic=authentic)

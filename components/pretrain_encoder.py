@@ -32,9 +32,9 @@ def pretrain_encoder(
     """
     from pathlib import Path
 
-    from contrique import launch
+    from contrique.pretraining.launch import pretrain
 
-    made = launch.pretrain(
+    made = pretrain(
         Path(dataset.path),
         Path(distorted.path),
         Path(encoder.path),

@@ -15,6 +15,6 @@ def raise_alarm(verdict: dsl.Input[dsl.Artifact], fail_on_drift: bool) -> None:
     """
     from pathlib import Path
 
-    from contrique.drift import alarm
+    from contrique.monitoring import alarm
 
     alarm(Path(verdict.path), fail=fail_on_drift)

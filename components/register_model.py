@@ -35,22 +35,22 @@ def register_model(
     """
     from pathlib import Path
 
-    from contrique import config, registry, report
+    from contrique.config import resolve
+    from contrique.registry.registration import register
+    from contrique.reports.report import model_card, trained_here
 
-    registered = registry.register(
-        Path(encoder.path, "encoder.safetensors"),
-        Path(regressor.path),
-        Path(evaluation.path, "evaluation.json"),
-        Path(verdict.path),
-        Path(dataset.path, "lineage.json"),
-        config=config.resolve(profile, overrides).registry,
-        run=registry.this_pipeline_run(),
-        sets=[Path(dataset.path), Path(distorted.path)],
-        card=report.model_card(
-            report.trained_here(dataset, encoder, regressor, evaluation, verdict, profile=profile, overrides=overrides)
-        ),
+    return vars(
+        register(
+            Path(encoder.path, "encoder.safetensors"),
+            Path(regressor.path),
+            Path(evaluation.path, "evaluation.json"),
+            Path(verdict.path),
+            Path(dataset.path, "lineage.json"),
+            config=resolve(profile, overrides).registry,
+            page=Path(tracking.path),
+            sets=[Path(dataset.path), Path(distorted.path)],
+            card=model_card(
+                trained_here(dataset, encoder, regressor, evaluation, verdict, profile=profile, overrides=overrides)
+            ),
+        )
     )
-    Path(tracking.path).write_text(
-        registry.run_page(registry.this_pipeline_run(), config.resolve(profile, overrides).registry)
-    )
-    return vars(registered)

@@ -24,7 +24,8 @@ def score_pictures(
     """
     from pathlib import Path
 
-    from contrique import config, drift
+    from contrique import config
+    from contrique.monitoring import score_set
 
     names = config.resolve(profile, overrides).registry
-    scores.metadata.update(vars(drift.score_set(data, Path(scores.path), model=model, config=names)))
+    scores.metadata.update(vars(score_set(data, Path(scores.path), model=model, config=names)))

@@ -29,7 +29,7 @@ def synthesize_distortions(
     from pathlib import Path
 
     from contrique.config import resolve
-    from contrique.synthesis import synthesize
+    from contrique.data.synthesis import synthesize
 
     made = synthesize(
         Path(dataset.path),

@@ -25,7 +25,7 @@ def validate_data(
     from pathlib import Path
 
     from contrique.config import resolve
-    from contrique.validation import validate
+    from contrique.data.validation import validate
 
     checked = validate(Path(dataset.path), Path(report.path), resolve(profile, overrides).validation)
     summary.metadata.update(vars(checked))

@@ -38,7 +38,7 @@ def write_report(
     """
     from pathlib import Path
 
-    from contrique.report import trained_here, write
+    from contrique.reports.report import trained_here, write
 
     write(
         Path(report.path),

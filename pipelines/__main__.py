@@ -11,7 +11,7 @@ from contrique.errors import ContriqueError
 if TYPE_CHECKING:
     from kfp import dsl
 
-    from pipelines.cluster import Cluster
+    from pipelines.cluster.client import Cluster
 
 # Arguments of each pipeline that have an option of their own, and what they are by default.
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -141,7 +141,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _arguments(options: argparse.Namespace) -> dict[str, Any]:
     """Arguments of the pipeline: a --param with a dot is an option of the configuration, one without an argument."""
     from contrique.config import resolve
-    from contrique.versioning import refuse_credentials
+    from contrique.sources.fetch import refuse_credentials
 
     known = ARGUMENTS[options.pipeline]
     given = {name: getattr(options, name, None) for every in ARGUMENTS.values() for name in every}
@@ -243,9 +243,9 @@ def trainjob(options: argparse.Namespace) -> None:
 
     from components import IMAGE
     from contrique.config import resolve
-    from contrique.launch import command, filled
-    from contrique.storage import write_aside
-    from pipelines.trainjob import manifest
+    from contrique.files import write_aside
+    from contrique.pretraining.launch import command, fill_in
+    from pipelines.cluster.trainjob import manifest
 
     overrides = _params(options)
     _divide(resolve(options.profile, overrides).pretrain.images, options)
@@ -257,7 +257,7 @@ def trainjob(options: argparse.Namespace) -> None:
     places = {"pristine": options.pristine, "authentic": options.authentic}
     places |= {"checkpoints": [f"{out}/checkpoints"], "publish": [out]}
     words = command(places, profile=options.profile, overrides=settings, seed=options.seed)
-    job = filled(manifest(IMAGE, nodes=options.nodes, gpus=options.gpus), options.name, options.name, words)
+    job = fill_in(manifest(IMAGE, nodes=options.nodes, gpus=options.gpus), options.name, options.name, words)
     with write_aside(options.out) as aside:
         aside.write_text(yaml.safe_dump(job, sort_keys=False))
     start = f"kubectl -n NAMESPACE apply -f {options.out}"
@@ -266,8 +266,8 @@ def trainjob(options: argparse.Namespace) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run on this machine and print what came of it."""
-    from pipelines import local
-    from pipelines.summary import summary
+    from pipelines.laptop import runner
+    from pipelines.laptop.summary import summary
 
     if options.nodes > 1:
         raise UsageError("--nodes: several machines are a cluster's; use `submit`")
@@ -277,12 +277,12 @@ def run(options: argparse.Namespace) -> None:
             given = arguments[name]
             arguments[name] = _absolute(given) if isinstance(given, str) else [_absolute(path) for path in given]
     mounts = [str(Path(folder).resolve()) for folder in options.mount] if options.runner == "docker" else None
-    print(summary(local.run(_pipeline(options), arguments, options.runs, mounts=mounts)))
+    print(summary(runner.run(_pipeline(options), arguments, options.runs, mounts=mounts)))
 
 
 def _absolute(location: str) -> str:
     """A path that exists, made absolute, for a task need not share this directory; a URL as it is."""
-    from contrique.public_sets import split_name
+    from contrique.sources.public_sets import split_name
 
     name, given = split_name(location)
     path = Path(given).expanduser()
@@ -293,14 +293,14 @@ def _absolute(location: str) -> str:
 
 def stack(options: argparse.Namespace) -> None:
     """Start or stop the stack of a folder, or print how to use it."""
-    from pipelines import stack as servers
+    from pipelines.laptop import stack
 
     if options.action == "env":
-        print(servers.exports(options.folder))
+        print(stack.exports(options.folder))
     elif options.action == "down":
-        servers.down(options.folder)
+        stack.down(options.folder)
     else:
-        (servers.up_detached if options.detach else servers.up)(options.folder)
+        (stack.up_detached if options.detach else stack.up)(options.folder)
 
 
 def submit(options: argparse.Namespace) -> None:
@@ -327,7 +327,7 @@ def upload(options: argparse.Namespace) -> None:
 
 
 def _cluster(options: argparse.Namespace) -> "Cluster":
-    from pipelines.cluster import Cluster
+    from pipelines.cluster.client import Cluster
 
     return Cluster(options.host, options.experiment, options.namespace)
 

@@ -5,7 +5,7 @@ from kfp import dsl
 from components.detect_drift import detect_drift
 from components.raise_alarm import raise_alarm
 from components.score_pictures import score_pictures
-from pipelines.resources import equipped
+from pipelines.cluster.resources import equipped
 
 
 @dsl.pipeline(name="contrique-scoring", display_name="CONTRIQUE scoring")

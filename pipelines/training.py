@@ -21,8 +21,8 @@ from components.register_model import register_model
 from components.synthesize_distortions import synthesize_distortions
 from components.validate_data import validate_data
 from components.write_report import write_report
-from pipelines import trainjob
-from pipelines.resources import equipped, pretraining
+from pipelines.cluster import trainjob
+from pipelines.cluster.resources import equipped, pretraining
 
 
 def build(shards: int = 1, gpus: int = 1, nodes: int = 1, to: str = "") -> dsl.base_component.BaseComponent:

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from contrique import sample_data
-from pipelines.stack import BUCKET, Stack
+from contrique.sources.sample import write
+from pipelines.laptop.stack import BUCKET, Stack
 
 
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample picture set, built once. Copy it before changing it."""
     folder = tmp_path_factory.mktemp("sample") / "data"
-    sample_data.write(folder)
+    write(folder)
     return folder
 
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from contrique import dataset, images
+from contrique import images
+from contrique.data.manifest import read_manifest
 from contrique.images import BadImage, decode
 
 
@@ -256,7 +257,7 @@ def test_content_hash_is_sha256():
 
 
 def all_photographs(folder: Path) -> list[images.Picture]:
-    return [images.read(folder / name) for name in dataset.read_manifest(folder)["image"]]
+    return [images.read(folder / name) for name in read_manifest(folder)["image"]]
 
 
 def test_perceptual_hash_is_the_signs_of_the_low_frequencies_against_their_median():

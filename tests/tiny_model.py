@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from contrique import regressor
-from contrique.encoder import Encoder, save_encoder
-from contrique.features import extract
+from contrique.encoder.features import extract
+from contrique.encoder.network import Encoder
+from contrique.encoder.weights import save_encoder
 from contrique.images import Picture
+from contrique.regressor.head import RegressorSummary, save_head
+from contrique.regressor.ridge import Ridge
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def build(folder: Path, seed: int = 0, labels: str = "human") -> Parts:
     features = extract([picture(i) for i in range(6)], encoder)
     coef = 40 * coef / np.std(features @ coef)
     intercept = 50 - float(np.mean(features @ coef))
-    summary = regressor.RegressorSummary(
+    summary = RegressorSummary(
         labels=labels,
         label_low=-20.0,
         label_high=120.0,
@@ -60,7 +62,7 @@ def build(folder: Path, seed: int = 0, labels: str = "human") -> Parts:
         validation_srcc=0.5,
         features_dim=2 * encoder.width,
     )
-    regressor.save(regressor.Ridge(coef, intercept, 1.0), summary, parts.regressor)
+    save_head(Ridge(coef, intercept, 1.0), summary, parts.regressor)
     srcc = {"value": 0.8, "low": 0.7, "high": 0.9, "n": 40, "contents": 4, "splits": 1, "unit": "contents"}
     parts.evaluation.write_text(json.dumps({"labels": labels, "challenger": {"metrics": {"srcc": srcc}}}))
     parts.verdict.write_text(json.dumps({"promote": True, "reason": "promote: meets the floor"}))

@@ -7,12 +7,17 @@ from typing import Any
 import numpy as np
 import tiny_model
 
-from contrique import dataset, images, report
+from contrique import images
+from contrique.artifacts import FEATURES
 from contrique.config import EvaluationConfig, GateConfig, resolve
-from contrique.encoder import Encoder, save_encoder
-from contrique.evaluation import decide_set, evaluate_set
-from contrique.features import FEATURES, save_features
-from contrique.regressor import fit_set
+from contrique.data.manifest import as_manifest, inspect_file, read_manifest, write_manifest
+from contrique.encoder.feature_set import save_features
+from contrique.encoder.network import Encoder
+from contrique.encoder.weights import save_encoder
+from contrique.evaluation.decision import decide_set
+from contrique.evaluation.evaluate import evaluate_set
+from contrique.regressor.fit import fit_set
+from contrique.reports.report import Trained
 
 NAMES = ("jpeg", "white_noise")
 LEVELS = (3, 1, 4, 2)
@@ -34,18 +39,18 @@ def picture_set(folder: Path, column: str = "") -> Path:
             row = {"image": path.name, "reference": f"scene {content}", "distortion": name, "level": level}
             row |= {"kind": "distorted" if name else "pristine", "split": split, "licence": "CC0-1.0"}
             label = {column: -level + rng.normal(scale=0.3)} if column else {}
-            rows.append(row | label | dataset.describe(path))
-    dataset.write_manifest(dataset.as_manifest(rows), folder)
+            rows.append(row | label | inspect_file(path))
+    write_manifest(as_manifest(rows), folder)
     return folder
 
 
 def judge(folder: Path, labelled: Path, column: str, champion: bool) -> None:
     """Features that tell the labels in part, and what the stages make of them."""
     rng = np.random.default_rng(0)
-    manifest = dataset.read_manifest(labelled).assign(phash="")  # the pictures are more alike than photographs are
+    manifest = read_manifest(labelled).assign(phash="")  # the pictures are more alike than photographs are
     values = rng.normal(size=(len(manifest), 8)).astype(np.float32)
     values[:, 0] += manifest[column].to_numpy()
-    dataset.write_manifest(manifest, folder / "features")
+    write_manifest(manifest, folder / "features")
     save_features(values, list(manifest["image"]), folder / "features" / FEATURES)
     fit_set(folder / "features", folder / "regressor", config=resolve("demo").regressor)
     evaluate_set(
@@ -74,7 +79,7 @@ def build(folder: Path, column: str = "weak_label", champion: bool = False) -> d
     for entry in history[9::10]:
         entry |= {"probe_type": entry["step"] / 40, "probe_level": entry["step"] / 60}
     (folder / "encoder" / "history.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in history))
-    trained = report.Trained(
+    trained = Trained(
         data,
         folder / "encoder",
         folder / "regressor",

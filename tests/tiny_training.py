@@ -22,11 +22,13 @@ import scipy.ndimage
 import torch
 from torch.distributed import distributed_c10d
 
-from contrique import distributed, images
+from contrique import images
 from contrique.config import PretrainConfig
-from contrique.dataset import write_manifest
-from contrique.pretrain import _Trainer, pool_of, pretrain
-from contrique.views import Views
+from contrique.data.manifest import write_manifest
+from contrique.pretraining import distributed
+from contrique.pretraining.batches import Views
+from contrique.pretraining.pretrain import build_pool, pretrain
+from contrique.pretraining.trainer import Trainer
 
 CONFIG = PretrainConfig(
     arch="resnet18", crop=32, images=10, authentic_share=0.2, sampler="balanced", contents_per_class=2,
@@ -69,7 +71,7 @@ def picture_sets(dataset: Path, distorted: Path, judged: int = 1) -> tuple[Path,
 def views(sets: tuple[Path, Path], config: PretrainConfig, world: distributed.World) -> Views:
     """What `pretrain` trains on, with seed 3."""
     return Views(
-        pool_of(*sets)[0], images=config.images, authentic_share=config.authentic_share, crop=config.crop,
+        build_pool(*sets)[0], images=config.images, authentic_share=config.authentic_share, crop=config.crop,
         balanced=True, contents_per_class=config.contents_per_class, seed=3, rank=world.rank, ranks=world.size,
     )  # fmt: skip
 
@@ -81,8 +83,8 @@ def gradients(sets: tuple[Path, Path], config: PretrainConfig) -> dict[str, torc
     processes: its vectors are all alike, and batch norm divides what little they differ by as little.
     """
     assert config.temperature < 1 / 40, "or the loss would be computed in float32"
-    with distributed.joined() as world:
-        trainer = _Trainer(config, 3, world)
+    with distributed.process_group() as world:
+        trainer = Trainer(config, 3, world)
         trainer.model.double()
         trainer.encoder.conv1.register_forward_pre_hook(lambda conv, inputs: (inputs[0].double(),))
         update = trainer.update(views(sets, config, world)[0], lr=0.0)
@@ -93,9 +95,9 @@ def gradients(sets: tuple[Path, Path], config: PretrainConfig) -> dict[str, torc
 
 def wait_for_a_late_one() -> None:
     """Rank 0 comes to the barrier after what any other collective would wait."""
-    with distributed.joined() as world:
+    with distributed.process_group() as world:
         distributed_c10d._get_default_timeout = lambda backend: timedelta(seconds=1)
-        if world.leads:
+        if world.is_main:
             time.sleep(4)
         distributed.wait_for_all()
 

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from contrique import distortions
-from contrique.distortions import kernels
+from contrique.distortions import bank, kernels
 
 SERIAL = frozenset({"color_quantization", "jpeg", "jpeg2000"})
 
@@ -70,38 +69,36 @@ def distort_batch(
         for (name, level), members in sorted(groups.items()):
             if name not in SERIAL:
                 index = torch.tensor(members, device=images.device)
-                out[index] = BATCHED[name](images[index], distortions.parameter(name, level), draws).clamp_(0, 1)
+                out[index] = BATCHED[name](images[index], bank.parameter(name, level), draws).clamp_(0, 1)
         for (i, _, _), picture in zip(serial, made, strict=True):
             out[i] = torch.from_numpy(picture).permute(2, 0, 1)
     return out
 
 
 def _serial(picture: kernels.Image, name: str, level: int) -> kernels.Image:
-    return distortions.distort(picture, name, level, np.random.default_rng(0))  # none of SERIAL draws anything
+    return bank.distort(picture, name, level, np.random.default_rng(0))  # none of SERIAL draws anything
 
 
 def _check(images: Tensor, names: Sequence[str], levels: Sequence[int], generator: torch.Generator) -> None:
     if images.dtype != torch.float32 or images.ndim != 4 or images.shape[1] != 3:
-        raise distortions.DistortionError(
+        raise bank.DistortionError(
             f"images must be float32 of shape (N, 3, H, W), got {images.dtype} {tuple(images.shape)}"
         )
-    if min(images.shape[2:]) < distortions.MIN_SIDE:
-        side = distortions.MIN_SIDE
-        raise distortions.DistortionError(
-            f"images must be at least {side} x {side} pixels, got {tuple(images.shape[2:])}"
-        )
+    if min(images.shape[2:]) < bank.MIN_SIDE:
+        side = bank.MIN_SIDE
+        raise bank.DistortionError(f"images must be at least {side} x {side} pixels, got {tuple(images.shape[2:])}")
     if not len(images) == len(names) == len(levels):
-        raise distortions.DistortionError(
+        raise bank.DistortionError(
             f"{len(images)} images need as many names and levels, got {len(names)} and {len(levels)}"
         )
     if generator.device.type != images.device.type:
-        raise distortions.DistortionError(
+        raise bank.DistortionError(
             f"the generator is on {generator.device}, the images are on {images.device}; use one device"
         )
     for name, level in zip(names, levels, strict=True):
-        distortions.parameter(name, level)
+        bank.parameter(name, level)
     if len(images) and not bool(((images >= 0) & (images <= 1)).all()):  # NaN fails both
-        raise distortions.DistortionError("images must lie in [0, 1] without NaN; divide 8-bit by 255")
+        raise bank.DistortionError("images must lie in [0, 1] without NaN; divide 8-bit by 255")
 
 
 # filters and colour spaces
@@ -381,5 +378,5 @@ def contrast(images: Tensor, amount: float, draws: Draws) -> Tensor:
 
 
 BATCHED: dict[str, Callable[[Tensor, float, Draws], Tensor]] = {
-    name: globals()[name] for name in distortions.NAMES if name not in SERIAL
+    name: globals()[name] for name in bank.NAMES if name not in SERIAL
 }

@@ -3,7 +3,8 @@
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from contrique import distortions, images
+from contrique import images
+from contrique.distortions import bank
 
 TILE = (216, 162)  # width, height
 LABEL = 150  # width of the column of names
@@ -30,16 +31,16 @@ def contact_sheet(image: images.Picture, seed: int) -> images.Picture:
     font, small = ImageFont.load_default(15), ImageFont.load_default(12)
     for column, heading in enumerate(["pristine", *(f"level {level}" for level in range(1, 6))]):
         draw.text((LABEL + column * (TILE[0] + MARGIN), 4), heading, "black", font)
-    for number, name in enumerate(distortions.NAMES):
+    for number, name in enumerate(bank.NAMES):
         top = 24 + number * row_height
         draw.text((4, top + 4), f"{number + 1} {name}".replace("_", "\n"), "black", font)
         sheet.paste(_tile(image), (LABEL, top))
         for level in range(1, 6):
-            rng = distortions.generator(content, name, level, seed)
-            tile = _tile(images.as_uint8(distortions.distort(picture, name, level, rng)))
+            rng = bank.generator(content, name, level, seed)
+            tile = _tile(images.as_uint8(bank.distort(picture, name, level, rng)))
             left = LABEL + level * (TILE[0] + MARGIN)
             sheet.paste(tile, (left, top))
-            text = f"{distortions.parameter(name, level):g}"
+            text = f"{bank.parameter(name, level):g}"
             draw.rectangle((left, top, left + 8 + draw.textlength(text, small), top + 16), "black")
             draw.text((left + 4, top + 1), text, "white", small)
     return np.asarray(sheet)

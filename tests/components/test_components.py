@@ -11,10 +11,14 @@ import pytest
 from kfp import dsl
 
 from components import IMAGE
-from contrique import dataset, images, registry
+from contrique import images
+from contrique.artifacts import EVALUATION, MANIFEST, TEST_SCORES
 from contrique.errors import ContriqueError
-from contrique.evaluation import EVALUATION, TEST_SCORES
-from pipelines.resources import STAGES
+from contrique.registry.promotion import read_history
+from contrique.registry.versions import list_models
+from contrique.tracking.client import RegistryError, connect
+from contrique.tracking.runs import current_pipeline_run, open_run
+from pipelines.cluster.resources import STAGES
 
 SETTINGS = {"profile": "demo", "overrides": {}}
 
@@ -124,8 +128,8 @@ def test_keep_champion_leaves_the_registry_alone(fetched, evaluation, tmp_path, 
     assert re.match(r"MLflow run `[0-9a-f]{32}` in `sqlite:///", Path(tracking.path).read_text())
     from contrique.config import RegistryConfig
 
-    assert registry.models(RegistryConfig()) == []
-    (event,) = registry.history(RegistryConfig())
+    assert list_models(RegistryConfig()) == []
+    (event,) = read_history(RegistryConfig())
     assert (event.action, event.run, event.data_hash) == ("hold", "a-run", fetched.metadata["hash"])
 
 
@@ -139,23 +143,23 @@ def test_close_run_closes_what_a_failure_left_open(state, status, tmp_path, monk
     assert not (tmp_path / "mlruns").exists(), "nothing was open, and nothing is made"
     from contrique.config import RegistryConfig
 
-    opened = registry.open_run("a-run", RegistryConfig())
+    opened = open_run("a-run", RegistryConfig())
     component("close_run").python_func(status=ended, **SETTINGS)
-    assert registry.tracking(RegistryConfig()).get_run(opened.id).info.status == status
+    assert connect(RegistryConfig()).get_run(opened.id).info.status == status
 
 
 def test_a_step_without_its_run_says_so(monkeypatch):
     monkeypatch.delenv("CONTRIQUE_RUN", raising=False)
-    with pytest.raises(registry.RegistryError, match="CONTRIQUE_RUN"):
-        registry.this_pipeline_run()
+    with pytest.raises(RegistryError, match="CONTRIQUE_RUN"):
+        current_pipeline_run()
 
 
 def test_dataset_forms_are_those_that_components_name():
     """File names that stand in component bodies, which cannot import them from here."""
-    from contrique import evaluation, pretrain, versioning
+    from contrique.artifacts import ENCODER, EVALUATION, HISTORY, LINEAGE
 
-    assert pretrain.ENCODER == "encoder.safetensors"
-    assert pretrain.HISTORY == "history.jsonl"
-    assert versioning.LINEAGE == "lineage.json"
-    assert evaluation.EVALUATION == "evaluation.json"
-    assert dataset.MANIFEST == "manifest.parquet"
+    assert ENCODER == "encoder.safetensors"
+    assert HISTORY == "history.jsonl"
+    assert LINEAGE == "lineage.json"
+    assert EVALUATION == "evaluation.json"
+    assert MANIFEST == "manifest.parquet"

@@ -13,8 +13,9 @@ from test_run import photograph, picture_set
 from components.fetch_data import fetch_data
 from components.pin_data import pin_data
 from components.synthesize_distortions import synthesize_distortions
-from contrique import images, versioning
-from pipelines.resources import equipped
+from contrique import images
+from contrique.sources.dvc_pin import publish
+from pipelines.cluster.resources import equipped
 
 pytestmark = pytest.mark.slow
 SMALL = {
@@ -58,11 +59,11 @@ def test_the_same_pin_is_fetched_once_and_another_one_again(tmp_path, ran):
     config = "[core]\n    remote = store\n    analytics = false\n    no_scm = true\n['remote \"store\"']\n"
     (project / ".dvc" / "config").write_text(f"{config}    url = {tmp_path / 'store'}\n")
     pictures = picture_set(tmp_path / "built")
-    (project / "data.dvc").write_text(versioning.publish(pictures, project))
+    (project / "data.dvc").write_text(publish(pictures, project))
     assert ran(project) == ALL
     assert ran(project) == {"pin-data"}
     (pictures / "images" / "extra.png").write_bytes(images.encode_png(photograph(99)))
-    (project / "data.dvc").write_text(versioning.publish(pictures, project))
+    (project / "data.dvc").write_text(publish(pictures, project))
     assert ran(project) == ALL
 
 

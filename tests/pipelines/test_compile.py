@@ -13,9 +13,9 @@ from kfp.kubernetes import kubernetes_executor_config_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
 from kubeflow_trainer_api import models
 
-from contrique.launch import NAMESPACE, filled
+from contrique.pretraining.launch import NAMESPACE, fill_in
 from pipelines.__main__ import main
-from pipelines.resources import STAGES
+from pipelines.cluster.resources import STAGES
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
@@ -184,7 +184,7 @@ def test_several_nodes_are_a_job_that_a_light_task_waits_for(document, on_nodes)
     assert resources["resourceCpuRequest"] == "1"
     assert not {"tolerations", "emptyDirMounts"} & pod.keys()
     job = json.loads(inputs["job"]["runtimeValue"]["constant"])
-    job = filled(job, "pretrain-1", "1", ["-m", "contrique.cli"])
+    job = fill_in(job, "pretrain-1", "1", ["-m", "contrique.cli"])
     assert models.TrainerV1alpha1TrainJob.from_dict(job).to_dict() == job
     trainer = job["spec"]["trainer"]
     assert (trainer["numNodes"], trainer["numProcPerNode"], trainer["image"]) == (4, 8, "contrique-python:0.1.0")

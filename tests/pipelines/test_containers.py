@@ -60,7 +60,7 @@ def test_a_failing_task_fails(client, tmp_path):
 
 def test_a_container_that_ends_at_once_has_its_status(client):
     """The bug that the function replaced here has: kubeflow/pipelines#13332."""
-    from pipelines.local import Terminal
+    from pipelines.laptop.runner import Terminal
 
     told = json.dumps({"outputs": {"outputFile": "/run/fit-regressor/executor_output.json"}})
     for code in (0, 7):
@@ -71,7 +71,7 @@ def test_a_container_that_ends_at_once_has_its_status(client):
 
 
 def test_an_image_that_is_not_there(client, tmp_path):
-    from pipelines.local import RunFailed, Terminal
+    from pipelines.laptop.runner import RunFailed, Terminal
 
     with pytest.raises(RunFailed, match="make image"):
         Terminal(io.StringIO(), io.StringIO(), {}).run_container(client, "localhost/nothing:0", ["true"], {})

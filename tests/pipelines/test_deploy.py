@@ -14,9 +14,10 @@ import pytest
 import yaml
 from mlflow.server.security_utils import is_allowed_host_header
 
-from contrique import launch
-from pipelines import resources
+from contrique.pretraining import launch
+from contrique.pretraining.launch import _KIND
 from pipelines.__main__ import _parser
+from pipelines.cluster import resources
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = "1.37"
@@ -164,7 +165,7 @@ def test_each_server_has_a_policy_and_only_mlflow_reaches_the_database(built, wo
 
 def test_runs_may_do_with_trainjobs_what_launch_does(built):
     (rule,) = built["Role/contrique-trainjobs"]["rules"]
-    assert (rule["apiGroups"], rule["resources"]) == ([launch._KIND["group"]], [launch._KIND["plural"]])
+    assert (rule["apiGroups"], rule["resources"]) == ([_KIND["group"]], [_KIND["plural"]])
     called = set(re.findall(r"self\.api\.(\w+)_namespaced_custom_object", inspect.getsource(launch)))
     assert set(rule["verbs"]) == called
     binding = built["RoleBinding/contrique-trainjobs"]

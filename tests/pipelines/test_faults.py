@@ -30,12 +30,16 @@ import torch
 from safetensors.torch import load_file
 from test_run import TINY, picture_set
 
-from contrique import registry, storage, versioning
-from contrique.checkpoints import Checkpoints
+from contrique import s3 as s3_module
 from contrique.config import RegistryConfig
-from pipelines import local
+from contrique.pretraining.checkpoints import Checkpoints
+from contrique.registry.promotion import read_history
+from contrique.sources.dvc_pin import list_files
+from contrique.tracking.client import connect
+from contrique.tracking.runs import PIPELINE_RUN
 from pipelines.__main__ import main
-from pipelines.stack import BUCKET, Service, Stack
+from pipelines.laptop import runner
+from pipelines.laptop.stack import BUCKET, Service, Stack
 
 pytestmark = [pytest.mark.slow, pytest.mark.pipeline, pytest.mark.timeout(3600)]
 
@@ -109,10 +113,10 @@ def arguments(**options: Any) -> list[str]:
 def run(events: Sequence[Event], runs: Path, retries: int = 0, **options: Any) -> Told:
     """`python -m pipelines run`, with events on the way."""
     reasons: list[str] = []
-    watch = local.Terminal._watch
+    watch = runner.Terminal._watch
     screen, err = Screen(events), io.StringIO()
 
-    def spy(terminal: local.Terminal, *told: Any) -> int:
+    def spy(terminal: runner.Terminal, *told: Any) -> int:
         """Has each failure explained, and so the last one told; a person, for whom nothing is retried, has but one."""
         before, terminal.reason = terminal.reason, ""
         code = watch(terminal, *told)
@@ -122,9 +126,9 @@ def run(events: Sequence[Event], runs: Path, retries: int = 0, **options: Any) -
         return code
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(local.Terminal, "_watch", spy)
+        patch.setattr(runner.Terminal, "_watch", spy)
         if retries:
-            patch.setattr(local, "with_retries", functools.partial(local.with_retries, times=retries))
+            patch.setattr(runner, "with_retries", functools.partial(runner.with_retries, times=retries))
         with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(err):
             status = main(arguments(**options | {"--runs": runs}))
     out = screen.getvalue()
@@ -149,7 +153,7 @@ def race(gate: str, me: str, *command: str) -> int:
 
 def registered() -> tuple[dict[str, str], list[str]]:
     """Aliases, and every version there is, half-made ones too, as MLflow itself tells them."""
-    registry.tracking(CONFIG)
+    connect(CONFIG)
     client = mlflow.MlflowClient()
     aliases = client.get_registered_model(CONFIG.model).aliases
     versions = sorted(str(item.version) for item in client.search_model_versions(f"name='{CONFIG.model}'"))
@@ -169,7 +173,7 @@ def weights(root: Path) -> dict[str, torch.Tensor]:
 def whole() -> list[int]:
     """Steps of the checkpoints that were stored to the end, newest first."""
     store = Checkpoints(CHECKPOINTS)
-    return [step for step in store.steps() if "SHA256SUMS" in storage.names(store.name(step))]
+    return [step for step in store.steps() if "SHA256SUMS" in s3_module.list_names(store.name(step))]
 
 
 def until(true: Callable[[], Any], seconds: float = 900) -> Any:
@@ -235,7 +239,7 @@ def place(whole_stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Itera
         for name, value in (whole_stack.environment | {"OMP_NUM_THREADS": "1"}).items():
             patch.setenv(name, value)
         patch.chdir(folder)
-        storage.upload(picture_set(folder / "built"), DATA)
+        s3_module.upload(picture_set(folder / "built"), DATA)
         yield folder
         assert not (folder / "mlruns").exists()
 
@@ -438,9 +442,9 @@ class TestATaskKilled:
         assert killed.err == f"error: Pretrain the encoder: {reason}\nThe whole log: {killed.root / 'run.log'}\n"
 
     def test_the_mlflow_run_is_closed_as_failed(self, killed):
-        client = registry.tracking(CONFIG)
+        client = connect(CONFIG)
         experiment = client.get_experiment_by_name(CONFIG.experiment).experiment_id
-        (found,) = client.search_runs([experiment], f"tags.`{registry.PIPELINE_RUN}` = '{killed.root.name}'")
+        (found,) = client.search_runs([experiment], f"tags.`{PIPELINE_RUN}` = '{killed.root.name}'")
         assert found.info.status == "FAILED"
 
     def test_the_champion_stays(self, raced, killed):
@@ -531,8 +535,8 @@ class TestAfterEveryFault:
         aliases, versions = battered.seen["registered"]
         assert aliases["previous"] == before
         assert versions == sorted([before, aliases["champion"]])
-        assert [event.run for event in registry.history(CONFIG)] == [raced[0].root.name, battered.root.name]
+        assert [event.run for event in read_history(CONFIG)] == [raced[0].root.name, battered.root.name]
 
     def test_the_distorted_set_is_that_of_a_run_without_faults(self, raced, battered):
         one, two = (next(told.root.glob("*/synthesize-distortions/distorted")) for told in (raced[0], battered))
-        assert versioning.listing(one) == versioning.listing(two)
+        assert list_files(one) == list_files(two)

@@ -20,10 +20,15 @@ import pytest
 import scipy.ndimage
 from kfp.local.logging_utils import indented_print, local_logger_context
 
-from contrique import dataset, images, registry, versioning
+from contrique import images
 from contrique.config import RegistryConfig
-from pipelines import local
+from contrique.data.manifest import as_manifest, inspect_file, read_manifest, write_manifest
+from contrique.registry.versions import list_models, load_champion
+from contrique.sources.dvc_pin import list_files, publish, read_pin
+from contrique.tracking.client import connect
+from contrique.tracking.runs import PIPELINE_RUN
 from pipelines.__main__ import main
+from pipelines.laptop import runner
 
 # Two whole runs can be one test's setup: two minutes on quiet cores, more than twenty on busy ones.
 pytestmark = pytest.mark.timeout(3600)
@@ -67,8 +72,8 @@ def picture_set(folder: Path, **labelled: list[float]) -> Path:
         row = {"image": f"images/{number}.png", "reference": f"scene {number}", "kind": kind, "split": split}
         if split != "pretrain" and labelled:
             row |= {"kind": "authentic", "mos": labelled["mos"][number - 3]}
-        rows.append(row | dataset.describe(path))
-    dataset.write_manifest(dataset.as_manifest(rows), folder)
+        rows.append(row | inspect_file(path))
+    write_manifest(as_manifest(rows), folder)
     return folder
 
 
@@ -95,7 +100,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         (project / ".dvc").mkdir(parents=True)
         config = "[core]\n    remote = store\n    analytics = false\n    no_scm = true\n['remote \"store\"']\n"
         (project / ".dvc" / "config").write_text(config + "    url = ../../store\n    verify = true\n")
-        (project / "data.dvc").write_text(versioning.publish(picture_set(folder / "built"), project))
+        (project / "data.dvc").write_text(publish(picture_set(folder / "built"), project))
         yield folder
 
 
@@ -113,8 +118,8 @@ class Finished:
 
 def finished(place: Path, *flags: str, **options: Any) -> Finished:
     status, out, err = run(place / "project", *flags, **options)
-    model = registry.load_champion(CONFIG)
-    versions = [model.version for model in registry.models(CONFIG)]
+    model = load_champion(CONFIG)
+    versions = [model.version for model in list_models(CONFIG)]
     return Finished(status, out, err, max((place / "runs").iterdir()), model.version if model else "", versions)
 
 
@@ -165,9 +170,9 @@ class TestPromote:
         assert (promoted.champion, promoted.versions) == ("1", ["1"])
 
     def test_one_mlflow_run_with_loss_and_configuration(self, place, promoted):
-        client = registry.tracking(CONFIG)
+        client = connect(CONFIG)
         experiment = client.get_experiment_by_name(CONFIG.experiment).experiment_id
-        (found,) = client.search_runs([experiment], f"tags.`{registry.PIPELINE_RUN}` = '{promoted.root.name}'")
+        (found,) = client.search_runs([experiment], f"tags.`{PIPELINE_RUN}` = '{promoted.root.name}'")
         assert {"loss", "lr"} <= found.data.metrics.keys()
         assert [point.step for point in client.get_metric_history(found.info.run_id, "loss")] == [1, 2, 3]
         assert found.data.params["pretrain.steps"] == "3"
@@ -175,7 +180,7 @@ class TestPromote:
     def test_the_lineage_is_the_pin(self, place, promoted):
         (output,) = promoted.root.glob("*/fetch-data/executor_output.json")
         (dataset,) = json.loads(output.read_text())["artifacts"]["dataset"]["artifacts"]
-        assert dataset["metadata"]["hash"] == versioning.read_pin(place / "project")
+        assert dataset["metadata"]["hash"] == read_pin(place / "project")
 
     def test_the_report_stands_alone(self, promoted):
         page = (promoted.root / "report.html").read_text()
@@ -215,7 +220,7 @@ class TestHold:
             next(each.root.glob(f"*/{task}/distorted"))
             for each, task in ((promoted, "synthesize-distortions"), (held, "gather-distortions"))
         )
-        assert versioning.listing(one) == versioning.listing(two)
+        assert list_files(one) == list_files(two)
         assert "gather-features" in ran(held)
 
     def test_the_champion_was_rescored_on_the_same_pictures(self, held):
@@ -272,7 +277,7 @@ class TestFailures:
     """Each stops the run, exits 2, and ends with one message that names what is wrong and where the log is."""
 
     def test_a_flipped_byte_in_the_remote(self, place):
-        listing = versioning.listing(place / "built")
+        listing = list_files(place / "built")
         md5 = listing["images/4.png"]
         stored = place / "store" / "files" / "md5" / md5[:2] / md5[2:]
         good = stored.read_bytes()
@@ -289,15 +294,15 @@ class TestFailures:
 
     def test_a_truncated_jpeg(self, place, tmp_path):
         folder = picture_set(tmp_path / "set")
-        manifest = dataset.read_manifest(folder)
+        manifest = read_manifest(folder)
         whole = io.BytesIO()
         images.Image.fromarray(photograph(1)).save(whole, "JPEG")
         path = folder / "images" / "1.jpg"
         path.write_bytes(whole.getvalue()[:900])
-        facts = dataset.describe(path)
+        facts = inspect_file(path)
         for column, value in ({"image": "images/1.jpg"} | facts).items():
             manifest.loc[1, column] = value
-        dataset.write_manifest(manifest, folder)
+        write_manifest(manifest, folder)
         self.fails_in_validation(folder, r"images/1\.jpg.*truncated")
 
     def test_a_nan_score(self, place, tmp_path):
@@ -306,9 +311,9 @@ class TestFailures:
 
     def test_a_reference_on_both_sides(self, place, tmp_path):
         folder = picture_set(tmp_path / "set", mos=[1.0, 2.0, 3.0, 4.0, 5.0])
-        manifest = dataset.read_manifest(folder)
+        manifest = read_manifest(folder)
         manifest.loc[3, "reference"] = manifest.loc[6, "reference"]
-        dataset.write_manifest(manifest, folder)
+        write_manifest(manifest, folder)
         self.fails_in_validation(folder, r"scene 6")
 
     def test_after_the_mlflow_run_was_opened(self, place):
@@ -316,10 +321,10 @@ class TestFailures:
         status, _, err = run(place / "project", **{"regressor.alphas": [-1.0]})
         assert status == 2
         assert err.startswith("error: Fit the regressor: alphas must be positive")
-        client = registry.tracking(CONFIG)
+        client = connect(CONFIG)
         experiment = client.get_experiment_by_name(CONFIG.experiment).experiment_id
         name = max((place / "runs").iterdir()).name
-        (found,) = client.search_runs([experiment], f"tags.`{registry.PIPELINE_RUN}` = '{name}'")
+        (found,) = client.search_runs([experiment], f"tags.`{PIPELINE_RUN}` = '{name}'")
         assert (found.info.status, found.data.tags["pipeline.state"]) == ("FAILED", "FAILED")
 
     @staticmethod
@@ -366,7 +371,7 @@ class TestTerminal:
         code = "from tqdm import tqdm\nfor _ in tqdm(range(3), desc='busy', disable=None): pass\nprint('a line')"
         main_end, screen_end = pty.openpty()
         with os.fdopen(screen_end, "w") as screen, (tmp_path / "log").open("w") as log:
-            assert local.Terminal(log, screen, {}).run_task(task(code)) == 0
+            assert runner.Terminal(log, screen, {}).run_task(task(code)) == 0
             seen = b""
             while not seen.endswith(b"s)\r\n"):  # of the last line; a read gives what is there so far
                 seen += os.read(main_end, 100_000)
@@ -380,7 +385,7 @@ class TestTerminal:
         screen = io.StringIO()
         code = "from tqdm import tqdm\nfor _ in tqdm(range(3), desc='busy', disable=None): pass"
         with (tmp_path / "log").open("w") as log:
-            local.Terminal(log, screen, {}).run_task(task(code))
+            runner.Terminal(log, screen, {}).run_task(task(code))
         assert re.fullmatch(r"✓ Fit the regressor \(\d+\.\d s\)\n", screen.getvalue())
 
     @pytest.mark.parametrize(
@@ -401,24 +406,24 @@ class TestTerminal:
     )
     def test_a_failure_is_explained(self, code, reason, tmp_path):
         with (tmp_path / "log").open("w") as log:
-            terminal = local.Terminal(log, io.StringIO(), {})
+            terminal = runner.Terminal(log, io.StringIO(), {})
             assert terminal.run_task(["bash", "-c", '"$@"; exit $?', "-", *task(code)]) != 0
             assert terminal.run_task(task("raise OSError('what came after it')")) != 0
         assert reason in terminal.reason
 
     def test_a_task_that_is_killed_without_a_shell_around_it(self, tmp_path):
         with (tmp_path / "log").open("w") as log:
-            terminal = local.Terminal(log, io.StringIO(), {})
+            terminal = runner.Terminal(log, io.StringIO(), {})
             assert terminal.run_task(task("import os; os.kill(os.getpid(), 9)")) == -9
         assert terminal.reason.startswith("Fit the regressor: killed by signal 9")
 
     def test_a_log_that_cannot_be_written_ends_the_task(self):
         code = "while True: print('a line', flush=True)"
         with pytest.raises(OSError, match="No space left"), Path("/dev/full").open("w") as log:
-            local.Terminal(log, io.StringIO(), {}).run_task(task(code))
+            runner.Terminal(log, io.StringIO(), {}).run_task(task(code))
 
     def test_a_character_that_comes_in_two_parts(self):
-        terminal = local.Terminal(io.StringIO(), io.StringIO(), {})
+        terminal = runner.Terminal(io.StringIO(), io.StringIO(), {})
         assert list(terminal._lines([b"caf\xc3", b"\xa9\nend"])) == ["café", "end"]
 
 
@@ -429,16 +434,16 @@ class TestBranches:
     def finished(self, tmp_path):
         verdict = tmp_path / "verdict.json"
         verdict.write_text(json.dumps({"promote": True}))
-        artifacts = {"decide_promotion": {"verdict": local.Artifact(verdict, {})}}
-        return lambda *ran: local.Run(tmp_path, artifacts, dict.fromkeys(ran))
+        artifacts = {"decide_promotion": {"verdict": runner.Artifact(verdict, {})}}
+        return lambda *ran: runner.Run(tmp_path, artifacts, dict.fromkeys(ran))
 
     def test_the_verdicts_own_branch_is_accepted(self, finished):
-        local.check_branches(finished("decide_promotion", "register_model"))
+        runner.check_branches(finished("decide_promotion", "register_model"))
 
     @pytest.mark.parametrize("ran", [[], ["keep_champion"], ["register_model", "keep_champion"]])
     def test_anything_else_is_refused(self, finished, ran):
-        with pytest.raises(local.RunFailed, match="register_model"):
-            local.check_branches(finished("decide_promotion", *ran))
+        with pytest.raises(runner.RunFailed, match="register_model"):
+            runner.check_branches(finished("decide_promotion", *ran))
 
 
 @pytest.mark.parametrize("context", [local_logger_context, indented_print])
@@ -449,7 +454,7 @@ def test_nothing_that_a_loop_of_kfp_changes_is_left_behind(context):
         return builtins.print, logging.getLogger().handlers[:]
 
     before = state()
-    with local._kfps_changes_undone():
+    with runner._kfps_changes_undone():
         first, second = context(), context()
         first.__enter__()
         second.__enter__()
@@ -463,7 +468,7 @@ def test_the_local_document_differs_in_retries_alone():
     """What is tested here is what runs on a cluster."""
     from pipelines.training import training
 
-    whole, without = training.pipeline_spec, local.with_retries(training).pipeline_spec
+    whole, without = training.pipeline_spec, runner.with_retries(training).pipeline_spec
     (body,) = [one for one in whole.components.values() if "pretrain-encoder" in one.dag.tasks]
     assert body.dag.tasks["pretrain-encoder"].HasField("retry_policy")
     for spec in (whole, without):

@@ -20,9 +20,9 @@ import psycopg2
 import pytest
 from processes import VARIABLE, marked, survivors
 
-from contrique import storage
-from pipelines import stack
-from pipelines.stack import Service, Stack, StackError
+from contrique import s3
+from pipelines.laptop import stack
+from pipelines.laptop.stack import Service, Stack, StackError
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.timeout(1800)  # starting the servers takes seconds on quiet cores, minutes on busy ones
@@ -84,7 +84,7 @@ def test_up_used_down_and_up_again(place, tmp_path, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     (tmp_path / "picture").write_bytes(b"kept")
-    storage.upload(tmp_path / "picture", "s3://contrique/a")
+    s3.upload(tmp_path / "picture", "s3://contrique/a")
     assert refused(f"{environment['AWS_ENDPOINT_URL']}/contrique/a/picture")
     assert refused(f"{environment['MLFLOW_TRACKING_URI']}/", Host="elsewhere.example")
     kept = json.loads((place.folder / "stack.json").read_text())
@@ -101,7 +101,7 @@ def test_up_used_down_and_up_again(place, tmp_path, monkeypatch):
 
     assert place.command("up", "--detach").returncode == 0
     assert place.environment() == environment
-    storage.download("s3://contrique/a", tmp_path / "back")
+    s3.download("s3://contrique/a", tmp_path / "back")
     assert (tmp_path / "back" / "picture").read_bytes() == b"kept"
 
 

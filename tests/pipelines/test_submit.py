@@ -16,7 +16,7 @@ from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 from pipelines.__main__ import main
-from pipelines.cluster import title
+from pipelines.cluster.client import title
 
 RUN = "11111111-2222-3333-4444-555555555555"
 MODELS = {
@@ -240,7 +240,7 @@ def test_a_path_of_this_machine_is_not_touched(server):
 @pytest.mark.parametrize(("state", "status"), [("SUCCEEDED", 0), ("FAILED", 2), ("CANCELED", 2)])
 def test_waits_and_fails_as_the_run_did(server, state, status, capsys, monkeypatch):
     server.states = ["PENDING", "RUNNING", state]
-    monkeypatch.setattr("pipelines.cluster._POLL_SECONDS", 0)
+    monkeypatch.setattr("pipelines.cluster.client._POLL_SECONDS", 0)
     assert submit(server, "--data", "s3://bucket/data", "--wait") == status
     assert not server.states
     assert state in "".join(capsys.readouterr())

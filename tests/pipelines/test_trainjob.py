@@ -7,12 +7,15 @@ import pytest
 import yaml
 from kubeflow_trainer_api import models
 
-from contrique import images, registry, storage
-from contrique.cli import _parser
-from contrique.cli import main as contrique
+from contrique import images
+from contrique import s3 as s3_module
+from contrique.cli.main import _parser
+from contrique.cli.main import main as contrique
 from contrique.config import RegistryConfig
-from contrique.encoder import load_encoder
-from contrique.launch import FOLDER
+from contrique.encoder.weights import load_encoder
+from contrique.pretraining.launch import FOLDER
+from contrique.tracking.client import connect
+from contrique.tracking.runs import open_run
 from pipelines.__main__ import main
 
 COMMAND = ["trainjob", "--name", "big", "--nodes", "4", "--pristine", "s3://b/p", "--authentic", "s3://b/a"]
@@ -78,7 +81,7 @@ def test_command_trains_from_s3_to_s3(tmp_path, s3, monkeypatch):
             path = tmp_path / kind / f"{number}.png"
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(images.encode_png(pixels))
-        storage.upload(tmp_path / kind, f"{s3.bucket}/photographs/{kind}")
+        s3_module.upload(tmp_path / kind, f"{s3.bucket}/photographs/{kind}")
     small = {"images": 8, "steps": 2, "threads": 1, "workers": 0, "log_every": 1, "contents_per_class": 1, "crop": 32}
     words = ["trainjob", "--name", "big", "--nodes", "2", "--gpus", "2", "--profile", "demo"]
     for kind in ("pristine", "authentic"):
@@ -93,8 +96,8 @@ def test_command_trains_from_s3_to_s3(tmp_path, s3, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.chdir(tmp_path)
     assert contrique(args) == 0
-    assert storage.names(f"{s3.bucket}/trained/checkpoints") == ["step-00000002"]
-    storage.download(f"{s3.bucket}/trained", tmp_path / "back")
+    assert s3_module.list_names(f"{s3.bucket}/trained/checkpoints") == ["step-00000002"]
+    s3_module.download(f"{s3.bucket}/trained", tmp_path / "back")
     assert load_encoder(tmp_path / "back" / "encoder.safetensors").arch == "resnet18"
-    run = registry.open_run("big", RegistryConfig())
-    assert registry.tracking(RegistryConfig()).get_run(run.id).data.metrics["loss"] > 0
+    run = open_run("big", RegistryConfig())
+    assert connect(RegistryConfig()).get_run(run.id).data.metrics["loss"] > 0

@@ -1,0 +1,22 @@
+"""Every file name that one stage writes and another reads."""
+
+from typing import Final
+
+MANIFEST = "manifest.parquet"
+LABELS = "labels.csv"
+PIN = "data.dvc"
+LINEAGE = "lineage.json"
+FEATURES = "features.npz"
+COEFFICIENTS: Final = "ridge.npz"
+DESCRIPTION: Final = "regressor.json"
+EVALUATION: Final = "evaluation.json"
+TEST_SCORES: Final = "test_scores.parquet"
+ENCODER = "encoder.safetensors"
+HISTORY = "history.jsonl"
+SUMMARY = "summary.json"  # a PretrainSummary, for whoever started the run from afar
+CHECKPOINTS = "checkpoints"
+REGRESSOR = "regressor"
+MODEL_CARD = "model_card.md"  # likewise
+DRIFT_REFERENCE: Final = "drift.npz"  # beside the regressor
+SCORES: Final = "scores.parquet"
+DRIFT_VERDICT: Final = "drift.json"

@@ -1,0 +1,177 @@
+"""A benchmark as tables of text, for Markdown and HTML alike."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from contrique import pages
+
+WEAK: Final = "weak labels"  # what the set of synthesized pictures is called
+_COLUMNS: Final = {
+    "srcc": "SRCC",
+    "plcc": "PLCC, raw",
+    "plcc_logistic": "PLCC, logistic",
+    "krcc": "KRCC",
+    "rmse": "RMSE",
+    "rmse_logistic": "RMSE, logistic",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as text, for Markdown and HTML alike; rows of other people's figures are `published`."""
+
+    title: str
+    notes: list[str]
+    header: list[str]
+    rows: list[list[str]]
+    published: list[list[str]] = field(default_factory=list)
+
+
+def build_tables(told: Mapping[str, Any]) -> list[Table]:
+    """Every table of a benchmark: each set, across sets, and by distortion.
+
+    Args:
+        told: as `benchmark.Benchmark.as_dict` or `benchmark.read`.
+    """
+    sets = [name for name in told["sets"] if name != WEAK]
+    made = [_own_table(told, name) for name in sets]
+    if any(row for one in told["methods"].values() for row in one["across"].values()):
+        made += [_across_table(told, sets, method) for method in told["methods"]]
+    made += [_slice_table(told, name) for name in sets if _first(told)["own"][name]["slices"]]
+    return made
+
+
+def _first(told: Mapping[str, Any]) -> Any:
+    return next(iter(told["methods"].values()))
+
+
+def _own_table(told: Mapping[str, Any], name: str) -> Table:
+    facts, judged = told["sets"][name], _first(told)["own"][name]
+    rows = [_own_row(method, one["own"][name]) for method, one in told["methods"].items()]
+    rows += [
+        _own_row(f"{method}, full-reference", one["full_reference"][name])
+        for method, one in told["methods"].items()
+        if name in one["full_reference"]
+    ]
+    published = []
+    for method, figures in told["published"].items():
+        if name in figures:
+            known = dict(zip(("srcc", "plcc_logistic"), figures[name], strict=True))
+            cells = ["" if known.get(column) is None else f"{known[column]:.3f}" for column in _COLUMNS]
+            published.append([f"{method} (published)", *cells, ""])
+    protocol = f"{judged['protocol']}, {judged['splits']} split{'s' * (judged['splits'] != 1)}"
+    note = (
+        f"{judged['n']} pictures of {judged['contents']} contents; {protocol}; scores {facts['low']:.4g} to "
+        f"{facts['high']:.4g}, higher is better"
+    )
+    return Table(
+        f"{facts['title']}: own set",
+        [note, *facts["notes"]],
+        ["method", *_COLUMNS.values(), "SRCC within content"],
+        rows,
+        published,
+    )
+
+
+def _own_row(method: str, judged: Mapping[str, Any]) -> list[str]:
+    figures = [_estimate(judged["metrics"].get(column)) for column in _COLUMNS]
+    return [method, *figures, _estimate(judged["within_content"])]
+
+
+def _across_table(told: Mapping[str, Any], sets: Sequence[str], method: str) -> Table:
+    one, rows, notes = told["methods"][method], [], []
+    for fitted in told["sets"]:
+        cells = []
+        for judged in sets:
+            if fitted == judged:
+                cells.append(f"({_estimate(one['own'][judged]['metrics']['srcc'])})")
+                continue
+            cell = one["across"][fitted][judged]
+            cells.append(_estimate(cell["judgement"] and cell["judgement"]["metrics"]["srcc"]))
+            where = f"fitted on {fitted}, judged on {judged}"
+            if cell["left_out"]:
+                notes.append(f"{where}: {cell['left_out']} contents that both show were left out of the fit")
+            if not cell["crops_seen"]:
+                notes.append(f"{where}: contents compared by perceptual hash alone, which sees no crops")
+            if cell["reason"]:
+                notes.append(f"{where}: no figure: {cell['reason']}")
+        title = told["sets"][fitted]["title"]
+        rows.append([f"{WEAK} (opinion-unaware)" if fitted == WEAK else title, *cells])
+    if WEAK in told["sets"]:
+        notes += [f"{WEAK}: {note}" for note in told["sets"][WEAK]["notes"]]
+    header = ["SRCC: fitted on", *(f"judged on {told['sets'][judged]['title']}" for judged in sets)]
+    return Table(f"{method}: across sets", ["in brackets: own set, out of fold", *notes], header, rows)
+
+
+def _slice_table(told: Mapping[str, Any], name: str) -> Table:
+    columns = {method: one["own"][name]["slices"] for method, one in told["methods"].items()}
+    ours = next(iter(columns))
+    if cell := _first(told)["across"].get(WEAK, {}).get(name):
+        columns[f"{ours}, opinion-unaware"] = cell["judgement"]["slices"] if cell["judgement"] else {}
+    kinds = sorted({kind for slices in columns.values() for kind in slices})
+    rows = []
+    for kind in kinds:
+        counts = [slices[kind] for slices in columns.values() if kind in slices]
+        cells = [_estimate(slices[kind]["srcc"] if kind in slices else None) for slices in columns.values()]
+        rows.append([kind, str(counts[0]["n"]), str(counts[0]["contents"]), *cells])
+    return Table(
+        f"{told['sets'][name]['title']}: SRCC by distortion, own set",
+        [],
+        ["distortion", "pictures", "contents", *columns],
+        rows,
+    )
+
+
+def _estimate(told: Mapping[str, Any] | None) -> str:
+    if told is None or not math.isfinite(told["value"]):
+        return "-"
+    return f"{told['value']:.3f} [{told['low']:.3f}, {told['high']:.3f}]"
+
+
+def _about(told: Mapping[str, Any]) -> str:
+    encoder = told["encoder"]
+    return (
+        f"{encoder['name']}: {encoder['arch']}, weights {encoder['sha256'][:12]}, features in {encoder['precision']}. "
+        f"In square brackets: {told['confidence']:.0%} interval by bootstrap over contents (of under three contents, "
+        f"over the pictures within them: too narrow), {told['resamples']} resamples, seed {told['seed']}. Published "
+        "figures are other people's, medians over their own splits."
+    )
+
+
+def render_markdown(told: Mapping[str, Any]) -> str:
+    """The tables as Markdown.
+
+    Args:
+        told: as `tables`.
+    """
+    lines = ["# Benchmark", "", _about(told)]
+    for table in build_tables(told):
+        lines += ["", f"## {table.title}", "", *(f"- {note}" for note in table.notes), *[""] * bool(table.notes)]
+        rows = [*table.rows, *([f"*{cell}*" if cell else "" for cell in row] for row in table.published)]
+        for row in [table.header, ["---"] * len(table.header), *rows]:
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def render_section(told: Mapping[str, Any]) -> str:
+    """The tables as an HTML fragment without a style of its own; every text in it is escaped.
+
+    Args:
+        told: as `tables`.
+    """
+    return pages.render("benchmark.html", _filling(told))
+
+
+def render_page(told: Mapping[str, Any]) -> str:
+    """The tables as an HTML page that refers to nothing outside it.
+
+    Args:
+        told: as `tables`.
+    """
+    return pages.render("benchmark_page.html", _filling(told))
+
+
+def _filling(told: Mapping[str, Any]) -> dict[str, Any]:
+    return {"about": _about(told), "tables": build_tables(told)}

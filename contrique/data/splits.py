@@ -1,0 +1,60 @@
+"""Which part a content belongs to, and which rows judge, fit or pretrain."""
+
+import hashlib
+
+import pandas as pd
+
+from contrique.data.manifest import DatasetError
+
+
+def assign_splits(references: pd.Series, fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)) -> pd.Series:
+    """Assign whole contents to train, validation and test, the same whatever the order of the rows.
+
+    The part of a content follows from a hash of its name alone, so that a set may grow and none of its contents moves:
+    one that a champion was trained on does not come into the test part of its challenger. Only where chance leaves
+    the test or validation part less than half of its share of the rows, as it may with few contents, do the next by
+    hash join it.
+
+    Args:
+        references: the content of each row.
+        fractions: probabilities of train, validation and test for a content; they sum to 1.
+    Returns:
+        the split of each row, index as given.
+    Raises:
+        DatasetError: fewer than three contents.
+    """
+    place = {name: int(hashlib.sha256(name.encode()).hexdigest()[:16], 16) / 2**64 for name in set(references)}
+    if len(place) < 3:
+        raise DatasetError(f"{len(place)} contents cannot be split into train, validation and test; give at least 3")
+    ranked = sorted(place, key=lambda name: (place[name], name))
+    _, validation, test = fractions
+    sizes = references.value_counts()
+
+    def end(start: int, below: float, share: float, last: int) -> int:
+        stop = min(start + sum(place[name] < below for name in ranked[start:]), last)
+        while stop < last and sizes[ranked[start:stop]].sum() < share * len(references) / 2:
+            stop += 1
+        return stop
+
+    tested = end(0, test, test, len(ranked) - 2)
+    held = end(tested, test + validation, validation, len(ranked) - 1)
+    parts = ["test"] * tested + ["validation"] * (held - tested) + ["train"] * (len(ranked) - held)
+    return references.map(dict(zip(ranked, parts, strict=True))).astype("str")
+
+
+def judged_rows(manifest: pd.DataFrame) -> pd.DataFrame:
+    """The rows whose labels judge the model: outside `pretrain`, with a MOS or, failing any MOS, a weak label."""
+    rows = manifest[manifest["split"] != "pretrain"]
+    labelled = rows[rows["mos"].notna()]
+    return labelled if len(labelled) else rows[rows["weak_label"].notna()]
+
+
+def label_kind(manifest: pd.DataFrame) -> tuple[str, str]:
+    """Which labels judge a set and their column: ("human", "mos") if any judged row has a MOS, else weak labels."""
+    human = bool((manifest["mos"].notna() & (manifest["split"] != "pretrain")).any())
+    return ("human", "mos") if human else ("weak", "weak_label")
+
+
+def pretrain_rows(manifest: pd.DataFrame) -> pd.DataFrame:
+    """The `pretrain` rows with a weak label: a regressor may be fitted to them, nothing is judged by them."""
+    return manifest[manifest["weak_label"].notna() & (manifest["split"] == "pretrain")]

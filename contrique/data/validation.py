@@ -1,0 +1,415 @@
+"""Expectations on a picture set: what its files are, what its manifest says, and whether it can be judged with."""
+
+import html
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from contrique import images
+from contrique.config import ValidationConfig
+from contrique.data import leaks
+from contrique.data.manifest import KINDS, SPLITS, read_manifest, read_picture_bytes
+from contrique.errors import ContriqueError
+from contrique.files import write_aside
+
+_SHOWN = 5  # rows that a message names
+# column of a perceptual hash -> axes along which the picture was flipped before
+HASHES: dict[str, tuple[int, ...]] = {"hash": (), "mirrored": (1,), "upside_down": (0,), "turned": (0, 1)}
+
+
+class ValidationFailed(ContriqueError):
+    """A picture set that does not meet its expectations.
+
+    Attributes:
+        failures: a line for each failed expectation, with the rows and the remedy.
+    """
+
+    def __init__(self, failures: list[str]) -> None:
+        super().__init__("\n".join(failures))
+        self.failures = failures
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a valid picture set holds.
+
+    Attributes:
+        rows: pictures.
+        counts: pictures by `split/kind`.
+        labels: `human` if judged pictures have a MOS, `weak` if metrics will label them, `none` if none are judged.
+        judged_contents: contents outside `pretrain`.
+        mos: lowest and highest MOS, or empty.
+        expectations: how many were checked.
+    """
+
+    rows: int
+    counts: dict[str, int]
+    labels: str
+    judged_contents: int
+    mos: tuple[float, ...]
+    expectations: int
+
+
+def validate(directory: Path, report: Path, config: ValidationConfig | None = None) -> Summary:
+    """Look at every file of a picture set, then check files, manifest and splits with Great Expectations.
+
+    Args:
+        directory: the picture set.
+        report: HTML page to write, readable offline; the results as JSON go beside it. Both are written on failure too.
+        config: the limits.
+    Returns:
+        what the set holds.
+    Raises:
+        ValidationFailed: an expectation is not met; the message names the rows.
+        dataset.DatasetError: there is no readable manifest.
+    """
+    config = config or ValidationConfig()
+    facts = observe(directory, read_manifest(directory), config)
+    checks = _checks(facts, config)
+    result = _run(facts, checks)
+    failed = {checks[number]: facts.loc[rows] for number, rows in _failed(result).items()}
+    failures = [check.message(rows) for check, rows in failed.items()]
+    summary = _summarize(facts, len(checks))
+    with write_aside(report) as aside:
+        aside.write_text(_page(result, summary, failures), encoding="utf-8")
+    with write_aside(report.with_suffix(".json")) as aside:
+        aside.write_text(json.dumps(result.to_json_dict() | {"failures": failures}, indent=2) + "\n", encoding="utf-8")
+    if failures:
+        for check, rows in failed.items():  # a cluster keeps the log of a failed task, and not its report
+            if len(check.names(rows)) > _SHOWN:
+                print(f"{check.what}: {', '.join(check.names(rows))}", file=sys.stderr)
+        raise ValidationFailed(failures)
+    return summary
+
+
+def observe(directory: Path, manifest: pd.DataFrame, config: ValidationConfig) -> pd.DataFrame:
+    """The facts to check: the manifest beside what every file turns out to be.
+
+    Args:
+        directory: the picture set.
+        manifest: its rows.
+        config: how near a near-duplicate is.
+    Returns:
+        the manifest with more columns, one row for each of its rows: `problem` (why the picture cannot be decoded),
+        `found_sha256`, `declared` and `found` (width x height x channels), `found_width`, `found_height`,
+        `found_channels`, the perceptual hashes of HASHES, `readable`, `judged`, `label`, `labels_needed`,
+        `pretraining`, `splits_of_reference`, `near_duplicate_of`.
+    """
+    rows = list(manifest.itertuples())
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        looked = pool.map(lambda row: _look(directory, row), rows)
+        seen = list(tqdm(looked, total=len(rows), desc="looking at pictures", unit="picture", disable=None))
+    columns = ["problem", "found_sha256", "found_width", "found_height", "found_channels", *HASHES]
+    facts = manifest.join(pd.DataFrame(seen, columns=columns, index=manifest.index))
+    facts["readable"] = facts["problem"] == ""
+    for what, prefix in (("declared", ""), ("found", "found_")):
+        size = [facts[f"{prefix}{name}"].astype(str) for name in ("width", "height", "channels")]
+        facts[what] = size[0] + "x" + size[1] + "x" + size[2]
+    facts["judged"] = facts["split"].isin(SPLITS[1:])
+    human = bool(facts.loc[facts["judged"], "mos"].notna().any())
+    facts["label"] = facts["mos"] if human else facts["weak_label"]
+    # The pipeline labels distorted versions of pristine photographs by itself; nothing else can do without a score.
+    facts["labels_needed"] = facts["judged"] & (human | (facts["kind"] != "pristine"))
+    facts["pretraining"] = ~facts["judged"] & facts["kind"].isin(["pristine", "authentic"])
+    pairs = facts[["reference", "split"]].drop_duplicates().sort_values("split")
+    facts["splits_of_reference"] = facts["reference"].map(pairs.groupby("reference")["split"].agg(" and ".join))
+    facts["near_duplicate_of"] = _near_duplicates(facts, config.near_duplicate_bits)
+    return facts
+
+
+def _look(directory: Path, row: Any) -> tuple[str | int, ...]:
+    sha256 = ""
+    try:
+        data = read_picture_bytes(directory, row)
+        sha256 = images.content_hash(data)
+        decoded = images.decode(data, row.image)
+    except images.BadImage as error:
+        return str(error).removeprefix(f"{directory}/"), sha256, 0, 0, 0, *[""] * len(HASHES)
+    height, width = decoded.pixels.shape[:2]
+    flipped = [np.ascontiguousarray(np.flip(decoded.pixels, axes)) for axes in HASHES.values()]
+    return "", sha256, width, height, decoded.channels, *map(images.perceptual_hash, flipped)
+
+
+def _near_duplicates(facts: pd.DataFrame, bits: int) -> pd.Series:
+    """For each judged row a picture of another split that differs in at most `bits` bits, as it is or flipped."""
+    judged = facts[facts["judged"]]
+    found = pd.Series("", index=facts.index, dtype="str")
+    apart = (list(judged["split"]), list(facts["split"]))
+    for of in HASHES:
+        for here, there in leaks.near_duplicates(list(judged["hash"]), list(facts[of]), bits, apart=apart):
+            found[judged.index[here]] = f"{facts['image'].iloc[there]} in {facts['split'].iloc[there]}"
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Check:
+    """An expectation and how its failure is told.
+
+    Attributes:
+        what: what is wrong.
+        remedy: what to do.
+        expectation: name of a class of `great_expectations.expectations`.
+        arguments: its arguments.
+        condition: boolean column that says which rows it is about; empty for all.
+        show: how a row is named.
+    """
+
+    what: str
+    remedy: str
+    expectation: str
+    arguments: dict[str, Any]
+    condition: str = ""
+    show: Callable[[Any], str] = lambda row: str(row.image)
+
+    def names(self, rows: pd.DataFrame) -> list[str]:
+        """The rows, as a person is told them, each once."""
+        return list(dict.fromkeys(self.show(row) for row in rows.itertuples()))
+
+    def message(self, rows: pd.DataFrame) -> str:
+        """One line that names the rows and the remedy; a check of the whole set fails without rows."""
+        if rows.empty:
+            return f"{self.what}; {self.remedy}"
+        names = self.names(rows)
+        more = f" and {len(names) - _SHOWN} more, named in the log" if len(names) > _SHOWN else ""
+        return f"{self.what} ({len(rows)}): {', '.join(names[:_SHOWN])}{more}; {self.remedy}"
+
+
+def _checks(facts: pd.DataFrame, config: ValidationConfig) -> list[_Check]:
+    low, high = config.mos_range
+    sides = {"min_value": config.min_side, "max_value": config.max_side}
+    outside = f"outside {config.min_side} to {config.max_side} pixels"
+    resize = "resize or remove them, or change validation.min_side and max_side"
+    pretraining, judged = facts[facts["pretraining"]], facts[facts["judged"]]
+    checks = [
+        _Check(
+            "pictures that cannot be decoded",
+            "or remove their rows",
+            "ExpectColumnValuesToBeInSet",
+            {"column": "problem", "value_set": [""]},
+            show=lambda row: row.problem.replace(";", ","),
+        ),
+        _Check(
+            "pictures that are not those of the manifest, by SHA-256",
+            "restore them with `dvc pull`, or build the manifest again",
+            "ExpectColumnPairValuesToBeEqual",
+            {"column_A": "sha256", "column_B": "found_sha256"},
+            "readable",
+        ),
+        _Check(
+            "pictures of another size than the manifest says",
+            "build the manifest again",
+            "ExpectColumnPairValuesToBeEqual",
+            {"column_A": "declared", "column_B": "found"},
+            "readable",
+            lambda row: f"{row.image} ({row.found}, not {row.declared})",
+        ),
+        _Check(
+            f"pictures with a width {outside}",
+            resize,
+            "ExpectColumnValuesToBeBetween",
+            {"column": "found_width"} | sides,
+            "readable",
+            lambda row: f"{row.image} ({row.found_width})",
+        ),
+        _Check(
+            f"pictures with a height {outside}",
+            resize,
+            "ExpectColumnValuesToBeBetween",
+            {"column": "found_height"} | sides,
+            "readable",
+            lambda row: f"{row.image} ({row.found_height})",
+        ),
+        _Check(
+            "pictures without one to four channels",
+            "convert them to RGB",
+            "ExpectColumnValuesToBeInSet",
+            {"column": "found_channels", "value_set": [1, 2, 3, 4]},
+            "readable",
+            lambda row: f"{row.image} ({row.found_channels})",
+        ),
+        _Check(
+            "pictures that are the same file",
+            "keep one of them",
+            "ExpectColumnValuesToBeUnique",
+            {"column": "found_sha256"},
+            "readable",
+        ),
+        _Check(
+            f"scores outside {low:g} to {high:g}",
+            "correct the labels, or change validation.mos_range",
+            "ExpectColumnValuesToBeBetween",
+            {"column": "mos", "min_value": low, "max_value": high},
+            show=lambda row: f"{row.image} ({row.mos:g})",
+        ),
+        _Check(
+            "weak labels outside 0 to 1",
+            "build the manifest again",
+            "ExpectColumnValuesToBeBetween",
+            {"column": "weak_label", "min_value": 0, "max_value": 1},
+            show=lambda row: f"{row.image} ({row.weak_label:g})",
+        ),
+        _Check(
+            "rows of an unknown split",
+            f"use one of {', '.join(SPLITS)}",
+            "ExpectColumnValuesToBeInSet",
+            {"column": "split", "value_set": list(SPLITS)},
+            show=lambda row: f"{row.image} ('{row.split}')",
+        ),
+        _Check(
+            "rows of an unknown kind",
+            f"use one of {', '.join(KINDS)}",
+            "ExpectColumnValuesToBeInSet",
+            {"column": "kind", "value_set": list(KINDS)},
+            show=lambda row: f"{row.image} ('{row.kind}')",
+        ),
+        _Check(
+            "pictures whose reference is on both sides of a split",
+            "give all pictures of a reference the same split",
+            "ExpectColumnValuesToNotMatchRegex",
+            {"column": "splits_of_reference", "regex": " and "},
+            show=lambda row: f"{row.image} ('{row.reference}' is in {row.splits_of_reference})",
+        ),
+        _Check(
+            f"too few contents to pretrain on ({pretraining['reference'].nunique()})",
+            f"add folders of pristine or authentic pictures, {config.min_pretrain_contents} contents at least",
+            "ExpectColumnUniqueValueCountToBeBetween",
+            {"column": "reference", "min_value": config.min_pretrain_contents},
+            "pretraining",
+        ),
+    ]
+    if judged.empty:
+        return checks
+    empty = [split for split in SPLITS[1:] if split not in set(judged["split"])]
+    return [
+        *checks,
+        _Check(
+            "judged pictures without a score (NaN)",
+            "fill it in or remove the row; pictures without scores can be pretrained on, in split pretrain",
+            "ExpectColumnValuesToNotBeNull",
+            {"column": "label"},
+            "labels_needed",
+        ),
+        _Check(
+            "judged pictures that are in another part too, as they are or flipped, by perceptual hash",
+            "remove one of each pair, or the model is judged on what it has seen",
+            "ExpectColumnValuesToBeInSet",
+            {"column": "near_duplicate_of", "value_set": [""]},
+            show=lambda row: f"{row.image} (as {row.near_duplicate_of})",
+        ),
+        _Check(
+            f"too few contents to judge with ({judged['reference'].nunique()})",
+            f"label pictures of {config.min_judged_contents} at least: to train, to validate and to test with",
+            "ExpectColumnUniqueValueCountToBeBetween",
+            {"column": "reference", "min_value": config.min_judged_contents},
+            "judged",
+        ),
+        _Check(
+            f"no pictures in the split {' and the split '.join(empty)}",
+            "move whole contents there",
+            "ExpectColumnDistinctValuesToContainSet",
+            {"column": "split", "value_set": list(SPLITS[1:])},
+            "judged",
+        ),
+    ]
+
+
+def _run(facts: pd.DataFrame, checks: list[_Check]) -> Any:
+    """The result of Great Expectations; each expectation carries the number of its check."""
+    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+    import great_expectations as gx
+    from great_expectations import expectations
+    from great_expectations.data_context.types.base import ProgressBarsConfig
+    from great_expectations.expectations.row_conditions import Column
+
+    used = {value for check in checks for name, value in check.arguments.items() if name.startswith("column")}
+    frame = facts[sorted(used | {check.condition for check in checks if check.condition} | {"image"})]
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = ProgressBarsConfig(globally=False)
+    suite = gx.ExpectationSuite("picture set")
+    for number, check in enumerate(checks):
+        condition = {"row_condition": Column(check.condition) == True} if check.condition else {}  # noqa: E712
+        make = getattr(expectations, check.expectation)
+        suite.add_expectation(make(**check.arguments, **condition, meta={"check": number}))
+    asset = context.data_sources.add_pandas("picture set").add_dataframe_asset("pictures")
+    batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": frame.assign(row=frame.index)})
+    return batch.validate(
+        suite, result_format={"result_format": "COMPLETE", "unexpected_index_column_names": ["row", "image"]}
+    )
+
+
+def _failed(result: Any) -> dict[int, list[Any]]:
+    """The rows of each check that failed, by its number."""
+    failed = {}
+    for outcome in result.results:
+        if not outcome.result:
+            raise RuntimeError(f"{outcome.expectation_config.type} did not run: {outcome.exception_info}")
+        if not outcome.success:
+            rows = [entry["row"] for entry in outcome.result.get("unexpected_index_list") or []]
+            failed[int(outcome.expectation_config.meta["check"])] = rows
+    return dict(sorted(failed.items()))
+
+
+def _summarize(facts: pd.DataFrame, expectations: int) -> Summary:
+    counts = (facts["split"] + "/" + facts["kind"]).value_counts()
+    judged = facts[facts["judged"]]
+    mos = judged["mos"].dropna()
+    return Summary(
+        rows=len(facts),
+        counts={str(name): int(counts[name]) for name in sorted(counts.index)},
+        labels="human" if len(mos) else "weak" if len(judged) else "none",
+        judged_contents=int(judged["reference"].nunique()),
+        mos=(float(mos.min()), float(mos.max())) if len(mos) else (),
+        expectations=expectations,
+    )
+
+
+# Great Expectations' own page takes its style and icons from the network; its sections are rendered here without them.
+# The policy also keeps a file name with markup in it from running as a script.
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+table { border-collapse: collapse; margin: .5rem 0; } td, th { border: 1px solid #ddd; padding: .25rem .6rem;
+text-align: left; vertical-align: top; overflow-wrap: anywhere; } .ge-section { border-top: 1px solid #ddd; }
+.failed { background: #fdecea; padding: .5rem 1rem; } .met { background: #e9f6ec; padding: .5rem 1rem; }
+.collapse, [data-toggle=collapse], .d-none { display: none; } .badge { background: #eee; padding: 0 .3rem; }
+.fa-check-circle::before { content: "\\2713"; color: #1a7f37; } .fa-times::before { content: "\\2717"; color: #b3261e; }
+"""
+
+
+def _page(result: Any, summary: Summary, failures: list[str]) -> str:
+    from great_expectations.render.renderer.page_renderer import ValidationResultsPageRenderer
+    from great_expectations.render.view import DefaultJinjaSectionView
+
+    if failures:
+        verdict = f"<div class=failed><p>{len(failures)} of {summary.expectations} expectations failed.</p><ul>"
+        verdict += "".join(f"<li>{html.escape(failure)}</li>" for failure in failures) + "</ul></div>"
+    else:
+        verdict = f"<div class=met>All {summary.expectations} expectations are met.</div>"
+    label = {
+        "human": f"human scores (MOS {' to '.join(f'{value:g}' for value in summary.mos)})",
+        "weak": "weak labels, from full-reference metrics of distorted versions; no human scores",
+        "none": "none; for pretraining only",
+    }[summary.labels]
+    cells = {"pictures": summary.rows, "labels": label, "judged contents": summary.judged_contents} | summary.counts
+    table = "".join(f"<tr><th>{html.escape(name)}</th><td>{value}</td></tr>" for name, value in cells.items())
+    view = DefaultJinjaSectionView()
+    sections = "".join(
+        view.render({"section": section.to_json_dict(), "section_loop": {"index": number}})
+        for number, section in enumerate(ValidationResultsPageRenderer().render(result).sections, start=1)
+    )
+    sections = re.sub(r' href="\.\./[^"]*"', "", sections)  # to pages of a documentation site that is not there
+    return f"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>Validation of the picture set</title>
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<style>{_STYLE}</style></head>
+<body><h1>Validation of the picture set</h1>{verdict}<table>{table}</table>{sections}</body></html>
+"""

@@ -1,0 +1,397 @@
+"""One training loop, resumable to the bit (spec sections 2 to 4)."""
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from contrique.config import PretrainConfig
+from contrique.encoder.network import Encoder, Projector, ViewNorm
+from contrique.errors import ContriqueError
+from contrique.files import write_aside
+from contrique.pretraining import distributed
+from contrique.pretraining.batches import Batch, Views
+from contrique.pretraining.checkpoints import Checkpoints, DamagedCheckpoint
+from contrique.pretraining.colour import COLOUR_SPACES, convert_views
+from contrique.pretraining.loader import load_batches
+from contrique.pretraining.loss import contrastive_loss
+from contrique.pretraining.probe import Probe
+
+Track = Callable[[dict[str, float], int], None]
+
+
+class Diverged(ContriqueError):
+    """Loss or gradient is not finite; the message names step and pictures, the last good checkpoint stays."""
+
+
+def run_training(run: "TrainingRun", views: Views, total: int) -> float:
+    """The loop. Returns the share of the time spent waiting for data."""
+    from tqdm import tqdm
+
+    trainer, past = run.trainer, run.past
+    config = trainer.config
+    clock = 60 * config.minutes
+    stop = sys.maxsize if clock else total
+    start = ticking = last = time.monotonic()
+    before = past.seconds
+    update: Update | None = None
+    bar = tqdm(
+        total=None if clock else total,
+        initial=past.step,
+        desc="pretraining",
+        unit="step",
+        disable=None if trainer.world.is_main else True,
+    )
+    for batch in load_batches(views, past.step, stop, config.workers):
+        now = time.monotonic()
+        if update is None:
+            start = now
+        else:
+            run.waited += now - last
+            past.seconds = before + now - ticking
+        progress = distributed.broadcast(past.seconds) / clock if clock else past.step / total
+        if progress >= 1 and past.step:
+            break
+        lr = trainer.schedule(min(1.0, progress))
+        first, update = update is None, trainer.update(batch, lr)
+        if first:  # minutes are of training: starting the loader and compiling must not cost the warm-up
+            ticking = time.monotonic()
+        if not update.finite:
+            names = [views.pictures.name(row) for row in views.rows(past.step)]
+            tqdm.write(f"pictures of step {past.step}: {', '.join(names)}", file=sys.stderr)
+            raise Diverged(
+                f"the loss is {update.loss} and its gradient's norm {update.grad_norm} at step {past.step}; look at "
+                f"the pictures of that step, {names[0]} to {names[-1]} (all are listed above), or begin again with a "
+                f"pretrain.lr below {config.lr} and another pretrain.checkpoints: the last good checkpoint stays in "
+                f"{run.checkpoints.location}"
+            )
+        past.step += 1
+        past.crops += 2 * config.images
+        past.losses.append(update.loss)
+        bar.update()
+        probing = bool(config.probe_every) and past.step % config.probe_every == 0
+        if past.step % config.log_every == 0 or probing:
+            entry = run.log(update, lr, time.monotonic() - start)
+            left = f", {(clock - past.seconds) / 60:.1f} minutes left" if clock else ""  # else the bar has an ETA
+            bar.set_postfix_str(f"loss {entry['loss']:.3f}, {entry['crops_per_s']:.0f} crops/s{left}")
+        if probing:
+            run.run_probe()
+        if past.step % config.checkpoint_every == 0 and past.step < stop:  # the last one is saved below, when logged
+            run.save()
+        last = time.monotonic()
+    bar.close()
+    spent = time.monotonic() - start
+    if update:
+        past.seconds = before + time.monotonic() - ticking
+    if past.losses and update:
+        run.log(update, lr, spent)
+    run.run_probe()
+    run.save(last=True)
+    return run.waited / max(1e-9, spent)
+
+
+def write_history(path: Path, history: list[dict[str, float]]) -> None:
+    with write_aside(path) as aside:
+        aside.write_text("".join(json.dumps(entry) + "\n" for entry in history))
+
+
+@dataclass
+class TrainingState:
+    """What a run has behind it, beside weights and optimizer.
+
+    Attributes:
+        step: optimizer steps made.
+        crops: views seen, by all ranks.
+        seconds: time spent, up to the last step.
+        losses: of the steps since the last entry of the history.
+        history: what was logged.
+    """
+
+    step: int = 0
+    crops: int = 0
+    seconds: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+class TrainingRun:
+    """A trainer, its past, and where that is kept and told."""
+
+    def __init__(self, trainer: "Trainer", checkpoints: Checkpoints, probe: Probe | None, track: Track | None) -> None:
+        self.trainer, self.checkpoints, self.probe = trainer, checkpoints, probe
+        self.track = track if trainer.world.is_main else None
+        self.past = TrainingState()
+        self.first_crop = 0
+        self.waited = 0.0
+
+    def log(self, update: "Update", lr: float, spent: float) -> dict[str, float]:
+        """Add an entry to the history and tell it; `spent`: seconds since this process began to train."""
+        past = self.past
+        positive, negative = _compute_similarities(update.z, update.labels, self.trainer.config.temperature)
+        entry = {
+            "loss": sum(past.losses) / len(past.losses),
+            "lr": lr,
+            "grad_norm": update.grad_norm,
+            "positive_similarity": positive,
+            "negative_similarity": negative,
+            "crops_per_s": (past.crops - self.first_crop) / spent,
+            "wait_share": self.waited / spent,
+        }
+        past.losses = []
+        past.history.append({"step": past.step} | entry)
+        if self.track:
+            self.track(entry, past.step)
+        return entry
+
+    def run_probe(self) -> None:
+        """Add the probe's accuracies to the last entry of the history, unless they are there."""
+        past = self.past
+        if self.probe is None or not past.history or "probe_type" in past.history[-1]:
+            return
+        measured = self.probe.measure(self.trainer.embed)
+        past.history[-1] |= measured
+        if self.track:
+            self.track(measured, past.step)
+
+    def save(self, *, last: bool = False) -> None:
+        """Keep a checkpoint of this step, if this rank writes."""
+        if self.trainer.world.is_main:
+            state = dataclasses.asdict(self.past) | {"recipe": self.trainer.recipe()}
+            self.checkpoints.save(self.past.step, self.trainer.tensors(), state, last=last)
+
+    def resume(self) -> None:
+        """Go on from the newest whole checkpoint, if there is one, on every rank."""
+        chosen = -1
+        if self.trainer.world.is_main:
+            found = self.checkpoints.steps()
+            for step in found:
+                try:
+                    self._load(step)
+                    chosen = step
+                    break
+                except DamagedCheckpoint as error:
+                    print(f"{error}; trying the one before it", file=sys.stderr)
+            if found and chosen < 0:
+                print(f"{self.checkpoints.location}: no whole checkpoint; beginning anew", file=sys.stderr)
+        chosen = int(distributed.broadcast(chosen))
+        if chosen >= 0 and not self.trainer.world.is_main:
+            if chosen not in self.checkpoints.steps():
+                raise ContriqueError(
+                    f"{self.checkpoints.name(chosen)}: cannot be seen by process {self.trainer.world.rank}; set "
+                    "pretrain.checkpoints to a folder that all machines share, or to s3://BUCKET/PREFIX"
+                )
+            self._load(chosen)
+        self.first_crop = self.past.crops
+
+    def _load(self, step: int) -> None:
+        tensors, state = self.checkpoints.load(step)
+        if state.pop("recipe") != self.trainer.recipe():
+            raise ContriqueError(
+                f"{self.checkpoints.name(step)}: of another recipe, seed or data; choose another folder or remove it"
+            )
+        self.trainer.restore(tensors)
+        self.past = TrainingState(**state)
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one optimizer step leaves: loss and gradient norm of the whole batch, its vectors z and their labels."""
+
+    loss: float
+    grad_norm: float
+    z: Tensor
+    labels: Tensor
+
+    @property
+    def finite(self) -> bool:
+        """Whether the optimizer made a step of it."""
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+
+
+class Network(nn.Module):
+    """Encoder and projector, from the two views of a rank's pictures to its vectors z."""
+
+    def __init__(self, encoder: Encoder, projector: Projector, config: PretrainConfig, bfloat16: bool) -> None:
+        super().__init__()
+        self.encoder, self.projector = encoder, projector
+        self.config, self.mixed = config, bfloat16
+
+    def forward(self, views: tuple[Tensor, ...], colours: Tensor) -> Tensor:
+        """uint8 views (n, 3, crop, crop) and their colour spaces -> (views * n * pool * pool, projection)."""
+        together, wide = self.encoder.views, next(self.projector.parameters()).dtype
+        if together > 1:
+            views, colours = (torch.cat(views),), colours.reshape(1, -1)
+        vectors = []
+        for view, spaces in zip(views, colours, strict=True):
+            pixels = convert_views(view, spaces)
+            if self.config.channels_last:
+                pixels = pixels.contiguous(memory_format=torch.channels_last)
+            with torch.autocast(view.device.type, torch.bfloat16, enabled=self.mixed):
+                local = self.encoder.local(pixels, self.config.pool)
+            vectors += [self.projector(part.flatten(0, 1).to(wide)) for part in local.chunk(together)]
+        return torch.cat(vectors)
+
+
+class Trainer:
+    """Weights, optimizer and step: all the state there is, since data and views are functions of (seed, step)."""
+
+    def __init__(self, config: PretrainConfig, seed: int, world: distributed.World, data: str = "") -> None:
+        self.config, self.seed, self.world, self.device, self.data = config, seed, world, world.device, data
+        # batch-norm statistics are a view's own, as in the paper; one pass for both views is faster on a CPU alone
+        together = 2 if self.device.type == "cpu" and not distributed.is_in_group() else 1
+        self.encoder = Encoder(config.arch, seed, together).to(self.device)
+        projector = Projector(self.encoder.width, config.projection, seed).to(self.device)
+        if config.channels_last:
+            self.encoder = self.encoder.to(memory_format=torch.channels_last)
+        if config.compile:
+            _check_compiler(self.device)
+            self.encoder.local = torch.compile(self.encoder.local)  # type: ignore[method-assign]
+        self.bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and _bfloat16_pays(self.device))
+        self.model = Network(self.encoder, projector, config, self.bfloat16).train()
+        if distributed.is_in_group():
+            distributed.synchronise_batch_norm(self.model, self.device)
+        self.gradients = distributed.GradientSum(self.model)
+        self.optimizer = _create_optimizer(self.model, config)
+
+    def schedule(self, progress: float) -> float:
+        """Linear warm-up, then cosine, per step. `progress` in [0, 1] -> learning rate."""
+        peak = self.config.lr * 2 * self.config.images / self.config.lr_views
+        if progress < self.config.warmup:
+            return peak * max(progress, 1e-3) / self.config.warmup
+        return peak * 0.5 * (1 + math.cos(math.pi * (progress - self.config.warmup) / (1 - self.config.warmup)))
+
+    def update(self, batch: Batch, lr: float) -> Update:
+        """One optimizer step; with a loss or a gradient that is not finite, the weights stay as they are."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        views = tuple(view.to(self.device, non_blocking=True) for view in batch.views)
+        z = self.model(views, batch.colours.to(self.device))
+        labels = batch.labels.to(self.device).repeat_interleave(self.config.pool**2).repeat(2)
+        z, labels = distributed.gather(z), distributed.gather(labels)
+        mine = len(z) // self.world.size
+        rows = slice(self.world.rank * mine, (self.world.rank + 1) * mine)
+        loss: Tensor = contrastive_loss(z, labels, self.config.temperature, rows=rows)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.gradients.wait()
+        grad_norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        made = Update(distributed.sum_over_ranks(loss).item(), grad_norm.item(), z.detach(), labels)
+        if made.finite:
+            self.optimizer.step()
+        return made
+
+    @torch.no_grad()
+    def calibrate(self, batches: Iterable[Batch]) -> None:
+        """Take the encoder's batch-norm statistics anew, over RGB views of `batches`; with none they stay.
+
+        The running ones are of the last few steps alone and of every colour space, while features are taken in RGB;
+        with small batches, two trainings that differ by rounding alone end with statistics half as large again.
+        (Wu and Johnson 2021, Rethinking "Batch" in BatchNorm.)
+        """
+        norms = [layer for layer in self.encoder.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+        for norm in norms:
+            if isinstance(norm, ViewNorm):
+                norm.views = 1
+        taken = 0
+        for batch in batches:
+            for view in batch.views:
+                taken += 1
+                for norm in norms:
+                    norm.momentum = 1 / taken  # so that the running mean is the plain one
+                self._encoded(view)
+
+    @torch.no_grad()
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Frozen features, as the encoder is now: RGB (N, 3, H, W) uint8 -> (N, width)."""
+        self.encoder.eval()
+        try:
+            return self._encoded(pixels)
+        finally:
+            self.encoder.train()
+
+    def _encoded(self, pixels: Tensor) -> Tensor:
+        """The encoder, in the mode that it is in, on RGB (N, 3, H, W) uint8."""
+        rgb = torch.full((len(pixels),), COLOUR_SPACES.index("rgb"), device=self.device)
+        colours = convert_views(pixels.to(self.device), rgb)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            features: Tensor = self.encoder(colours.contiguous(memory_format=torch.channels_last))
+        return features
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Weights and optimizer, by file of a checkpoint."""
+        state = self.optimizer.state_dict()["state"]
+        moments = {f"{index}.{name}": tensor for index, own in state.items() for name, tensor in own.items()}
+        return {"model": self.model.state_dict(), "optimizer": moments}
+
+    def restore(self, tensors: dict[str, dict[str, Tensor]]) -> None:
+        """Take over what `tensors` gave."""
+        self.model.load_state_dict(tensors["model"])
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in tensors["optimizer"].items():
+            index, _, name = key.partition(".")
+            if tensor.ndim:  # fused optimizers take a moment to lie in memory as its parameter does
+                tensor = torch.empty_like(parameters[int(index)], requires_grad=False).copy_(tensor)
+            moments.setdefault(int(index), {})[name] = tensor
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
+    def recipe(self) -> dict[str, Any]:
+        """What must agree for a checkpoint to be gone on from: all but how fast, how often and where."""
+        free = ("workers", "threads", "checkpoint_every", "checkpoints", "log_every", "minutes")
+        recipe = {k: v for k, v in dataclasses.asdict(self.config).items() if k not in free}
+        recipe |= {"seed": self.seed, "data": self.data}
+        recorded: dict[str, Any] = json.loads(json.dumps(recipe))  # as a checkpoint gives it back
+        return recorded
+
+
+def _compute_similarities(z: Tensor, labels: Tensor, temperature: float) -> tuple[float, float]:
+    """Mean cosine over positive and over negative pairs, divided by the temperature, as in the loss; 0 for no pairs.
+
+    Both follow from sums per class, without the matrix of all pairs.
+    """
+    z = nn.functional.normalize(z.float(), dim=1)
+    _, inverse, counts = torch.unique(labels, return_inverse=True, return_counts=True)
+    per_class = z.new_zeros(len(counts), z.shape[1]).index_add_(0, inverse, z)
+    selves = z.square().sum()
+    positive, every = per_class.square().sum() - selves, z.sum(0).square().sum() - selves
+    pairs = int((counts * (counts - 1)).sum())
+    rest = len(z) * (len(z) - 1) - pairs
+    return float(positive) / max(1, pairs) / temperature, float(every - positive) / max(1, rest) / temperature
+
+
+def _create_optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.Optimizer:
+    """SGD or AdamW; weight decay on matrices and kernels alone, not on batch norm or biases."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+
+
+def _bfloat16_pays(device: torch.device) -> bool:
+    """True where matrix units compute in bfloat16: CUDA, and CPUs with AVX512-BF16 or AMX."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def _check_compiler(device: torch.device) -> None:
+    names = [os.environ.get("CC", ""), "gcc", "clang"] if device.type == "cuda" else [os.environ.get("CXX", ""), "g++"]
+    if not any(shutil.which(name) for name in names if name):
+        raise ContriqueError(
+            f"pretrain.compile=true needs a compiler to build kernels with; install {names[1]}, or set it to false"
+        )

@@ -1,0 +1,139 @@
+"""A version is asked to score pictures whose scores are known, before anybody relies on it."""
+
+import base64
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from contrique.config import RegistryConfig
+from contrique.registry.versions import read_json
+from contrique.tracking.client import STORE_REMEDY, RegistryError, store_uri, translate_errors
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from contrique.scoring.scorer import Scorer
+
+
+PROOF = "proof"  # tag of a version: how it was asked, and how near its answers were
+SERVED_TOLERANCE = 0.5  # points of 0-100: the evaluation may have run on other hardware, or in bfloat16
+LOADED_TOLERANCE = 0.01  # the same, of what this process computed from the same files
+_KNOWN_PICTURES = 4  # of the test part
+_PICKLES = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
+
+
+@dataclass(frozen=True)
+class Known:
+    """A picture whose score by the model is known before the model is registered.
+
+    Attributes:
+        data: a PNG.
+        raw: its score on the scale of the training labels.
+        tolerance: on that scale.
+    """
+
+    data: bytes
+    raw: float
+    tolerance: float
+
+
+def input_example() -> "pd.DataFrame":
+    """The input example: one small picture in base64, the same every time. Shape (1, 1), column `image`."""
+    import numpy as np
+    import pandas as pd
+
+    from contrique.images import encode_png
+
+    y, x = np.mgrid[0:96, 0:128]
+    picture = np.stack([x * 2, y * 2, (x * y) // 64 % 256], axis=-1).astype(np.uint8)
+    return pd.DataFrame({"image": [base64.b64encode(encode_png(picture)).decode()]})
+
+
+def score_example(scorer: "Scorer", encoder: Path, regressor: Path) -> Known:
+    """The input example, scored by the given files before anything of them is logged."""
+    from contrique.scoring.results import Failure
+
+    data = base64.b64decode(input_example()["image"][0])
+    result = scorer.judge(data, "the input example")
+    if isinstance(result, Failure):
+        raise RegistryError(f"{encoder}: the model cannot score a picture ({result.error}); train it again")
+    return Known(data, result.raw, LOADED_TOLERANCE * _point_of(regressor))
+
+
+def read_known_pictures(evaluation: Path, regressor: Path, sets: Sequence[Path]) -> list[Known]:
+    """Pictures of the test part, from worst to best, with the scores that the evaluation wrote down."""
+    if not sets:
+        return []
+    import numpy as np
+    import pandas as pd
+
+    from contrique.artifacts import TEST_SCORES
+    from contrique.data.manifest import read_manifest, read_picture
+    from contrique.images import encode_png
+
+    scores = pd.read_parquet(evaluation.with_name(TEST_SCORES)).sort_values(["challenger", "image"])
+    places = np.linspace(0, len(scores) - 1, min(_KNOWN_PICTURES, len(scores))).astype(int)
+    found = {
+        (row.image, row.reference, row.distortion): (folder, row)
+        for folder in sets
+        for row in read_manifest(folder).itertuples()
+    }
+    known = []
+    for row in scores.iloc[places].itertuples():
+        place = found.get((row.image, row.reference, row.distortion))
+        if place is None:
+            raise RegistryError(f"{row.image}: judged by {evaluation}, but in none of the picture sets; give its set")
+        known.append(
+            Known(encode_png(read_picture(*place)), float(row.challenger), SERVED_TOLERANCE * _point_of(regressor))
+        )
+    return known
+
+
+def _point_of(regressor: Path) -> float:
+    """One point of the 0-100 scale, on the scale of the training labels."""
+    fitted = read_json(regressor / "regressor.json")
+    return float(fitted["label_high"] - fitted["label_low"]) / 100
+
+
+def prove(version: str, known: Sequence[Known], config: RegistryConfig) -> str:
+    """Have a version score pictures, pickles forbidden, and compare with their known scores; says how near it came."""
+    from contrique.registry.model_server import ask_server
+
+    model, images = f"models:/{config.model}/{version}", [item.data for item in known]
+    if config.serve_seconds > 0:
+        how, answers = "served by MLflow", ask_server(model, images, store=store_uri(), seconds=config.serve_seconds)
+    else:
+        how, answers = "loaded back", _ask_loaded(model, images)
+    for number, (answer, item) in enumerate(zip(answers, known, strict=True)):
+        right = not answer["error"] and abs(answer["raw"] - item.raw) <= item.tolerance
+        if not right or answer["model"] != version:
+            what = f"known picture {number} of {len(known) - 1}" if number else "the input example"
+            raise RegistryError(
+                f"version {version} of '{config.model}', {how}, scores {what} {answer['raw']} "
+                f"({answer['error'] or 'no error'}, version {answer['model']}) and not {item.raw} "
+                f"within {item.tolerance:.2g}; it was deleted, check the artifact store and run the pipeline again"
+            )
+    furthest = max(abs(answer["raw"] - item.raw) for answer, item in zip(answers, known, strict=True))
+    return f"{how}: {len(known)} pictures within {furthest:.2g} of their known raw scores"
+
+
+def _ask_loaded(model: str, images: Sequence[bytes]) -> list[dict[str, Any]]:
+    """Answers of a version that this process loads from the registry."""
+    import mlflow
+    import pandas as pd
+
+    path, pickles = sys.path.copy(), os.environ.get(_PICKLES)
+    os.environ[_PICKLES] = "false"
+    try:
+        with translate_errors(f"loading {model} back", STORE_REMEDY):
+            answers = mlflow.pyfunc.load_model(model).predict(pd.DataFrame({"image": images}))
+    finally:
+        sys.path[:] = path  # MLflow puts the model's copy of the code in front
+        if pickles is None:
+            del os.environ[_PICKLES]
+        else:
+            os.environ[_PICKLES] = pickles
+    return [dict(row) for row in answers.to_dict("records")]

@@ -1,0 +1,111 @@
+"""A new head for somebody's own scores."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from contrique.config import RegressorConfig
+from contrique.metrics import interval, resample, srcc, srcc_resampled
+from contrique.regressor.cross_validation import choose_candidate
+from contrique.regressor.head import RegressorSummary
+from contrique.regressor.reliability import Novelty, conformal_radius, fit_novelty
+from contrique.regressor.ridge import RegressorError, Ridge, fit_ridge, predict_tasks
+
+ADAPT_MIN: Final = 20  # pictures
+ADAPT_FOLDS: Final = 10
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """A head fitted to somebody's own scores, and how well such heads rank pictures they were not fitted on.
+
+    Attributes:
+        ridge: fitted on every picture.
+        summary: of `ridge`; its `validation_srcc` chose alpha, its `interval` is set out of fold.
+        novelty: how unlike these pictures another one is.
+        srcc: out of fold: each picture scored by a head that saw none of its content, with an alpha chosen without it.
+        low, high: interval of `srcc` by bootstrap over contents.
+    """
+
+    ridge: Ridge
+    summary: RegressorSummary
+    novelty: Novelty | None
+    srcc: float
+    low: float
+    high: float
+
+
+def adapt(
+    features: ArrayLike,
+    labels: ArrayLike,
+    contents: Sequence[str],
+    *,
+    config: RegressorConfig,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Adaptation:
+    """A new head for 50 to 500 scores of one's own, on an encoder that stays as it is.
+
+    Contents are dealt into `ADAPT_FOLDS` folds. Alpha is the one that ranks all pictures best with each fold predicted
+    from the others; to judge the head, the same is done again inside the other folds of each, so that neither the fit
+    nor the choice knows the pictures it is judged on. Then the head is fitted on every picture.
+
+    Args:
+        features: shape (N, D).
+        labels: higher is better, any range. Shape (N,).
+        contents: of each picture. Length N.
+        config: the alphas.
+        resamples, confidence: of the interval.
+        seed: deals the contents and draws the bootstrap.
+    Raises:
+        RegressorError: fewer than `ADAPT_MIN` pictures or `ADAPT_FOLDS` contents, or they cannot be fitted.
+        EvaluationError: no alpha ranks the pictures at all.
+    """
+    from contrique.regressor.cross_validation import Fold, predict_out_of_fold, ridge_learner
+
+    y, names = np.asarray(labels, np.float64), np.asarray(contents, dtype=str)
+    found, ids = np.unique(names, return_inverse=True)
+    if len(y) < ADAPT_MIN or len(found) < ADAPT_FOLDS:
+        raise RegressorError(
+            f"{len(y)} scored pictures of {len(found)} contents are too few to adapt to; give at least {ADAPT_MIN} "
+            f"pictures of {ADAPT_FOLDS} contents, better 50 to 500"
+        )
+    bad = np.flatnonzero(~np.isfinite(y))
+    if len(bad):
+        raise RegressorError(
+            f"{len(bad)} scores are missing or no numbers, first that of picture {bad[0] + 1}; drop it"
+        )
+    generator = np.random.default_rng(seed)
+    group = (generator.permutation(len(found)) % ADAPT_FOLDS)[ids]
+    empty = np.array([], dtype=np.intp)
+    folds = [Fold(np.flatnonzero(group != k), empty, np.flatnonzero(group == k)) for k in range(ADAPT_FOLDS)]
+    alphas = sorted(config.alphas)
+    parts, _ = predict_out_of_fold(features, y, [str(k) for k in group], folds, ridge_learner(alphas))
+    judged = np.empty_like(y)
+    candidates = np.empty((len(alphas), len(y)))
+    predictions = predict_tasks(features, y, [(fold.train, fold.test) for fold in folds], alphas)
+    for fold, part, prediction in zip(folds, parts, predictions, strict=True):
+        judged[fold.test], candidates[:, fold.test] = part, prediction
+    chosen = choose_candidate(candidates, y)
+    ridge = fit_ridge(features, y, alphas[chosen])
+    counts, _ = resample(list(names), resamples, generator)
+    low, high = interval(srcc_resampled(judged, y, counts), confidence)
+    summary = RegressorSummary(
+        labels="human",
+        label_low=float(y.min()),
+        label_high=float(y.max()),
+        alpha=alphas[chosen],
+        n=len(y),
+        contents=len(found),
+        validation_n=len(y),
+        validation_srcc=srcc(candidates[chosen], y),
+        features_dim=len(ridge.coef),
+        interval=conformal_radius(y - judged),
+        interval_n=len(y),
+    )
+    novelty = fit_novelty(features, list(names), np.empty((0, len(ridge.coef))), [], seed=seed)
+    return Adaptation(ridge, summary, novelty, srcc(judged, y), low, high)

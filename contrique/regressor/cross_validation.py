@@ -1,0 +1,174 @@
+"""Folds by content, and candidates chosen and predicted out of fold."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import ArrayLike
+from tqdm import tqdm
+
+from contrique.config import EvaluationConfig
+from contrique.metrics import EvaluationError, srcc
+from contrique.regressor.ridge import Array, Rows, Task, fit_path, predict_tasks
+
+
+def choose_candidate(candidates: Array, labels: Array) -> int:
+    """Which candidate ranks the validation pictures best; of equals the last, which for alphas is the smoothest.
+
+    Args:
+        candidates: predictions of each candidate. Shape (A, N).
+        labels: of the validation part. Shape (N,).
+    Returns:
+        a row number of `candidates`.
+    Raises:
+        EvaluationError: no candidate has a defined SRCC.
+    """
+    best, chosen, why = -np.inf, -1, None
+    for i, scores in enumerate(candidates):
+        try:
+            value = srcc(scores, labels)
+        except EvaluationError as error:  # a candidate that predicts a constant is no candidate
+            why = error
+            continue
+        if value >= best:
+            best, chosen = value, i
+    if chosen < 0:
+        raise EvaluationError(f"no candidate can be chosen on the validation part: {why}")
+    return chosen
+
+
+LEAVE_ONE_OUT: Final = "leave-one-content-out"
+RANDOM: Final = "random splits by content"
+OFFICIAL: Final = "official split"
+Learner = Callable[[ArrayLike, ArrayLike, Sequence[Task]], list[Array]]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Row numbers of one split; no content is in two parts.
+
+    Attributes:
+        train: fits the candidates.
+        validation: chooses among them. Empty: they are chosen inside the training part, content by content.
+        test: is scored by the chosen one.
+    """
+
+    train: Rows
+    validation: Rows
+    test: Rows
+
+
+def make_folds(
+    contents: Sequence[str], *, config: EvaluationConfig, seed: int, official: Sequence[str] = ()
+) -> tuple[str, list[Fold]]:
+    """The protocol's folds: leave-one-content-out when contents are few, else random splits by content.
+
+    Args:
+        contents: of each row. Length N.
+        config: number of splits, their fractions, and when contents are few.
+        seed: of the random splits.
+        official: `train`, `validation` or `test` for each row, where a set comes in a split of its own: the one fold.
+    Returns:
+        LEAVE_ONE_OUT, RANDOM or OFFICIAL, and the folds. Of the random splits each part has at least one content.
+    Raises:
+        EvaluationError: fewer than three contents.
+    """
+    if len(official):
+        part = np.asarray(official, dtype=str)
+        return OFFICIAL, [Fold(*(np.flatnonzero(part == name) for name in ("train", "validation", "test")))]
+    names, ids = np.unique(np.asarray(contents, dtype=str), return_inverse=True)
+    total = len(names)
+    if total < 3:
+        raise EvaluationError(f"{total} contents cannot be trained on, validated and tested apart; give at least 3")
+    empty = np.array([], dtype=np.intp)
+    if total < config.few_contents:
+        return LEAVE_ONE_OUT, [Fold(np.flatnonzero(ids != i), empty, np.flatnonzero(ids == i)) for i in range(total)]
+    n_test = min(max(1, round(config.fractions[2] * total)), total - 2)
+    n_validation = min(max(1, round(config.fractions[1] * total)), total - n_test - 1)
+    generator = np.random.default_rng(seed)
+    folds = []
+    for _ in range(config.splits):
+        order = generator.permutation(total)
+        parts = np.split(order, [n_test, n_test + n_validation])
+        test, validation, train = (np.flatnonzero(np.isin(ids, part)) for part in parts)
+        folds.append(Fold(train, validation, test))
+    return RANDOM, folds
+
+
+def predict_out_of_fold(
+    features: ArrayLike, labels: ArrayLike, contents: Sequence[str], folds: Sequence[Fold], learner: Learner
+) -> tuple[list[Array], list[int]]:
+    """Scores of each fold's test rows by the candidate that ranks its validation rows best.
+
+    A fold without validation rows chooses inside its training contents: each is left out in turn, and the candidate
+    with the best SRCC over all those inner out-of-fold scores wins. With a handful of contents that choice is noisy
+    whatever the rule; equals go to the smoothest candidate.
+
+    Args:
+        features: shape (N, D).
+        labels: shape (N,); those of test rows are never read.
+        contents: of each row. Length N.
+        folds: from `make_folds`.
+        learner: fits every candidate on training rows and predicts held-out rows, for many tasks at once.
+    Returns:
+        scores of each fold's test rows, and which candidate was chosen.
+    """
+    y, names = np.asarray(labels, np.float64), np.asarray(contents, dtype=str)
+    tasks: list[Task] = []
+    number: dict[frozenset[str], int] = {}  # inner folds by the two contents they leave out: each serves two outer ones
+    for fold in folds:
+        tasks.append((fold.train, np.r_[fold.validation, fold.test]))
+    for fold in folds:
+        left_out = set(names[fold.test])
+        for content in sorted(set(names[fold.train])) if not len(fold.validation) else []:
+            key = frozenset(left_out | {content})
+            if key not in number:
+                number[key] = len(tasks)
+                away = np.isin(names, sorted(key))
+                tasks.append((np.flatnonzero(~away), np.flatnonzero(away)))
+    predictions = learner(features, labels, tasks)
+    scores, chosen = [], []
+    for i, fold in enumerate(folds):
+        if len(fold.validation):
+            inner, judged = predictions[i][:, : len(fold.validation)], fold.validation
+        else:
+            parts, rows = [], []
+            for content in sorted(set(names[fold.train])):
+                task = number[frozenset(set(names[fold.test]) | {content})]
+                held_out = tasks[task][1]
+                mine = names[held_out] == content
+                parts.append(predictions[task][:, mine])
+                rows.append(held_out[mine])
+            inner, judged = np.concatenate(parts, axis=1), np.concatenate(rows)
+        best = choose_candidate(inner, y[judged])
+        chosen.append(best)
+        scores.append(predictions[i][best, len(fold.validation) :])
+    return scores, chosen
+
+
+def ridge_learner(alphas: Sequence[float]) -> Learner:
+    """Ridge with each alpha as a candidate, weakest penalty first."""
+    return lambda features, labels, tasks: predict_tasks(features, labels, tasks, sorted(alphas))
+
+
+def full_reference_learner(alphas: Sequence[float], perfect: float) -> Learner:
+    """As `ridge_learner`, for the anchored full-reference variant (`regressor.fit_full_reference`).
+
+    Args:
+        alphas: the candidates, weakest penalty first.
+        perfect: the label of an undistorted picture, at least every label.
+    Returns:
+        a learner whose features are distances |f_ref - f_dist|.
+    """
+
+    def learn(features: ArrayLike, labels: ArrayLike, tasks: Sequence[Task]) -> list[Array]:
+        x, losses = np.asarray(features, np.float64), perfect - np.asarray(labels, np.float64)
+        predictions = []
+        for train, held_out in tqdm(tasks, desc="ridge, full reference", unit="fit", delay=2, disable=None):
+            models = fit_path(x[train], losses[train], sorted(alphas), intercept=False)
+            found = [np.minimum(perfect, perfect - model.predict(x[held_out])) for model in models]
+            predictions.append(np.stack(found))
+        return predictions
+
+    return learn

@@ -1,0 +1,100 @@
+"""Fit a head to a feature set."""
+
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from contrique.config import RegressorConfig
+from contrique.data.splits import judged_rows, label_kind, pretrain_rows
+from contrique.encoder.feature_set import load_set
+from contrique.metrics import srcc
+from contrique.regressor.cross_validation import choose_candidate
+from contrique.regressor.diagnosis import Diagnosis, fit_diagnosis
+from contrique.regressor.head import Companions, RegressorSummary, save_head
+from contrique.regressor.reliability import conformal_radius, fit_novelty
+from contrique.regressor.ridge import Array, RegressorError, fit_path, predict_tasks
+
+RESIDUAL_FOLDS: Final = 10
+ENOUGH_CONTENTS: Final = 30  # of the validation part, to set the interval alone
+
+
+def fit_set(features: Path, out: Path, *, config: RegressorConfig) -> RegressorSummary:
+    """Fit on a feature set's training part, with the alpha that ranks its validation part best.
+
+    Without human labels the weak-labelled pretraining pictures join the training part: their labels are as good.
+    The test part is not touched, and the model is not fitted again with the validation part added. The conformal
+    interval comes from the residuals of the validation part; where that has few contents, the training pictures'
+    residuals out of fold, by content, join them (cross-conformal, Vovk 2015).
+
+    Args:
+        features: folder with `manifest.parquet` and `features.npz` (`contrique.encoder.feature_set.extract_set`).
+        out: folder to write: `ridge.npz` (with what `Companions` holds) and `regressor.json`.
+        config: the alphas.
+    Returns:
+        what was fitted.
+    Raises:
+        RegressorError: no judged rows in the training or validation part, or they cannot be fitted.
+        EvaluationError: the validation part cannot tell the alphas apart (too few or constant labels).
+    """
+    manifest, values = load_set(features)
+    kind, column = label_kind(manifest)
+    rows = judged_rows(manifest)
+    part = {name: rows.index[rows["split"] == name].to_numpy() for name in ("train", "validation")}
+    if kind == "weak":
+        part["train"] = np.r_[part["train"], pretrain_rows(manifest).index]
+    for name, index in part.items():
+        if not len(index):
+            raise RegressorError(f"{features}: no rows with {kind} labels in the {name} part; assign splits again")
+    labels = manifest[column].to_numpy()
+    train, validation = part["train"], part["validation"]
+    models = fit_path(values[train], labels[train], sorted(config.alphas))
+    candidates = np.stack([model.predict(values[validation]) for model in models])
+    chosen = choose_candidate(candidates, labels[validation])
+    low, high = (0.0, 1.0) if kind == "weak" else (float(labels[train].min()), float(labels[train].max()))
+    contents = manifest["reference"].to_numpy(dtype=str)
+    residuals = labels[validation] - candidates[chosen]
+    if len(np.unique(contents[validation])) < ENOUGH_CONTENTS:
+        inner = _predict_residuals(values[train], labels[train], contents[train], models[chosen].alpha)
+        residuals = np.concatenate([residuals, inner])
+    diagnosis, accuracy = _fit_diagnosis(manifest, values)
+    summary = RegressorSummary(
+        labels=kind,
+        label_low=low,
+        label_high=high,
+        alpha=models[chosen].alpha,
+        n=len(train),
+        contents=len(np.unique(contents[train])),
+        validation_n=len(validation),
+        validation_srcc=srcc(candidates[chosen], labels[validation]),
+        features_dim=values.shape[1],
+        interval=conformal_radius(residuals),
+        interval_n=len(residuals),
+        diagnosis_accuracy=accuracy,
+    )
+    novelty = fit_novelty(values[train], contents[train], values[validation], contents[validation])
+    save_head(models[chosen], summary, out, Companions(novelty, diagnosis))
+    return summary
+
+
+def _predict_residuals(features: ArrayLike, labels: Array, contents: NDArray[np.str_], alpha: float) -> Array:
+    """Label minus prediction by a ridge that saw no picture of the content; empty if there is but one content."""
+    names, ids = np.unique(contents, return_inverse=True)
+    count = min(RESIDUAL_FOLDS, len(names))
+    if count < 2:
+        return np.empty(0)
+    fold = (np.random.default_rng(0).permutation(len(names)) % count)[ids]
+    tasks = [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(count)]
+    tasks = [task for task in tasks if np.ptp(labels[task[0]]) > 0]  # constant labels cannot be fitted
+    predictions = predict_tasks(features, labels, tasks, [alpha])
+    return np.concatenate(
+        [np.empty(0), *(labels[held] - scores[0] for (_, held), scores in zip(tasks, predictions, strict=True))]
+    )
+
+
+def _fit_diagnosis(manifest: pd.DataFrame, values: Any) -> tuple[Diagnosis | None, float | None]:
+    """The linear head of distortions, fitted to the synthesized pictures outside the test part, and its accuracy."""
+    made = manifest[manifest["weak_label"].notna() & (manifest["split"] != "test")]
+    return fit_diagnosis(values[made.index], list(made["distortion"]), list(made["level"]), list(made["reference"]))

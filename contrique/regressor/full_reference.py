@@ -1,0 +1,69 @@
+"""Full-reference scores: ridge on the distance between a picture's features and its reference's."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from contrique.regressor.ridge import Array, RegressorError, Ridge, fit_ridge
+
+
+@dataclass(frozen=True)
+class FullReference:
+    """Ridge on how far a picture's features are from its reference's, anchored at perfect quality.
+
+    Attributes:
+        coef: loss of quality for each unit of distance. Shape (D,), float64.
+        perfect: the score of a picture identical to its reference, exactly; no score is above it.
+        alpha: strength of the penalty.
+    """
+
+    coef: Array
+    perfect: float
+    alpha: float
+
+    def predict(self, features: ArrayLike, references: ArrayLike) -> Array:
+        """Scores in the unit of the training labels, at most `perfect`.
+
+        Args:
+            features: of the distorted pictures. Shape (N, D).
+            references: of their references, row by row. Shape (N, D).
+        Returns:
+            shape (N,), float64.
+        Raises:
+            RegressorError: shapes differ or do not fit, NaN or infinite values.
+        """
+        return np.minimum(
+            self.perfect, Ridge(-self.coef, self.perfect, self.alpha).predict(_compute_distance(features, references))
+        )
+
+
+def _compute_distance(features: ArrayLike, references: ArrayLike) -> Array:
+    x, r = np.asarray(features, np.float64), np.asarray(references, np.float64)
+    if x.shape != r.shape:
+        raise RegressorError(f"features {x.shape} and references {r.shape} differ; give one reference a picture")
+    return np.abs(x - r)
+
+
+def fit_full_reference(
+    features: ArrayLike, references: ArrayLike, labels: ArrayLike, alpha: float, *, perfect: float
+) -> FullReference:
+    """Full-reference variant: |f_ref - f_dist| -> ridge (spec section 5), anchored.
+
+    The original fits an intercept, by which two identical pictures differ. Here the loss of quality, `perfect` minus
+    the label, is fitted without one, so that no distance means no loss.
+
+    Args:
+        features: of the distorted pictures. Shape (N, D).
+        references: of their references, row by row. Shape (N, D).
+        labels: higher is better. Shape (N,).
+        alpha: strength of the penalty, positive.
+        perfect: the label of an undistorted picture, at least every label.
+    Raises:
+        RegressorError: as `path`, or a label above `perfect`.
+    """
+    y = np.asarray(labels, np.float64)
+    if y.size and not y.max() <= perfect:
+        raise RegressorError(f"the highest label, {y.max():g}, is above the score of a perfect picture, {perfect:g}")
+    ridge = fit_ridge(_compute_distance(features, references), perfect - y, alpha, intercept=False)
+    return FullReference(ridge.coef, perfect, alpha)

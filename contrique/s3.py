@@ -1,0 +1,187 @@
+"""Copy files and folders to and from S3. The only importer of boto3."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from contrique.files import StorageError, inside, sha256, write_aside
+
+T = TypeVar("T")
+_TRANSFERS = 8  # objects under way at once; each large one is split into parts besides
+
+
+class DamagedObject(StorageError):
+    """An object whose bytes are not those that were uploaded."""
+
+
+def is_s3(location: str) -> bool:
+    """Whether a location is an `s3://bucket/prefix` URL."""
+    return location.startswith("s3://")
+
+
+def upload(source: Path, url: str, *, progress: bool = True) -> int:
+    """Copy a file or a folder to S3, in parallel and in parts, each object with its SHA-256 as metadata.
+
+    Endpoint and credentials come from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...) as for any AWS tool.
+
+    Args:
+        source: a file, or a folder that is copied with everything below it.
+        url: `s3://bucket/prefix`; objects are called `prefix/RELATIVE_PATH`.
+        progress: draw a bar.
+    Returns:
+        the number of objects written.
+    Raises:
+        StorageError: no such source, no such bucket, refused credentials, or the server cannot be reached.
+    """
+    bucket, prefix = _bucket_and_prefix(url)
+    files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
+    if not files:
+        raise StorageError(f"{source}: nothing to upload; check the path")
+    root = source.parent if source.is_file() else source
+    client = _client()
+
+    def put(path: Path) -> None:
+        key = prefix + path.relative_to(root).as_posix()
+        client.upload_file(str(path), bucket, key, ExtraArgs={"Metadata": {"sha256": sha256(path)}})
+
+    with _translate_errors(url):
+        return _each(put, files, "uploading", progress)
+
+
+def download(url: str, target: Path, *, progress: bool = True) -> int:
+    """Copy everything below an S3 prefix to a folder, whole or not at all, and check each object.
+
+    Objects written by `upload` are compared with their SHA-256; others with their size, beside the checksums of the
+    S3 protocol.
+
+    Args:
+        url: `s3://bucket/prefix`.
+        target: the folder to make; an existing one is replaced.
+        progress: draw a bar.
+    Returns:
+        the number of files written.
+    Raises:
+        DamagedObject: an object is not what was uploaded.
+        StorageError: nothing below the prefix, no such bucket, refused credentials, or the server cannot be reached.
+    """
+    bucket, prefix = _bucket_and_prefix(url)
+    client = _client()
+    with _translate_errors(url), write_aside(target) as aside:
+        keys = [entry["Key"] for entry in _objects(client, bucket, prefix) if not entry["Key"].endswith("/")]
+        if not keys:
+            raise StorageError(f"{url}: no objects there; check the bucket and the prefix")
+
+        def get(key: str) -> None:
+            path = aside / inside(key[len(prefix) :], f"s3://{bucket}/{key}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            head = client.head_object(Bucket=bucket, Key=key)
+            client.download_file(bucket, key, str(path))
+            expected = head["Metadata"].get("sha256")
+            if path.stat().st_size != head["ContentLength"] or (expected and sha256(path) != expected):
+                raise DamagedObject(f"s3://{bucket}/{key}: damaged (its SHA-256 differs); upload the object again")
+
+        return _each(get, keys, "downloading", progress)
+
+
+def list_names(url: str) -> list[str]:
+    """The first part of the name of every object below an S3 prefix, each once; empty if there is none.
+
+    Raises:
+        StorageError: no such bucket, refused credentials, or the server cannot be reached.
+    """
+    bucket, prefix = _bucket_and_prefix(url)
+    with _translate_errors(url):  # without a delimiter: some servers list the folders of objects that are gone
+        keys = [entry["Key"] for entry in _objects(_client(), bucket, prefix)]
+    return sorted({key[len(prefix) :].partition("/")[0] for key in keys if not key.endswith("/")})
+
+
+def remove(url: str) -> None:
+    """Delete every object below an S3 prefix.
+
+    Raises:
+        StorageError: no such bucket, refused credentials, or the server cannot be reached.
+    """
+    bucket, prefix = _bucket_and_prefix(url)
+    client = _client()
+    with _translate_errors(url):
+        for entry in _objects(client, bucket, prefix):
+            client.delete_object(Bucket=bucket, Key=entry["Key"])
+
+
+def fingerprint(url: str) -> str:
+    """A hash of what lies below an S3 prefix, by the names, sizes and ETags of the objects; no object is read.
+
+    Raises:
+        StorageError: nothing below the prefix, no such bucket, refused credentials, or the server cannot be reached.
+    """
+    bucket, prefix = _bucket_and_prefix(url)
+    with _translate_errors(url):
+        found = [(entry["Key"], entry["Size"], entry["ETag"]) for entry in _objects(_client(), bucket, prefix)]
+    if not found:
+        raise StorageError(f"{url}: no objects there; check the bucket and the prefix")
+    return hashlib.sha256(repr(sorted(found)).encode()).hexdigest()
+
+
+def _bucket_and_prefix(url: str) -> tuple[str, str]:
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    if not is_s3(url) or not bucket:
+        raise StorageError(f"{url}: not an S3 location; write s3://BUCKET/PREFIX")
+    prefix = prefix.strip("/")
+    return bucket, f"{prefix}/" if prefix else ""
+
+
+def _client() -> Any:
+    import boto3
+    from botocore.config import Config
+
+    options = Config(retries={"mode": "standard", "total_max_attempts": 3}, connect_timeout=10)
+    return boto3.Session().client("s3", config=options)  # the default session would keep its first credentials
+
+
+def _objects(client: Any, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+        yield from page.get("Contents", [])
+
+
+def _each(action: Callable[[T], None], items: Sequence[T], what: str, progress: bool) -> int:
+    with ThreadPoolExecutor(_TRANSFERS) as pool:
+        pending = [pool.submit(action, item) for item in items]
+        hidden = None if progress else True  # None: on a terminal alone
+        try:
+            for done in tqdm(as_completed(pending), total=len(items), desc=what, unit="file", disable=hidden):
+                done.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return len(items)
+
+
+@contextmanager
+def _translate_errors(url: str) -> Iterator[None]:
+    """Turn what boto3 raises into one line with a remedy."""
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except (Boto3Error, BotoCoreError, ClientError) as error:
+        text = str(error)
+        remedy = next((remedy for sign, remedy in _REMEDIES.items() if sign in text), "check the AWS_* settings")
+        raise StorageError(f"{url}: {text}; {remedy}") from error
+
+
+_REFUSED = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy"
+_REMEDIES = {
+    "NoSuchBucket": "create the bucket or correct its name",
+    "locate credentials": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "connect to the endpoint": "check AWS_ENDPOINT_URL and that the server is up",
+    "SignatureDoesNotMatch": _REFUSED,
+    "InvalidAccessKeyId": _REFUSED,
+    "AccessDenied": _REFUSED,
+    "403": _REFUSED,
+}

@@ -1,0 +1,227 @@
+"""Pictures to scores, each with its contract: value, range, direction, labels and model version."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contrique import images
+from contrique.errors import ContriqueError
+from contrique.files import sha256
+from contrique.scoring.inputs import BATCH_PIXELS, Named, batch_pictures, decode_ahead, find_images
+from contrique.scoring.results import RANGE, Failure, Score
+
+if TYPE_CHECKING:
+    from contrique.encoder.backends import Backend
+    from contrique.encoder.network import Encoder
+    from contrique.regressor.diagnosis import Diagnosis
+
+
+Scores = NDArray[np.float64]
+TOLERANCE = 0.01  # of RANGE, in float32: the same picture alone or in a batch, by any number of threads, on any device
+UNLIKE = "unlike the training pictures ({:.1f} times as far from them as 99 % of pictures like them)"
+
+
+class ScorerError(ContriqueError):
+    """A model whose parts do not belong together, or a picture that it cannot score."""
+
+
+class Scorer:
+    """A frozen encoder and a regressor: the whole no-reference model.
+
+    A picture's score does not depend on its neighbours, on the number of threads or on the device, beyond rounding:
+    TOLERANCE.
+
+    Args:
+        encoder: a `.safetensors` file.
+        regressor: folder with `ridge.npz` and `regressor.json`.
+        version: in the registry, if it comes from there.
+    Raises:
+        EncoderError, RegressorError: a file is missing or damaged.
+        ScorerError: the regressor was fitted on features of another width.
+    """
+
+    def __init__(self, encoder: Path | str, regressor: Path | str, version: str = "") -> None:
+        import torch
+
+        from contrique.encoder.backends import Torch
+        from contrique.encoder.weights import load_encoder
+        from contrique.regressor.head import load_companions, load_head
+
+        self.version = version
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._encoder = load_encoder(Path(encoder)).to(self._device).to(memory_format=torch.channels_last)
+        self._hash = sha256(Path(encoder))
+        self._ridge, self._fitted = load_head(Path(regressor))
+        self._companions = load_companions(Path(regressor))
+        self._backend: Backend = Torch(self._encoder)
+        given, expected = 2 * self._encoder.width, self._fitted.features_dim
+        if given != expected:
+            raise ScorerError(
+                f"{regressor}: fitted on {expected} features, but {encoder} gives {given}; "
+                "give the regressor that was fitted on this encoder's features"
+            )
+        if not self._fitted.label_low < self._fitted.label_high:
+            raise ScorerError(f"{regressor}: the declared range of its labels is empty; fit the regressor again")
+
+    @property
+    def labels(self) -> str:
+        """`human` or `weak`."""
+        return self._fitted.labels
+
+    @property
+    def encoder(self) -> "Encoder":
+        """The frozen encoder, for other regressors on the same features."""
+        return self._encoder
+
+    @property
+    def diagnosis(self) -> "Diagnosis | None":
+        """Names the likeliest distortion; None if the model was fitted without synthesized pictures."""
+        return self._companions.diagnosis
+
+    def use(self, backend: str = "torch", precision: str = "float32") -> str:
+        """Run the encoder by another backend from now on.
+
+        Args:
+            backend: `torch`, `onnx`, `openvino`, or `auto` for the fastest one measured here that agrees with PyTorch.
+            precision: `float32`, or `bfloat16` where the backend has it.
+        Returns:
+            the backend's name.
+        Raises:
+            BackendError: not installed, or its scores are farther from those of PyTorch in float32 than is allowed.
+        """
+        from contrique.encoder.parity import load_backend
+
+        name, self._backend = load_backend(backend, self._encoder, self._hash, precision, self._score_of_features)
+        return name
+
+    def parity(self) -> dict[str, str]:
+        """How near every other installed backend comes to PyTorch in float32: `backends.parity`."""
+        from contrique.encoder.parity import measure_parity
+
+        return measure_parity(self._encoder, self._hash, self._score_of_features)
+
+    def raw(self, pictures: Iterable[images.Picture]) -> Scores:
+        """The regressor's output, on the scale of its training labels.
+
+        Args:
+            pictures: RGB. Each of shape (H, W, 3), uint8, H and W at least 64; taken one at a time.
+        Returns:
+            Shape (N,), float64.
+        Raises:
+            ImageTooSmall: a side is under 64 pixels.
+        """
+        return np.array([self._raw(self._features(picture)) for picture in pictures], dtype=np.float64)
+
+    def score(self, pictures: Iterable[images.Picture]) -> Scores:
+        """Scores in RANGE, higher is better. Arguments and errors as `raw`. Shape (N,), float64."""
+        return np.asarray(self.scaled(self.raw(pictures)))
+
+    def scaled(self, raw: Any) -> Any:
+        """Raw scores in RANGE, higher is better, clipped. Of the shape given."""
+        low, high = self._fitted.label_low, self._fitted.label_high
+        return np.clip(RANGE[0] + (RANGE[1] - RANGE[0]) * (raw - low) / (high - low), *RANGE)
+
+    def local(self, picture: images.Picture) -> tuple[NDArray[np.float32], Scores]:
+        """Features of a picture, and a raw score of each cell of conv5.
+
+        The regressor takes each cell's vector, normalised as h is, for the features of a picture, at both scales. What
+        is then left between the mean of the cells and the picture's own score is added to every cell.
+
+        Args:
+            picture: RGB. Shape (H, W, 3), uint8, H and W at least 64.
+        Returns:
+            features, shape (2 * width,), float32, and scores, shape (ceil(H / 32), ceil(W / 32)), float64.
+        Raises:
+            ImageTooSmall: a side is under 64 pixels.
+        """
+        from contrique.encoder.features import interpolate, local_products
+
+        features = self._features(picture)
+        width = len(features) // 2
+        full, half = (
+            local_products(scale, self._backend, self._ridge.coef[part])
+            for scale, part in ((picture, slice(width)), (images.half_scale(picture), slice(width, None)))
+        )
+        cells = full + interpolate(half, full.shape, 2)
+        return features, cells + (self._raw(features) - cells.mean())
+
+    def judge(self, data: bytes, name: str, max_pixels: int = images.MAX_PIXELS) -> Score | Failure:
+        """Score an encoded image file; one that cannot be scored gives a Failure.
+
+        Args:
+            data: the file's bytes, in any format of `images.decode`.
+            name: what the result calls it.
+            max_pixels: above which it is refused undecoded.
+        """
+        try:
+            pixels = images.decode(data, name, max_pixels).pixels
+        except ContriqueError as error:
+            return Failure.of(name, error)
+        return next(self._judged([(name, pixels)]))
+
+    def score_paths(self, paths: Iterable[str | Path]) -> Iterator[Score | Failure]:
+        """Score files, folders and globs, in order, at bounded memory: the next few are decoded meanwhile.
+
+        Folders give every image file below them, sorted by path. A path that does not exist, a folder without
+        images and a file that is not an image each give a Failure, and the rest goes on.
+        """
+        budget = BATCH_PIXELS[self._device]
+        for batch in batch_pictures(decode_ahead(find_images(paths)), budget):
+            if isinstance(batch, Failure):
+                yield batch
+            else:
+                yield from self._judged(batch)
+
+    def _judged(self, batch: list[Named]) -> Iterator[Score | Failure]:
+        """Results of pictures of one size."""
+        from contrique.encoder.features import extract_batch
+
+        # a view of one picture: a copy of 100 megapixels would be 300 MB
+        pictures = batch[0][1][None] if len(batch) == 1 else np.stack([pixels for _, pixels in batch])
+        try:
+            features = extract_batch(pictures, self._backend)
+        except ContriqueError as error:
+            yield from (Failure.of(name, error) for name, _ in batch)
+            return
+        for (name, _), row in zip(batch, features, strict=True):
+            try:
+                yield self.contract(name, row)
+            except ContriqueError as error:
+                yield Failure.of(name, error)
+
+    def contract(self, name: str, features: NDArray[np.float32]) -> Score:
+        """A picture's score with everything that comes with it.
+
+        Args:
+            name: what the result calls it.
+            features: shape (2 * width,), float32.
+        Raises:
+            RegressorError, ScorerError: NaN in the features, or a score that is no finite number.
+        """
+        raw = self._raw(features)
+        if not np.isfinite(raw):
+            raise ScorerError("the model gave no finite number; roll it back")
+        interval, distance, warning = None, None, None
+        if (radius := self._fitted.interval) is not None:
+            interval = (float(self.scaled(raw - radius)), float(self.scaled(raw + radius)))
+        if novelty := self._companions.novelty:
+            distance = float(novelty.distance(features[None])[0])
+            warning = UNLIKE.format(distance) if distance > 1 else ""
+        value = float(self.scaled(np.float64(raw)))
+        return Score(name, value, raw, self.version, self.labels, interval, distance, warning)
+
+    def _features(self, picture: images.Picture) -> NDArray[np.float32]:
+        from contrique.encoder.features import extract_batch
+
+        return np.asarray(extract_batch(picture[None], self._backend)[0])
+
+    def _raw(self, features: NDArray[np.float32]) -> float:
+        return float(self._ridge.predict(features[None])[0])
+
+    def _score_of_features(self, features: NDArray[np.float32]) -> Scores:
+        """On the scale of RANGE, not clipped: two backends must agree beyond its ends too. Shape (N,)."""
+        low, high = self._fitted.label_low, self._fitted.label_high
+        return np.asarray((RANGE[1] - RANGE[0]) * self._ridge.predict(features) / (high - low))

@@ -1,0 +1,72 @@
+"""The registered model: base64 images in, scores with their contract out (an MLflow models-from-code script).
+
+`contrique.registry.registration` logs this file with the encoder, the regressor and the package's code, so that
+`mlflow models serve -m models:/contrique@champion --env-manager local` needs nothing else but the `bin` of the virtual
+environment on PATH (MLflow starts uvicorn by its name). MLflow's loaders put the model's copy of the code first.
+"""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+import yaml
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+
+from contrique.config import ServingConfig
+from contrique.scoring.results import CSV_COLUMNS, Failure, Score, flatten
+from contrique.scoring.scorer import Scorer
+from contrique.serving.request import answer
+
+LIMITS = ServingConfig()
+
+
+class QualityModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+    """Scores a DataFrame of images, row by row, one at a time whatever the number of clients."""
+
+    def load_context(self, context: Any) -> None:
+        encoder, regressor = Path(context.artifacts["encoder"]), Path(context.artifacts["regressor"])
+        self._scorer = Scorer(encoder, regressor, _version(regressor))
+        self._turn = threading.Lock()  # a request's thread would need memory of its own for each picture
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """Score images.
+
+        Args:
+            context: unused, the model is loaded.
+            model_input: a column `image` of encoded image files, as base64 strings or bytes; at most
+                `ServingConfig.max_images` rows, each of at most `max_bytes` and `max_pixels`.
+            params: unused.
+        Returns:
+            one row per input row, in order: the columns of `scorer.CSV_COLUMNS` less `path`. An image that is bad, too
+            large or one too many has an `error` and no `score`; its neighbours are scored.
+        Raises:
+            MlflowException: no column `image`. The server turns any other exception into an answer with its stack
+                trace, so none leaves this method.
+        """
+        if "image" not in model_input:
+            raise MlflowException(
+                f"the input needs a column 'image' of base64 strings, has {list(model_input.columns)}",
+                INVALID_PARAMETER_VALUE,
+            )
+        rows = [flatten(self._judge(value, index)) for index, value in enumerate(model_input["image"])]
+        # of objects, so that what is missing is None and not NaN, which is no JSON
+        return pd.DataFrame(rows, columns=CSV_COLUMNS, dtype=object).drop(columns="path")
+
+    def _judge(self, value: Any, index: int) -> Score | Failure:
+        def score(data: bytes, name: str) -> Score | Failure:
+            with self._turn:
+                return self._scorer.judge(data, name, LIMITS.max_pixels)
+
+        return answer(value, index, LIMITS, score)
+
+
+def _version(artifact: Path) -> str:
+    """Version in the registry, which MLflow writes beside a model that it fetched from there; else empty."""
+    note = artifact.parent.parent / "registered_model_meta"
+    return str(yaml.safe_load(note.read_text())["model_version"]) if note.is_file() else ""
+
+
+mlflow.models.set_model(QualityModel())

@@ -1,0 +1,158 @@
+"""What each stage asks of the cluster: every number in one place.
+
+It stands here and not in `contrique.config` because it describes Kubernetes, not the science: `contrique` knows no
+orchestrator, and none of these values changes a result.
+"""
+
+import re
+from dataclasses import dataclass, replace
+
+from kfp import dsl, kubernetes
+
+from contrique.pretraining.launch import NAMESPACE
+
+GPU = "nvidia.com/gpu"
+
+# Kubernetes Secrets and the ConfigMap that a cluster provides (docs/kubeflow.md); nothing of them is a parameter.
+S3_SECRET = ("contrique-s3", {"access-key": "AWS_ACCESS_KEY_ID", "secret-key": "AWS_SECRET_ACCESS_KEY"})
+MLFLOW_SECRET = ("contrique-mlflow", {"username": "MLFLOW_TRACKING_USERNAME", "password": "MLFLOW_TRACKING_PASSWORD"})
+S3_ENDPOINTS = {"s3-endpoint": "AWS_ENDPOINT_URL", "s3-region": "AWS_DEFAULT_REGION"}
+MLFLOW_ENDPOINTS = {
+    "mlflow-uri": "MLFLOW_TRACKING_URI",
+    "mlflow-ui": "CONTRIQUE_MLFLOW_UI",  # the same server, as a person's browser reaches it
+    "s3-endpoint": "MLFLOW_S3_ENDPOINT_URL",
+}
+ENDPOINTS = "contrique-endpoints"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Resources of one task.
+
+    Attributes:
+        title: what the run page calls the task.
+        cpu, memory: requested; memory is the limit too, so that a leak kills the task and not its neighbours.
+        hours: after which the task is stopped.
+        gpus: how many, of the kind GPU.
+        shm: size of /dev/shm in memory, counted in `memory`; the container default of 64 MiB kills DataLoader workers.
+        retries: after a failure, with exponential backoff; 0 where a second try can only fail alike.
+        cache: whether the same inputs may reuse an earlier run's outputs.
+        because: why it is cached or not.
+        s3, mlflow: whether the task is given the credentials and endpoints.
+        jobs: whether it starts jobs, and so must know its namespace.
+    """
+
+    title: str
+    cpu: str
+    memory: str
+    hours: int
+    cache: bool
+    because: str
+    gpus: int = 0
+    shm: str = ""
+    retries: int = 2
+    s3: bool = False
+    mlflow: bool = False
+    jobs: bool = False
+
+
+STAGES: dict[str, Stage] = {
+    "pin_data": Stage("Pin the data", "1", "1Gi", 1, False, "the same name can hold other data today", s3=True),
+    "fetch_data": Stage(
+        "Fetch and prove the data", "2", "4Gi", 4, True, "the pin is an input, and names the content", s3=True
+    ),
+    "validate_data": Stage(
+        "Validate the data", "4", "8Gi", 2, True, "the same pictures pass the same expectations", retries=0
+    ),
+    "synthesize_distortions": Stage(
+        "Synthesize distortions", "16", "16Gi", 24, True, "seeded: the same photographs give the same bytes"
+    ),
+    "gather_distortions": Stage("Gather the distortions", "4", "16Gi", 12, True, "as the parts"),
+    "pretrain_encoder": Stage(
+        "Pretrain the encoder",
+        "12",
+        "64Gi",
+        96,
+        True,
+        "seeded, and the dearest stage by far",
+        gpus=1,
+        shm="16Gi",
+        mlflow=True,
+    ),
+    "extract_features": Stage(
+        "Extract features", "8", "32Gi", 8, True, "a pure function of pictures and weights", gpus=1, shm="8Gi"
+    ),
+    "gather_features": Stage("Gather the features", "2", "32Gi", 2, True, "as the parts"),
+    "fit_regressor": Stage("Fit the regressor", "4", "16Gi", 2, True, "a pure function of features and labels"),
+    "evaluate_model": Stage(
+        "Evaluate challenger and champion", "4", "16Gi", 4, False, "the champion may have changed", mlflow=True
+    ),
+    "decide_promotion": Stage(
+        "Decide on promotion", "1", "2Gi", 1, False, "it follows the evaluation, which is never cached", retries=0
+    ),
+    "register_model": Stage(
+        "Register the champion", "1", "4Gi", 1, False, "the registry must change in this run", mlflow=True
+    ),
+    "keep_champion": Stage("Keep the champion", "1", "2Gi", 1, False, "the hold belongs to this run", mlflow=True),
+    "write_report": Stage("Write the report", "1", "4Gi", 1, False, "the report belongs to this run", mlflow=True),
+    "close_run": Stage("Close the MLflow run", "1", "2Gi", 1, False, "it belongs to this run", mlflow=True),
+    "score_pictures": Stage(
+        "Score the pictures",
+        "8",
+        "16Gi",
+        12,
+        False,
+        "the same name can hold other pictures today, and the champion may have changed",
+        gpus=1,
+        s3=True,
+        mlflow=True,
+    ),
+    "detect_drift": Stage("Look for drift", "2", "8Gi", 1, True, "a pure function of the scores", retries=0),
+    "raise_alarm": Stage("Raise the alarm", "1", "1Gi", 1, False, "the alarm belongs to this run", retries=0),
+}
+BACKOFF = {"backoff_duration": "60s", "backoff_factor": 2.0, "backoff_max_duration": "900s"}
+
+
+def pretraining(gpus: int = 1, nodes: int = 1) -> Stage:
+    """The stage of pretraining, in the shape that was asked for.
+
+    Args:
+        gpus: of the task's own pod; each has its process, which starts loaders of its own and so needs as much again.
+        nodes: with more than one the task has no GPU, but waits for a job, and has more hours: data must travel, too.
+    """
+    stage = STAGES["pretrain_encoder"]
+    if nodes > 1:
+        return replace(stage, cpu="1", memory="4Gi", hours=stage.hours + 12, gpus=0, shm="", jobs=True)
+    cpu, memory, shm = (_times(gpus, amount) for amount in (stage.cpu, stage.memory, stage.shm))
+    return replace(stage, cpu=cpu, memory=memory, shm=shm, gpus=gpus)
+
+
+def _times(factor: int, amount: str) -> str:
+    """A quantity of Kubernetes, such as 64Gi, several times."""
+    return re.sub(r"^\d+", lambda number: str(factor * int(number[0])), amount)
+
+
+def equipped(task: dsl.PipelineTask, stage: Stage | None = None) -> dsl.PipelineTask:
+    """The task with the resources, caching, retries, credentials and title of its stage, or of the one given."""
+    stage = stage or STAGES[task.component_spec.name.replace("-", "_")]
+    task.set_display_name(stage.title).set_caching_options(stage.cache)
+    task.set_cpu_request(stage.cpu).set_memory_request(stage.memory).set_memory_limit(stage.memory)
+    kubernetes.set_timeout(task, stage.hours * 3600)
+    if stage.retries:
+        task.set_retry(stage.retries, **BACKOFF)
+    if stage.gpus:
+        task.set_accelerator_type(GPU).set_accelerator_limit(stage.gpus)
+        kubernetes.add_toleration(task, key=GPU, operator="Exists", effect="NoSchedule")
+    if stage.shm:
+        kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=stage.shm)
+    if stage.s3 or stage.mlflow:  # MLflow's artifacts lie on S3 too
+        kubernetes.use_secret_as_env(task, *S3_SECRET)
+        kubernetes.use_config_map_as_env(task, ENDPOINTS, S3_ENDPOINTS)
+    if stage.mlflow:
+        kubernetes.use_secret_as_env(task, *MLFLOW_SECRET, optional=True)
+        kubernetes.use_config_map_as_env(task, ENDPOINTS, MLFLOW_ENDPOINTS)
+        # An environment variable and not a parameter: a parameter that changes with each run would defeat the cache.
+        kubernetes.use_field_path_as_env(task, "CONTRIQUE_RUN", "metadata.labels['pipeline/runid']")
+    if stage.jobs:
+        kubernetes.use_field_path_as_env(task, NAMESPACE, "metadata.namespace")
+    return task

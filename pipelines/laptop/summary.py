@@ -1,0 +1,95 @@
+"""What a finished local run comes to, in plain text."""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from contrique.artifacts import SCORES
+from contrique.reports.report import LABELS, METRICS
+from contrique.tracking.client import DEFAULT_URI, mask_password
+from pipelines.laptop.runner import Run
+
+
+def summary(run: Run) -> str:
+    """What came of a training or of a scoring."""
+    return _of_scoring(run) if "score_pictures" in run.artifacts else _of_training(run)
+
+
+def _of_scoring(run: Run) -> str:
+    scored = run.artifacts["score_pictures"]["scores"]
+    verdict = json.loads(run.artifacts["detect_drift"]["verdict"].path.read_text())
+    report = run.root / "drift.html"
+    shutil.copyfile(run.artifacts["detect_drift"]["report"].path, report)
+    lines = [
+        "",
+        f"Scored    {scored.metadata['scored']} pictures by version {scored.metadata['model']}, "
+        f"{scored.metadata['failed']} failed",
+        f"Drift     {verdict['reason']}",
+        f"Scores    {scored.path / SCORES}",
+        f"Report    {report}",
+    ]
+    return "\n".join(lines)
+
+
+def _of_training(run: Run) -> str:
+    """Data, training, figures with n and interval, verdict, registry, report, and what to do next."""
+    lineage = run.artifacts["fetch_data"]["dataset"].metadata
+    trained = run.artifacts["pretrain_encoder"]["encoder"].metadata
+    evaluation = json.loads((run.artifacts["evaluate_model"]["result"].path / "evaluation.json").read_text())
+    verdict = json.loads(run.artifacts["decide_promotion"]["verdict"].path.read_text())
+    outcome = run.returned[run.branch]
+    counts = ", ".join(f"{count} {part}" for part, count in lineage["counts"].items())
+    if outcome:
+        model = f"{outcome['name']} version {outcome['version']}, alias {outcome['alias']}"
+        registry = model if run.branch == "register_model" else f"nothing registered; the champion stays: {model}"
+    else:
+        registry = "nothing registered; there is no champion yet"
+    report = run.root / "report.html"  # KFP's artifact has no suffix, and a browser would show its source
+    shutil.copyfile(run.artifacts["write_report"]["report"].path, report)
+    lines = [
+        "",
+        f"Data      {lineage['hash']}: {lineage['rows']} pictures ({counts})",
+        f"Training  {trained['steps']} steps, loss {trained['loss_first']:.3f} first, {trained['loss_last']:.3f} last",
+        f"Labels    {LABELS[evaluation['labels']]}",
+        *_figures(evaluation["protocol"]),
+        *_figures(evaluation["opinion_unaware"]),
+        *_figures(evaluation["challenger"]),
+        f"Verdict   {verdict['reason']}",
+        f"Registry  {registry}",
+        f"Report    {report}",
+        "",
+        "Next",
+        *(f"  {what:<24}{command}" for what, command in _next_steps()),
+    ]
+    return "\n".join(lines)
+
+
+def _figures(judgement: dict[str, Any] | None) -> list[str]:
+    if judgement is None:
+        return []
+    against = {"human": "human scores", "weak": "weak labels"}[judgement["labels"]]
+    lines = [
+        f"Scores    {judgement['protocol']}, on {against}: "
+        f"n = {judgement['n']} pictures of {judgement['contents']} contents, {judgement['splits']} splits"
+    ]
+    for name, estimate in judgement["metrics"].items():
+        if name != "rmse_logistic" or "rmse" not in judgement["metrics"]:
+            interval = f"[{estimate['low']:.3f}, {estimate['high']:.3f}]"
+            lines.append(f"            {METRICS[name]:<24} {estimate['value']:6.3f}  {interval}  n = {estimate['n']}")
+    return lines
+
+
+def _next_steps() -> list[tuple[str, str]]:
+    programs = Path(sys.executable).parent
+    if programs.is_relative_to(Path.cwd()):
+        programs = programs.relative_to(Path.cwd())
+    store = mask_password(os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI)
+    ui = f"{programs}/mlflow ui --backend-store-uri {store}" if store.startswith("sqlite:") else f"open {store}"
+    return [
+        ("see runs and models", ui),
+        ("score your own picture", f"{programs}/contrique score PICTURE"),
+        ("compile for Kubeflow", f"{programs}/python -m pipelines compile --out training.yaml"),
+    ]

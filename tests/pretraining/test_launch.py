@@ -1,0 +1,445 @@
+"""Pretraining in several processes of a machine, and on several machines through a server that stands for Kubernetes'.
+
+The jobs are those that the pipeline compiles in, and each is held against Kubeflow Trainer's own models. One is run for
+real: by a torchrun for each machine, with what Kubeflow Trainer sets in their environment, from S3 to S3.
+"""
+
+import datetime
+import http.server
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_training
+import torch
+import yaml
+from kfp import dsl
+from kubeflow_trainer_api import models
+from safetensors.torch import load_file
+
+from components.pretrain_encoder import pretrain_encoder
+from contrique import s3 as s3_module
+from contrique.artifacts import CHECKPOINTS, ENCODER, HISTORY, SUMMARY
+from contrique.config import RegistryConfig
+from contrique.errors import ContriqueError
+from contrique.pretraining import distributed, launch
+from contrique.pretraining.launch import FOLDER, NAMESPACE, RESULT, LaunchError, fill_in
+from contrique.tracking.client import connect
+from contrique.tracking.runs import open_run
+from pipelines.cluster.trainjob import manifest
+from pipelines.laptop import runner
+
+pytestmark = pytest.mark.timeout(1800)  # two minutes on quiet cores: many processes import torch
+
+CONFIG = replace(tiny_training.CONFIG, images=12, authentic_share=0.25, steps=2)
+OVERRIDES = json.loads(json.dumps({f"pretrain.{name}": value for name, value in asdict(CONFIG).items()}))
+RUN = "0d9c4f7e-6a55-4b9f-8b0c-2f1d3f6f7a11"  # as KFP names a run
+NAME = f"pretrain-{RUN}"
+JOB = json.dumps(manifest("image@sha256:0", nodes=2, gpus=1))
+PATH = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/quality/trainjobs"
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return tiny_training.picture_sets(tmp_path_factory.mktemp("dataset"), tmp_path_factory.mktemp("distorted"))
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONTRIQUE_RUN", RUN)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(launch, "_POLL_SECONDS", 0.05)
+
+
+def pretrained(sets: tuple[Path, Path], out: Path, changed: dict[str, Any] | None = None, **shape: Any) -> dsl.Model:
+    """What the component makes of the sets, with seed 3."""
+    dataset, distorted = (dsl.Dataset(name=path.name, uri=str(path)) for path in sets)
+    encoder = dsl.Model(name="encoder", uri=str(out))
+    pretrain_encoder.python_func(
+        dataset=dataset, distorted=distorted, profile="demo", overrides=OVERRIDES | (changed or {}), seed=3,
+        encoder=encoder, **shape,
+    )  # fmt: skip
+    return encoder
+
+
+def tracked_loss() -> float:
+    run = open_run(RUN, RegistryConfig())
+    loss: float = connect(RegistryConfig()).get_run(run.id).data.metrics["loss"]
+    return loss
+
+
+class TestSeveralProcesses:
+    @pytest.mark.slow
+    def test_they_train_as_those_of_torchrun_do(self, sets, tmp_path):
+        """test_distributed.py shows that these compute what one process would."""
+        made = pretrained(sets, tmp_path / "component", processes=2)
+        child = tiny_training.start(tiny_training.command("pretrain", sets, tmp_path / "torchrun", CONFIG, ranks=2))
+        _, told = child.communicate(timeout=500)
+        assert child.returncode == 0, told
+        encoders = [(tmp_path / which / ENCODER).read_bytes() for which in ("component", "torchrun")]
+        assert encoders[0] == encoders[1]
+        assert not (tmp_path / "component" / CHECKPOINTS).exists(), "no part of what later tasks fetch"
+        assert made.metadata["steps"] == 2
+        assert tracked_loss() == pytest.approx(made.metadata["loss_last"])
+
+    @pytest.mark.slow
+    def test_through_kfps_local_runner(self, sets, tmp_path):
+        """Each process imports the task's program anew; an error of one is what a person is told."""
+
+        @dsl.pipeline(name="pretraining-alone")
+        def alone(dataset: str, distorted: str, overrides: dict) -> None:
+            given = [dsl.importer(artifact_uri=uri, artifact_class=dsl.Dataset) for uri in (dataset, distorted)]
+            pictures = {"dataset": given[0].output, "distorted": given[1].output}
+            pretrain_encoder(**pictures, profile="demo", overrides=overrides, seed=3, processes=2)
+
+        places = dict(zip(("dataset", "distorted"), map(str, sets), strict=True))
+        done = runner.run(alone, {**places, "overrides": OVERRIDES}, tmp_path / "runs", io.StringIO())
+        assert done.artifacts["pretrain_encoder"]["encoder"].metadata["steps"] == 2
+        reason = r"^Pretrain the encoder: process [01] of 2: DatasetError: pretrain.images=13 cannot be shared"
+        changed = OVERRIDES | {"pretrain.images": 13}
+        with pytest.raises(runner.RunFailed, match=reason) as caught:
+            runner.run(alone, {**places, "overrides": changed}, tmp_path / "runs", io.StringIO())
+        assert caught.value.exit_status == ContriqueError.exit_status
+
+    def test_a_process_that_is_killed_ends_the_others(self):
+        before = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(distributed.ProcessFailed, match=r"process 1 of 2: Signal 9"):
+            distributed.run_processes(2, kill_the_second, 60)
+        assert signal.getsignal(signal.SIGTERM) is before
+
+    def test_fewer_gpus_than_processes_are_refused(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        with pytest.raises(distributed.ProcessFailed, match="2 processes need a GPU each, and 1 can be seen"):
+            distributed.run_processes(2, kill_the_second, 60)
+
+
+def kill_the_second(seconds: float) -> None:
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(seconds)
+
+
+class Kubernetes(http.server.ThreadingHTTPServer):
+    """The part of the Kubernetes API that makes, shows and deletes TrainJobs of one namespace.
+
+    Attributes:
+        jobs: by name.
+        coming: what becomes of a job: conditions, each told by one GET; the last one stays.
+        answers: statuses to answer the next requests with, 0 to answer as usual.
+        work: what runs a new job; it is complete when that returns.
+        asked: the requests, in order.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.jobs: dict[str, dict[str, Any]] = {}
+        self.coming: list[str] = []
+        self.answers: list[int] = []
+        self.work: Callable[[dict[str, Any]], None] | None = None
+        self.asked: list[str] = []
+        self.failure: BaseException | None = None
+
+    def make(self, job: dict[str, Any]) -> None:
+        now = datetime.datetime.now(datetime.UTC)
+        job["metadata"]["creationTimestamp"] = now.isoformat(timespec="seconds").replace("+00:00", "Z")
+        self.jobs[job["metadata"]["name"]] = job
+
+    def run(self, job: dict[str, Any]) -> None:
+        assert self.work
+        try:
+            self.work(job)
+            become(job, "Complete")
+        except BaseException as failure:
+            self.failure = failure
+            become(job, "Failed", str(failure))
+
+
+def become(job: dict[str, Any], condition: str, why: str = "") -> None:
+    """A status as Kubeflow Trainer writes it, by its own model."""
+    counts = dict.fromkeys(("active", "ready", "succeeded", "failed", "suspended"), 0)
+    status: dict[str, Any] = {"jobsStatus": [{"name": "node", **counts, "active": 1}]}
+    if condition != "Running":
+        when = job["metadata"]["creationTimestamp"]
+        told = {"type": condition, "status": "True", "reason": "Told", "message": why or f"it is {condition}"}
+        status["conditions"] = [told | {"lastTransitionTime": when}]
+    models.TrainerV1alpha1TrainJobStatus.from_dict(status)
+    job["status"] = status
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Kubernetes
+
+    def _asked(self) -> str | None:
+        """The name in the path; None if this request has been answered."""
+        path, _, query = self.path.partition("?")
+        self.server.asked.append(f"{self.command} {query}".strip())
+        assert self.headers["Authorization"] == "Bearer let-me-in"
+        assert path.startswith(PATH)
+        if self.server.answers and (status := self.server.answers.pop(0)):
+            self.answer({"kind": "Status", "message": f"as asked, {status}"}, status)
+            return None
+        return path.removeprefix(PATH).removeprefix("/")
+
+    def do_GET(self) -> None:
+        name = self._asked()
+        if name is None:
+            return
+        if name not in self.server.jobs:
+            self.answer({"kind": "Status", "message": f"{name} not found"}, 404)
+            return
+        if self.server.coming:
+            coming = self.server.coming
+            become(self.server.jobs[name], coming.pop(0) if len(coming) > 1 else coming[0])
+        self.answer(self.server.jobs[name])
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self._asked() is None:
+            return
+        if models.TrainerV1alpha1TrainJob.from_dict(body).to_dict() != body:
+            self.answer({"kind": "Status", "message": "no TrainJob"}, 422)
+        elif body["metadata"]["name"] in self.server.jobs:
+            self.answer({"kind": "Status", "message": "already exists"}, 409)
+        elif "dryRun=All" in self.path:
+            self.answer(body, 201)
+        else:
+            self.server.make(body)
+            if self.server.work:
+                threading.Thread(target=self.server.run, args=(body,)).start()
+            self.answer(body, 201)
+
+    def do_DELETE(self) -> None:
+        name = self._asked()
+        if name is not None:
+            gone = self.server.jobs.pop(name, None)
+            self.answer({"kind": "Status"}, 200 if gone else 404)
+
+    def answer(self, body: dict[str, Any], status: int = 200) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: Any) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def kubernetes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kubernetes]:
+    with Kubernetes() as server:
+        address = f"http://127.0.0.1:{server.server_port}"
+        settings = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "here",
+            "clusters": [{"name": "here", "cluster": {"server": address}}],
+            "users": [{"name": "task", "user": {"token": "let-me-in"}}],
+            "contexts": [{"name": "here", "context": {"cluster": "here", "user": "task"}}],
+        }
+        (tmp_path / "kubeconfig").write_text(yaml.safe_dump(settings))
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+        monkeypatch.setenv(NAMESPACE, "quality")
+        monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def prefix(s3, tmp_path: Path) -> str:
+    """An S3 prefix of this test's own."""
+    return f"{s3.bucket}/{tmp_path.name}"
+
+
+def machines(folder: Path) -> Callable[[dict[str, Any]], None]:
+    """Runs a job's own command once for each machine, with the environment that Kubeflow Trainer gives them."""
+
+    def work(job: dict[str, Any]) -> None:
+        trainer = job["spec"]["trainer"]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        given = {one["name"]: one["value"] for one in trainer["env"] if "value" in one}
+        given |= {"PET_NNODES": str(trainer["numNodes"]), "PET_NPROC_PER_NODE": str(trainer["numProcPerNode"])}
+        given |= {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(port)}
+        started = []
+        for rank in range(trainer["numNodes"]):
+            words = [str(folder / f"machine {rank}") if word == FOLDER else word for word in trainer["args"]]
+            program = Path(sys.executable).with_name(trainer["command"][0])
+            environment = os.environ | given | {"PET_NODE_RANK": str(rank)}
+            with (folder / f"machine {rank}.log").open("w") as log:
+                started.append(subprocess.Popen([program, *words], env=environment, stdout=log, stderr=log))
+        try:
+            statuses = [process.wait(timeout=1500) for process in started]
+        finally:
+            for process in started:
+                process.kill()
+        assert not any(statuses), "\n".join(path.read_text() for path in folder.glob("machine *.log"))
+
+    return work
+
+
+def published(prefix: str, folder: Path) -> None:
+    """What a job that is complete has left in S3."""
+    folder.mkdir()
+    summary = {"steps": 7, "crops": 1, "loss_first": 2.0, "loss_last": 1.0, "minutes": 1.0, "wait_share": 0.0}
+    for name, text in ((ENCODER, "weights"), (HISTORY, "{}\n"), (SUMMARY, json.dumps(summary))):
+        (folder / name).write_text(text)
+    s3_module.upload(folder, f"{prefix}/{NAME}/{RESULT}")
+
+
+def job_of_this_run() -> dict[str, Any]:
+    return fill_in(json.loads(JOB), NAME, RUN, [])
+
+
+class TestSeveralMachines:
+    @pytest.mark.slow
+    def test_two_train_as_two_processes_of_one_do(self, sets, tmp_path, kubernetes, prefix, capsys):
+        kubernetes.work = machines(tmp_path)
+        changed = {"pretrain.checkpoint_every": 1.0}  # as a cluster gives numbers
+        made = pretrained(sets, tmp_path / "far", changed, job=JOB, to=f"{prefix}/")
+        assert kubernetes.failure is None
+        loss = tracked_loss()
+        near = pretrained(sets, tmp_path / "near", changed, processes=2)  # in the same MLflow run: one configuration
+        weights = [load_file(tmp_path / which / ENCODER) for which in ("far", "near")]
+        assert weights[0].keys() == weights[1].keys()
+        assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+        assert {path.name for path in (tmp_path / "far").iterdir()} == {ENCODER, HISTORY}
+        same = ("steps", "crops", "loss_first", "loss_last")
+        assert [made.metadata[name] for name in same] == [near.metadata[name] for name in same]
+        assert loss == pytest.approx(made.metadata["loss_last"])
+        assert not kubernetes.jobs
+        assert s3_module.list_names(f"{prefix}/{NAME}") == ["checkpoints", "result"]
+        told = capsys.readouterr().out
+        assert f"TrainJob quality/{NAME} made" in told
+        assert f"TrainJob quality/{NAME}: Complete, 1 active" in told
+
+    def test_distortions_on_the_fly_need_no_distorted_set(self, sets, tmp_path, kubernetes, prefix):
+        def work(job: dict[str, Any]) -> None:
+            assert s3_module.list_names(f"{prefix}/{NAME}") == ["dataset"]
+            assert "--distorted" not in job["spec"]["trainer"]["args"]
+            published(prefix, tmp_path / "published")
+
+        kubernetes.work = work
+        pretrained(sets, tmp_path / "out", {"pretrain.synthesis": "on_the_fly"}, job=JOB, to=prefix)
+        assert kubernetes.failure is None
+
+    def test_a_failed_job_is_named_and_kept(self, sets, tmp_path, kubernetes, prefix):
+        kubernetes.coming = ["Running", "Failed"]
+        with pytest.raises(LaunchError) as caught:
+            pretrained(sets, tmp_path / "out", job=JOB, to=prefix)
+        said = str(caught.value)
+        assert said.startswith(f"TrainJob quality/{NAME} failed (Told: it is Failed); ")
+        assert f"kubectl -n quality describe trainjob {NAME}" in said
+        assert f"logs --prefix --tail=50 -l jobset.sigs.k8s.io/jobset-name={NAME}" in said
+        assert NAME in kubernetes.jobs
+        assert not (tmp_path / "out").exists()
+
+    def test_a_retry_waits_for_the_job_that_is_there(self, sets, tmp_path, kubernetes, prefix):
+        kubernetes.make(job_of_this_run())
+        kubernetes.coming = ["Running", "Running", "Complete"]
+        published(prefix, tmp_path / "published")
+        made = pretrained(sets, tmp_path / "out", job=JOB, to=prefix)
+        assert made.metadata["steps"] == 7
+        assert (tmp_path / "out" / ENCODER).read_text() == "weights"
+        assert not [asked for asked in kubernetes.asked if asked.startswith("POST")]
+        assert s3_module.list_names(f"{prefix}/{NAME}") == ["result"], "nothing was uploaded again"
+
+    def test_a_job_made_meanwhile_is_as_good(self, sets, tmp_path, kubernetes, prefix):
+        kubernetes.make(job_of_this_run())
+        kubernetes.coming = ["Complete"]
+        kubernetes.answers = [404]
+        published(prefix, tmp_path / "published")
+        pretrained(sets, tmp_path / "out", job=JOB, to=prefix)
+        assert [asked for asked in kubernetes.asked if asked.startswith("POST")] == ["POST dryRun=All"]
+        assert s3_module.list_names(f"{prefix}/{NAME}") == ["result"], "nothing was uploaded beside it"
+
+    def test_a_retry_replaces_the_job_that_failed(self, sets, tmp_path, kubernetes, prefix, capsys):
+        failed = job_of_this_run()
+        kubernetes.make(failed)
+        become(failed, "Failed")
+        kubernetes.work = lambda _: published(prefix, tmp_path / "published")
+        pretrained(sets, tmp_path / "out", job=JOB, to=prefix)
+        assert "ended in an earlier attempt: made anew" in capsys.readouterr().out
+        assert "DELETE propagationPolicy=Foreground" in kubernetes.asked
+
+    def test_a_retry_replaces_the_job_that_is_being_deleted(self, sets, tmp_path, kubernetes, prefix):
+        kubernetes.make(job_of_this_run())
+        kubernetes.jobs[NAME]["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+        kubernetes.work = lambda _: published(prefix, tmp_path / "published")
+        pretrained(sets, tmp_path / "out", job=JOB, to=prefix)
+        assert "POST" in kubernetes.asked
+
+    def test_a_server_that_is_away_for_a_while_is_asked_again(self, sets, tmp_path, kubernetes, prefix, capsys):
+        kubernetes.make(job_of_this_run())
+        kubernetes.coming = ["Running", "Running", "Complete"]
+        kubernetes.answers = [0, 0, 503, 429]
+        published(prefix, tmp_path / "published")
+        pretrained(sets, tmp_path / "out", job=JOB, to=prefix)
+        assert capsys.readouterr().err.count("asking again") == 2
+
+    def test_a_server_that_stays_away_is_told(self, sets, tmp_path, kubernetes, prefix, monkeypatch):
+        monkeypatch.setattr(launch, "_PATIENCE_SECONDS", 0.5)
+        kubernetes.make(job_of_this_run())
+        kubernetes.answers = [0, *[503] * 1000]
+        with pytest.raises(LaunchError, match=rf"quality/{NAME}: Kubernetes did not get it \(503"):
+            pretrained(sets, tmp_path / "out", job=JOB, to=prefix)
+
+    @pytest.mark.parametrize(
+        ("status", "remedy"),
+        [(403, r"deploy/rbac\.yaml"), (404, "install Kubeflow Trainer"), (422, "compiled pipeline")],
+    )
+    def test_a_refusal_has_its_remedy(self, sets, tmp_path, kubernetes, prefix, status, remedy):
+        kubernetes.answers = [0, status]
+        with pytest.raises(LaunchError, match=rf"did not create it \({status} .*as asked, {status}.*; .*{remedy}"):
+            pretrained(sets, tmp_path / "out", job=JOB, to=prefix)
+        assert s3_module.list_names(f"{prefix}/{NAME}") == [], "it is told before anything is uploaded"
+
+    def test_a_job_that_somebody_deleted_is_told(self, sets, tmp_path, kubernetes, prefix):
+        kubernetes.make(job_of_this_run())
+        kubernetes.answers = [0, 404]
+        with pytest.raises(LaunchError, match="is gone: somebody deleted it"):
+            pretrained(sets, tmp_path / "out", job=JOB, to=prefix)
+
+    def test_a_cancelled_task_takes_its_job_with_it(self, sets, tmp_path, kubernetes, prefix):
+        before = signal.getsignal(signal.SIGTERM)
+        kubernetes.make(job_of_this_run())
+
+        def cancel() -> None:
+            while len(kubernetes.asked) < 2:
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        threading.Thread(target=cancel, daemon=True).start()
+        with pytest.raises(SystemExit) as ended:
+            pretrained(sets, tmp_path / "out", job=JOB, to=prefix)
+        assert ended.value.code == 128 + signal.SIGTERM
+        assert not kubernetes.jobs
+        assert signal.getsignal(signal.SIGTERM) is before
+
+    def test_without_a_cluster(self, sets, tmp_path, monkeypatch, prefix):
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+        monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+        monkeypatch.delenv(NAMESPACE, raising=False)
+        with pytest.raises(LaunchError, match="CONTRIQUE_NAMESPACE is not set"):
+            pretrained(sets, tmp_path / "out", job=JOB, to=prefix)
+        monkeypatch.setenv(NAMESPACE, "quality")
+        with pytest.raises(LaunchError, match="no Kubernetes cluster to run a TrainJob in"):
+            pretrained(sets, tmp_path / "out", job=JOB, to=prefix)

@@ -1,0 +1,779 @@
+import base64
+import json
+import os
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+import tiny_model
+import yaml
+from processes import VARIABLE, survivors
+
+from contrique import images
+from contrique.artifacts import TEST_SCORES
+from contrique.config import RegistryConfig, resolve
+from contrique.data.manifest import as_manifest, inspect_file, write_manifest
+from contrique.encoder.network import EncoderError
+from contrique.registry import registration
+from contrique.registry.model_server import NotServed, ask_server
+from contrique.registry.promotion import (
+    ChampionMoved,
+    Registered,
+    keep_champion,
+    move_alias,
+    promote,
+    read_history,
+    rollback,
+)
+from contrique.registry.proof import read_known_pictures
+from contrique.registry.registration import _log_version
+from contrique.registry.versions import COMPLETE, STATE, list_models, load_champion, load_model
+from contrique.regressor.head import load_head, save_head
+from contrique.regressor.ridge import Ridge
+from contrique.scoring.results import CSV_COLUMNS
+from contrique.scoring.scorer import Scorer
+from contrique.tracking import client as tracking_client
+from contrique.tracking.client import (
+    RegistryError,
+    __file__,
+    _read_lock_time,
+    connect,
+    mask_password,
+    read_code_revision,
+    store_uri,
+)
+from contrique.tracking.runs import open_run
+
+SERVED = RegistryConfig(serve_seconds=500)  # of a busy machine
+CONFIG = RegistryConfig(serve_seconds=0)  # starting MLflow's server takes seconds, and most tests are not about it
+SOURCE = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    return [tiny_model.build(folder / str(seed), seed) for seed in range(2)]
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory):
+    """An MLflow database without content: making its tables takes seconds, copying it none."""
+    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_registered_models()
+    return path
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch, empty_database):
+    """A working directory of its own with a SQLite store, in a path with a space in it."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    folder = tmp_path / "my work"
+    (folder / "mlruns").mkdir(parents=True)
+    shutil.copy(empty_database, folder / "mlruns" / "mlflow.db")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def stack(whole_stack, tmp_path, monkeypatch):
+    """The MLflow server on PostgreSQL, artifacts in S3, emptied; this client knows its address and nothing else."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", whole_stack.environment["MLFLOW_TRACKING_URI"])
+    monkeypatch.chdir(tmp_path)
+    client = connect(CONFIG)
+    for model in client.search_registered_models():
+        client.delete_registered_model(model.name)
+    client.rename_experiment(client.get_experiment_by_name("contrique").experiment_id, uuid.uuid4().hex)
+    connect(CONFIG)
+    yield whole_stack
+    assert not (tmp_path / "mlruns").exists()
+
+
+@pytest.fixture(params=["store", pytest.param("stack", marks=pytest.mark.slow)])
+def either(request):
+    """One test on SQLite and on the stack."""
+    return request.getfixturevalue(request.param)
+
+
+def register(parts, run, expected=None, config=CONFIG, sets=()):
+    return registration.register(
+        parts.encoder,
+        parts.regressor,
+        parts.evaluation,
+        parts.verdict,
+        parts.lineage,
+        config=config,
+        run=run,
+        sets=sets,
+        expected_champion=expected,
+    )
+
+
+def state():
+    """Aliases and versions as MLflow itself tells them."""
+    client = mlflow.MlflowClient()
+    aliases = client.get_registered_model("contrique").aliases
+    versions = [v.version for v in client.search_model_versions("name='contrique'")]
+    return {name: str(version) for name, version in aliases.items()}, sorted(map(str, versions))
+
+
+def sql(store, statement):
+    with sqlite3.connect(store / "mlruns" / "mlflow.db") as connection:
+        connection.execute(statement)
+
+
+def test_the_installed_mlflow_is_not_shadowed_by_the_folder():
+    assert mlflow.__version__ == "3.17.2"
+    assert not (SOURCE / "mlflow" / "__init__.py").exists()
+
+
+def test_the_walk(either, models):
+    """Register, register again, roll back, promote; each with what it leaves behind."""
+    assert load_champion(CONFIG) is None
+    assert register(models[0], "monday", expected="") == Registered("contrique", "1", "champion")
+    assert state() == ({"champion": "1"}, ["1"])
+
+    champion = load_champion(CONFIG)
+    assert champion.version == "1"
+    pictures = [tiny_model.picture(i) for i in range(3)]
+    assert list(champion.raw(pictures)) == list(Scorer(models[0].encoder, models[0].regressor).raw(pictures))
+
+    tags = mlflow.MlflowClient().get_model_version("contrique", "1").tags
+    assert tags["data.hash"] == "data0.dir"
+    assert tags["labels"] == "human"
+    assert (tags["srcc"], tags["srcc.interval"], tags["srcc.n"]) == ("0.8000", "0.7000 to 0.9000", "40")
+    assert tags["verdict"] == "promote"
+    assert tags["backend.onnx.float32"].startswith("within ")
+    assert tags["backend.openvino.bfloat16"].startswith(("within ", "refused: backend openvino in bfloat16 differs"))
+    assert json.loads(tags["verdict.json"]) == json.loads(models[0].verdict.read_text())
+    assert tags["code.revision"] == read_code_revision()
+
+    assert register(models[0], "monday", expected="").version == "1"  # the step, tried again
+    assert state()[1] == ["1"]
+
+    assert register(models[1], "tuesday", expected="1").version == "2"
+    assert state() == ({"champion": "2", "previous": "1"}, ["1", "2"])
+    assert load_model("previous", CONFIG).version == "1"
+    assert [(item.version, item.aliases) for item in list_models(CONFIG)] == [
+        ("2", ("champion",)),
+        ("1", ("previous",)),
+    ]
+
+    assert rollback(CONFIG, "drifts").version == "1"
+    assert state()[0] == {"champion": "1", "previous": "2"}
+    assert promote("2", CONFIG, "better after all").version == "2"
+    assert promote("2", CONFIG).version == "2"  # it is already: nothing moves
+    assert state()[0] == {"champion": "2", "previous": "1"}
+
+    told = [(e.action, e.replaced, e.version, e.reason, e.data_hash, e.run) for e in read_history(CONFIG)]
+    assert told == [
+        ("register", "", "1", "promote: meets the floor", "data0.dir", "monday"),
+        ("register", "1", "2", "promote: meets the floor", "data1.dir", "tuesday"),
+        ("rollback", "2", "1", "drifts", "data0.dir", "monday"),
+        ("promote", "1", "2", "better after all", "data1.dir", "tuesday"),
+    ]
+    assert all(event.who and event.time for event in read_history(CONFIG))
+
+
+def test_the_version_is_complete_and_without_pickles(store, models):
+    register(models[0], "monday", expected="")
+    (folder,) = (store / "mlruns" / "artifacts" / "models").glob("*/artifacts")
+    names = {path.name for path in folder.rglob("*") if path.is_file()}
+    assert {"encoder.safetensors", "ridge.npz", "regressor.json", "mlflow_model.py", "scorer.py"} <= names
+    assert not any(name.endswith((".pkl", ".pickle", ".pyc", ".pt", ".joblib")) for name in names)
+    described = yaml.safe_load((folder / "MLmodel").read_text())
+    assert json.loads(described["signature"]["inputs"]) == [{"type": "string", "name": "image", "required": True}]
+    told = {column["name"]: column["type"] for column in json.loads(described["signature"]["outputs"])}
+    assert list(told) == [column for column in CSV_COLUMNS if column != "path"]
+    assert (told["score"], told["error"]) == ("double", "string")
+    example = json.loads((folder / "input_example.json").read_text())
+    assert images.decode(base64.b64decode(example["data"][0][0])).pixels.shape == (96, 128, 3)
+    run = mlflow.MlflowClient().search_runs(["1"])[0]
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["registered_version"] == "1"
+
+
+@pytest.mark.slow
+def test_it_loads_in_a_process_that_knows_nothing_of_the_project(store, models, tmp_path):
+    register(models[0], "monday", expected="")
+    picture = images.encode_png(tiny_model.picture(3))
+    (tmp_path / "3.png").write_bytes(picture)
+    script = """
+import base64, json, sys
+from pathlib import Path
+import mlflow, pandas as pd
+data = Path(sys.argv[1]).read_bytes()
+model = mlflow.pyfunc.load_model("models:/contrique@champion")
+rows = [data, base64.b64encode(data).decode(), "!", None, base64.encodebytes(data).decode()]
+answer = model.predict(pd.DataFrame({"image": pd.Series(rows, dtype=object)}))
+import contrique
+print(json.dumps({"code": contrique.__file__, "rows": answer.to_dict("records")}))
+"""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    environment = {
+        **os.environ,
+        "MLFLOW_TRACKING_URI": f"sqlite:///{store}/mlruns/mlflow.db",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "3.png")],
+        cwd=elsewhere,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert answer["code"].startswith(str(store / "mlruns"))
+    expected = Scorer(models[0].encoder, models[0].regressor).judge(picture, "3.png")
+    good = [answer["rows"][i] for i in (0, 1, 4)]
+    assert [row["score"] for row in good] == pytest.approx([expected.score] * 3, abs=1e-3)
+    assert all(row["error"] is None and row["model"] == "1" and row["labels"] == "human" for row in good)
+    assert all((row["low"], row["high"], row["direction"]) == (0, 100, "higher is better") for row in good)
+    assert "not base64" in answer["rows"][2]["error"]
+    assert "neither base64 nor bytes" in answer["rows"][3]["error"]
+    assert [answer["rows"][i]["score"] for i in (2, 3)] == [None, None]
+
+
+def test_on_hold_the_registry_stays_as_it_is(either, models, tmp_path):
+    register(models[0], "monday", expected="")
+    before = state()
+    verdict = tmp_path / "hold.json"
+    verdict.write_text(json.dumps({"promote": False, "reason": "hold: below the floor"}))
+    kept = keep_champion(verdict, models[1].lineage, config=CONFIG, run="tuesday")
+    assert kept == Registered("contrique", "1", "champion")
+    assert state() == before
+    held = read_history(CONFIG)[-1]
+    assert (held.action, held.version, held.reason) == ("hold", "1", "hold: below the floor")
+    assert (held.data_hash, held.run) == ("data1.dir", "tuesday")
+    with pytest.raises(RegistryError, match="does not say promote"):
+        registration.register(
+            models[1].encoder,
+            models[1].regressor,
+            models[1].evaluation,
+            verdict,
+            models[1].lineage,
+            config=CONFIG,
+            run="tuesday",
+            expected_champion="1",
+        )
+    assert state() == before
+
+
+def test_hold_without_any_champion(store, models, tmp_path):
+    verdict = tmp_path / "hold.json"
+    verdict.write_text(json.dumps({"promote": False, "reason": "hold: below the floor"}))
+    assert keep_champion(verdict, models[0].lineage, config=CONFIG, run="monday") is None
+    assert list_models(CONFIG) == []
+    assert mlflow.MlflowClient().search_registered_models() == []
+
+
+def test_judged_against_a_champion_that_is_gone(store, models):
+    with pytest.raises(ChampionMoved, match=r"no version of 'contrique' is champion, but .* against version 4"):
+        register(models[0], "monday", expected="4")
+    assert mlflow.MlflowClient().search_registered_models() == []
+
+
+def test_the_verdict_says_what_it_was_judged_against(store, models, tmp_path):
+    with pytest.raises(RegistryError, match="has no champion_version"):
+        register(models[0], "monday")
+    verdict = tmp_path / "verdict.json"
+    verdict.write_text(json.dumps({"promote": True, "reason": "promote", "champion_version": "3"}))
+    parts = tiny_model.Parts(**{**vars(models[0]), "verdict": verdict})
+    with pytest.raises(ChampionMoved, match="judged against version 3"):
+        register(parts, "monday")
+
+
+RACER = """
+import sys, time
+from pathlib import Path
+import torch; torch.set_num_threads(1)
+import mlflow, contrique.regressor, contrique.encoder, contrique.scorer
+from contrique import registry
+from contrique.config import RegistryConfig
+folder, gate, me = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+names = ("encoder.safetensors", "regressor", "evaluation.json", "verdict.json", "lineage.json")
+parts = [folder / name for name in names]
+def prove(*arguments, real=registry._prove):
+    said = real(*arguments)
+    (gate / me).touch()  # both are past the first comparison before either moves the alias
+    while len(list(gate.iterdir())) < 2:
+        time.sleep(0.01)
+    return said
+registry._prove = prove
+print(registry.register(*parts, config=RegistryConfig(serve_seconds=0), run=me, expected_champion=""))
+"""
+
+
+@pytest.mark.slow
+def test_two_runs_racing_for_the_alias(either, models, tmp_path):
+    """Two processes, both judged against no champion, both with a complete version: one wins."""
+    gate = tmp_path / "gate"
+    gate.mkdir()
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACER, str(parts.encoder.parent), str(gate), f"racer{i}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i, parts in enumerate(models)
+    ]
+    try:
+        ends = [(*racer.communicate(timeout=300), racer.returncode) for racer in racers]
+    finally:
+        for racer in racers:  # one that waits for the other in vain
+            racer.kill()
+            racer.wait()
+    won, lost = sorted(ends, key=lambda end: end[2])
+    assert (won[2], lost[2]) == (0, 1), ends
+    assert "ChampionMoved" in lost[1]
+    connect(CONFIG)
+    aliases, versions = state()
+    assert versions == [aliases["champion"]]  # the loser's version is gone
+    assert set(aliases) == {"champion"}
+    assert f"version='{aliases['champion']}'" in won[0]
+    assert load_champion(CONFIG).version == aliases["champion"]
+
+
+def test_of_many_moves_from_one_champion_one_succeeds(either):
+    client = connect(CONFIG)
+    client.create_registered_model("contrique")
+    run = open_run("monday", CONFIG).id
+    for _ in range(6):
+        client.create_model_version("contrique", f"runs:/{run}/x", run, tags={STATE: COMPLETE})
+
+    def move(version):
+        try:
+            move_alias(client, CONFIG, str(version), "", "register", "race")
+        except ChampionMoved as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(6) as pool:
+        ends = list(pool.map(move, range(1, 7)))
+    assert ends.count("") == 1
+    winner = ends.index("") + 1
+    assert state()[0] == {"champion": str(winner)}
+    assert all(f"version {winner} of 'contrique' is champion" in end for end in ends if end)
+    assert len(read_history(CONFIG)) == 1
+    assert [model.name for model in client.search_registered_models()] == ["contrique"]  # the lock is gone
+
+
+def test_a_lock_whose_holder_died_is_broken(store, monkeypatch, capsys):
+    client = connect(CONFIG)
+    client.create_registered_model("contrique")
+    client.create_model_version("contrique", "runs:/0/x", tags={STATE: COMPLETE})
+    client.create_registered_model("contrique.lock")
+    monkeypatch.setattr(tracking_client, "LOCK_SECONDS", 0.3)
+    assert promote("1", CONFIG).version == "1"
+    assert "breaking contrique.lock" in capsys.readouterr().err
+    assert [model.name for model in client.search_registered_models()] == ["contrique"]
+
+
+def test_a_lock_that_is_given_back_while_it_is_looked_at_is_nobodys(store, monkeypatch, capsys):
+    """Whoever finds it taken, and then gone, must not take its holder for dead: the next lock is another's."""
+    client = connect(CONFIG)
+    client.create_registered_model("contrique")
+    client.create_model_version("contrique", "runs:/0/x", tags={STATE: COMPLETE})
+    client.create_registered_model("contrique.lock")
+    real = _read_lock_time
+
+    def give_back_first(*arguments):
+        monkeypatch.setattr(tracking_client, "_read_lock_time", real)
+        client.delete_registered_model("contrique.lock")
+        return real(*arguments)
+
+    monkeypatch.setattr(tracking_client, "_read_lock_time", give_back_first)
+    assert promote("1", CONFIG).version == "1"
+    assert "breaking" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("table", ["model_version_tags", "registered_model_aliases"])
+def test_a_failure_midway_leaves_no_half_version(store, models, table):
+    """The database refuses the write that completes the version, or the one that moves the alias."""
+    register(models[0], "monday", expected="")
+    before = state()
+    condition = "WHEN NEW.key = 'contrique.state'" if table == "model_version_tags" else "WHEN NEW.alias = 'champion'"
+    for event in ("INSERT", "UPDATE"):
+        sql(
+            store,
+            f"CREATE TRIGGER fail_{event} BEFORE {event} ON {table} {condition} "
+            "BEGIN SELECT RAISE(ABORT, 'disk is full'); END",
+        )
+    with pytest.raises(RegistryError, match="disk is full"):
+        register(models[1], "tuesday", expected="1")
+    aliases, versions = state()
+    assert versions == before[1]
+    assert aliases["champion"] == "1"
+    assert load_champion(CONFIG).version == "1"
+    assert [item.version for item in list_models(CONFIG)] == ["1"]
+    for event in ("INSERT", "UPDATE"):
+        sql(store, f"DROP TRIGGER fail_{event}")
+    assert register(models[1], "tuesday", expected="1").version == "3"
+    assert load_champion(CONFIG).version == "3"
+
+
+def test_a_failure_after_the_alias_moved_keeps_the_champion(store, models):
+    sql(
+        store,
+        "CREATE TRIGGER fail BEFORE INSERT ON registered_model_tags BEGIN SELECT RAISE(ABORT, 'disk is full'); END",
+    )
+    with pytest.raises(RegistryError, match="disk is full"):
+        register(models[0], "monday", expected="")
+    assert state() == ({"champion": "1"}, ["1"])
+    sql(store, "DROP TRIGGER fail")
+    assert register(models[0], "monday", expected="") == Registered("contrique", "1", "champion")
+    run = mlflow.MlflowClient().search_runs(["1"])[0]
+    assert (run.info.status, run.data.tags["registered_version"]) == ("FINISHED", "1")
+
+
+def test_a_broken_model_is_not_registered(store, models, tmp_path):
+    cut = tmp_path / "encoder.safetensors"
+    cut.write_bytes(models[0].encoder.read_bytes()[:-1000])
+    with pytest.raises(EncoderError, match="not a readable safetensors file"):
+        register(tiny_model.Parts(**{**vars(models[0]), "encoder": cut}), "monday", expected="")
+    assert mlflow.MlflowClient().search_registered_models() == []
+
+
+def test_a_version_that_scores_otherwise_than_it_was_judged_is_deleted(store, models, monkeypatch):
+    """The artifact store damages the regressor between logging and loading back."""
+
+    def log_and_spoil(*arguments, real=_log_version):
+        version = real(*arguments)
+        (stored,) = (store / "mlruns" / "artifacts" / "models").glob("*/artifacts/artifacts/regressor")
+        ridge, summary = load_head(stored)
+        save_head(Ridge(ridge.coef, ridge.intercept + 1, ridge.alpha), summary, stored)
+        return version
+
+    monkeypatch.setattr(registration, "_log_version", log_and_spoil)
+    with pytest.raises(RegistryError, match="version 1 of 'contrique', loaded back, scores the input example"):
+        register(models[0], "monday", expected="")
+    assert state() == ({}, [])
+    assert load_champion(CONFIG) is None
+
+
+def test_a_version_that_was_never_completed_is_no_champion(store, models):
+    """A version made by others, or left half by a crash, cannot be promoted."""
+    client = connect(CONFIG)
+    client.create_registered_model("contrique")
+    client.create_model_version("contrique", "runs:/0/x")
+    with pytest.raises(RegistryError, match="version 1 of 'contrique' was never completed"):
+        promote("1", CONFIG)
+    for version in ("9", "0", "nine"):
+        with pytest.raises(RegistryError, match=f"no version '{version}'"):
+            promote(version, CONFIG)
+    with pytest.raises(RegistryError, match="no version 'best'"):
+        load_model("best", CONFIG)
+    with pytest.raises(RegistryError, match="no previous champion"):
+        rollback(CONFIG)
+    assert list_models(CONFIG) == []
+
+
+def test_lost_artifacts_are_named(store, models):
+    register(models[0], "monday", expected="")
+    shutil.rmtree(store / "mlruns" / "artifacts" / "models")
+    with pytest.raises(RegistryError, match=r"fetching version 1 failed .* check the artifact store"):
+        load_champion(CONFIG)
+
+
+def test_reading_makes_no_store(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert load_champion(CONFIG) is None
+    assert list_models(CONFIG) == []
+    assert read_history(CONFIG) == []
+    for command in (lambda: promote("1", CONFIG), lambda: load_model("1", CONFIG)):
+        with pytest.raises(RegistryError, match="no registry there"):
+            command()
+    with pytest.raises(RegistryError, match="no previous champion"):
+        rollback(CONFIG)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_step_finds_the_run_of_its_pipeline(store):
+    with ThreadPoolExecutor(6) as pool:
+        ids = list(pool.map(lambda _: open_run("monday", CONFIG).id, range(6)))
+    assert len(set(ids)) == 1
+    assert open_run("tuesday", CONFIG).id not in ids
+    assert open_run("monday", CONFIG).id == ids[0]
+    with pytest.raises(RegistryError, match="needs a name"):
+        open_run("", CONFIG)
+
+
+def test_what_a_run_keeps(store, tmp_path):
+    config = resolve("demo", {"pretrain.steps": 7})
+    run = open_run("monday", CONFIG)
+    run.log_config(config)
+    run.log_config(config)  # the step, tried again
+    for step, loss in enumerate([3.0, 2.5, 2.0]):
+        run.track({"loss": loss, "lr": 0.1}, step)
+    run.log_metrics({"srcc": 0.75})
+    run.set_tags({"verdict": "hold"})
+    (tmp_path / "page.html").write_text("hello")
+    run.log_file(tmp_path / "page.html", "report")
+    run.close("FAILED")
+
+    client = mlflow.MlflowClient()
+    kept = client.get_run(run.id)
+    assert kept.info.status == "FAILED"
+    assert kept.data.params["pretrain.steps"] == "7"
+    assert kept.data.params["registry.alias"] == "champion"
+    assert kept.data.metrics["srcc"] == 0.75
+    assert kept.data.tags["verdict"] == "hold"
+    assert [(m.step, m.value) for m in client.get_metric_history(run.id, "loss")] == [(0, 3.0), (1, 2.5), (2, 2.0)]
+    logged = json.loads(Path(client.download_artifacts(run.id, "config.json")).read_text())
+    assert logged["pretrain"]["steps"] == 7
+    assert Path(client.download_artifacts(run.id, "report/page.html")).read_text() == "hello"
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_a_server_that_is_not_there(monkeypatch, models):
+    address = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    for ask in (lambda: load_champion(CONFIG), lambda: register(models[0], "monday", expected="")):
+        with pytest.raises(RegistryError, match=rf"MLflow at {address}: connecting failed .*MLFLOW_TRACKING_URI"):
+            ask()
+
+
+def test_no_password_is_told(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://people:s3cret@127.0.0.1:{free_port()}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(RegistryError, match=r"http://people:\*\*\*@127\.0\.0\.1:\d+: connecting failed") as told:
+        load_champion(CONFIG)
+    assert "s3cret" not in str(told.value)
+    database = "postgresql+psycopg2://people:s3/cret@db:5432/mlflow"
+    assert mask_password(database) == "postgresql+psycopg2://people:***@db:5432/mlflow"
+    plain = "http://localhost:5000 and sqlite:////home/a@b/mlflow.db"
+    assert mask_password(plain) == plain
+
+
+def test_a_database_that_is_none(store):
+    (store / "mlruns" / "mlflow.db").write_text("this is no database " * 100)
+    with pytest.raises(RegistryError, match=r"mlflow\.db: connecting failed"):
+        load_champion(CONFIG)
+
+
+def test_a_deleted_experiment_is_named(store):
+    client = connect(CONFIG)
+    client.delete_experiment(client.get_experiment_by_name("contrique").experiment_id)
+    with pytest.raises(RegistryError, match="experiment 'contrique' was deleted; restore it"):
+        open_run("monday", CONFIG)
+
+
+@pytest.fixture
+def judged(models, tmp_path):
+    """The first model with a test part: its pictures as a set, and beside evaluation.json their scores."""
+    folder = tmp_path / "set"
+    (folder / "images").mkdir(parents=True)
+    rows = []
+    for seed in range(6):
+        path = folder / "images" / f"{seed}.png"
+        path.write_bytes(images.encode_png(tiny_model.picture(seed)))
+        row = {"image": f"images/{seed}.png", "reference": f"scene {seed}", "kind": "authentic", "split": "test"}
+        rows.append(row | inspect_file(path))
+    manifest = as_manifest(rows)
+    write_manifest(manifest, folder)
+    evaluation = shutil.copy(models[0].evaluation, tmp_path)
+    scores = manifest[["image", "reference", "distortion"]].copy()
+    scores["challenger"] = Scorer(models[0].encoder, models[0].regressor).raw(tiny_model.picture(i) for i in range(6))
+    scores.to_parquet(tmp_path / TEST_SCORES)
+    return tiny_model.Parts(**{**vars(models[0]), "evaluation": Path(evaluation)}), folder
+
+
+@pytest.fixture
+def mark(monkeypatch):
+    """In the environment of every process started by this test."""
+    monkeypatch.setenv(VARIABLE, name := uuid.uuid4().hex)
+    return name
+
+
+@pytest.mark.slow
+def test_mlflow_serves_a_candidate_before_it_becomes_champion(store, judged, mark):
+    parts, folder = judged
+    register(parts, "monday", "", SERVED, [folder])
+    tags = mlflow.MlflowClient().get_model_version("contrique", "1").tags
+    assert tags["proof"].startswith("served by MLflow: 5 pictures within ")
+    assert float(tags["proof"].split()[6]) < 0.01
+    assert survivors(mark) == []
+
+    pictures = [images.encode_png(tiny_model.picture(i)) for i in range(2)]
+    asked = [pictures[0], b"no image", pictures[1]]
+    answers = ask_server("models:/contrique@champion", asked, store=store_uri(), seconds=SERVED.serve_seconds)
+    scorer = Scorer(parts.encoder, parts.regressor)
+    expected = [scorer.judge(data, "x").score for data in pictures]
+    assert [answers[i]["score"] for i in (0, 2)] == pytest.approx(expected, abs=1e-3)
+    assert all(answers[i]["model"] == "1" for i in (0, 2))
+    assert answers[1]["score"] is None
+    assert "not an image in a known format" in answers[1]["error"]
+
+
+@pytest.mark.slow
+def test_a_candidate_that_answers_otherwise_than_it_was_judged_is_withdrawn(store, judged, models, mark):
+    """The best picture was judged one and a half points better than the served model finds it."""
+    register(models[1], "monday", "")
+    before = state()
+    parts, folder = judged
+    path = parts.evaluation.with_name(TEST_SCORES)
+    scores = pd.read_parquet(path)
+    scores.loc[scores["challenger"].idxmax(), "challenger"] += 1.5 * 1.4
+    scores.to_parquet(path)
+    with pytest.raises(RegistryError, match=r"version 2 of 'contrique', served by MLflow, scores known picture 4 of 4"):
+        register(parts, "tuesday", "1", SERVED, [folder])
+    assert state() == before
+    assert load_champion(CONFIG).version == "1"
+    assert survivors(mark) == []
+
+
+@pytest.mark.slow
+def test_a_candidate_that_cannot_be_loaded_is_withdrawn_and_the_log_says_why(store, models, mark, monkeypatch):
+    def log_and_lose(*arguments, real=_log_version):
+        version = real(*arguments)
+        (stored,) = (store / "mlruns" / "artifacts" / "models").glob("*/artifacts/artifacts/regressor/ridge.npz")
+        stored.unlink()
+        return version
+
+    monkeypatch.setattr(registration, "_log_version", log_and_lose)
+    with pytest.raises(NotServed, match=r"ended with status 1 \(.*\n(.*\n)*.*RegressorError: .*ridge.npz"):
+        register(models[0], "monday", "", SERVED)
+    assert state() == ({}, [])
+    assert survivors(mark) == []
+
+
+def test_a_server_that_takes_too_long_is_killed(store, models, mark):
+    with pytest.raises(NotServed, match=r"gave no answer within 0.5 s .* set registry.serve_seconds to more"):
+        register(models[0], "monday", "", RegistryConfig(serve_seconds=0.5))
+    assert state() == ({}, [])
+    assert survivors(mark) == []
+    run = mlflow.MlflowClient().search_runs(["1"])[0]
+    assert run.data.tags["registration"] == "failed, version 1 deleted"
+
+
+def test_the_known_pictures_are_the_evaluations_from_worst_to_best(judged, tmp_path):
+    parts, folder = judged
+    known = read_known_pictures(parts.evaluation, parts.regressor, [folder])
+    scores = sorted(pd.read_parquet(parts.evaluation.with_name(TEST_SCORES))["challenger"])
+    assert [item.raw for item in known] == [scores[i] for i in (0, 1, 3, 5)]
+    assert [item.tolerance for item in known] == pytest.approx([0.5 * 1.4] * 4)
+    shutil.rmtree(folder)
+    write_manifest(as_manifest([]), tmp_path / "other")
+    with pytest.raises(RegistryError, match=r"images/\d.png: judged by .* in none of the picture sets"):
+        read_known_pictures(parts.evaluation, parts.regressor, [tmp_path / "other"])
+
+
+@pytest.mark.slow
+def test_a_champion_served_from_the_stack(stack, judged):
+    """The whole of it: the server fetches the candidate from S3 through the MLflow server."""
+    parts, folder = judged
+    assert register(parts, "monday", "", SERVED, [folder]).version == "1"
+    assert mlflow.MlflowClient().get_model_version("contrique", "1").tags["proof"].startswith("served by MLflow: 5")
+
+
+@pytest.mark.slow
+class TestFaults:
+    """A part of the stack fails: one clear error, nothing half-registered, and success once it is mended."""
+
+    @pytest.fixture(autouse=True)
+    def champion(self, stack, models):
+        """Version 1 of the first model; after the test, every server is up again."""
+        register(models[0], "monday", "")
+        yield
+        for service in (stack.s3, stack.database, stack.mlflow):
+            if not service.running():
+                service.start()
+                service.wait()
+
+    def refused(self, parts, match):
+        with pytest.raises(RegistryError, match=match) as told:
+            register(parts, "tuesday", "1")
+        assert os.environ["MLFLOW_TRACKING_URI"] in str(told.value)
+        assert "\n" not in str(told.value)
+
+    def still_monday(self):
+        assert load_champion(CONFIG).version == "1"
+        assert [item.version for item in list_models(CONFIG)] == ["1"]
+        assert [event.run for event in read_history(CONFIG)] == ["monday"]
+
+    def tuesday_wins(self, models):
+        version = register(models[1], "tuesday", "1").version
+        aliases, versions = state()
+        assert aliases == {"champion": version, "previous": "1"}
+        assert versions == ["1", version]
+        assert [event.run for event in read_history(CONFIG)] == ["monday", "tuesday"]
+        picture = tiny_model.picture(1)
+        expected = Scorer(models[1].encoder, models[1].regressor).raw([picture])
+        assert list(load_champion(CONFIG).raw([picture])) == list(expected)
+
+    def mended(self, service, models):
+        service.start()
+        service.wait()
+        self.still_monday()
+        self.tuesday_wins(models)
+
+    def test_s3_is_down(self, stack, models):
+        stack.s3.stop(0)
+        self.refused(models[1], "check the artifact store behind it")
+        with pytest.raises(RegistryError, match=r"fetching version 1 failed .* check the artifact store behind it"):
+            load_champion(CONFIG)
+        self.mended(stack.s3, models)
+
+    def test_mlflow_is_down(self, stack, models):
+        stack.mlflow.stop(0)
+        self.refused(models[1], r"connecting failed .*; start the server, or correct or unset MLFLOW_TRACKING_URI")
+        self.mended(stack.mlflow, models)
+
+    def test_mlflow_dies_while_a_candidate_is_proven(self, stack, models):
+        """The version that it leaves has no champion's tag, shows nowhere, and goes with the next try."""
+        with self.mlflow_dying_before("prove", stack):
+            self.refused(models[1], "loading models:/contrique/2 back failed")
+        self.mended(stack.mlflow, models)
+
+    def test_mlflow_dies_before_the_alias_moves(self, stack, models):
+        """The version is complete: the next try makes it champion, and makes no other."""
+        with self.mlflow_dying_before("move_alias", stack):
+            self.refused(models[1], "making version 2 champion failed")
+        stack.mlflow.start()
+        stack.mlflow.wait()
+        assert load_champion(CONFIG).version == "1"
+        self.tuesday_wins(models)
+        assert state()[1] == ["1", "2"]
+
+    @contextmanager
+    def mlflow_dying_before(self, step, stack):
+        real = getattr(registration, step)
+
+        def die_first(*arguments):
+            stack.mlflow.stop(0)
+            return real(*arguments)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(registration, step, die_first)
+            yield
+
+    def test_postgresql_is_restarted(self, stack, models):
+        """MLflow's pooled connections are dead; nobody notices."""
+        stack.database.stop()
+        self.mended(stack.database, models)
+
+    def test_postgresql_is_down(self, stack, models):
+        stack.database.stop(0)
+        self.refused(models[1], "connecting failed")
+        self.mended(stack.database, models)

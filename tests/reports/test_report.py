@@ -1,0 +1,411 @@
+"""The report and the model card: complete, self-contained, honest about their labels, the same bytes each time."""
+
+import base64
+import dataclasses
+import hashlib
+import html.parser
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny_run
+from PIL import Image
+
+from contrique import images
+from contrique.config import resolve
+from contrique.data.manifest import as_manifest, read_manifest, write_manifest
+from contrique.reports.report import (
+    EXTREMES,
+    METRICS,
+    TILE,
+    ReportError,
+    _rules,
+    contact_sheet,
+    extremes,
+    model_card,
+    write,
+)
+
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return tiny_run.build(tmp_path_factory.mktemp("weak"))
+
+
+@pytest.fixture(scope="module")
+def human(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return tiny_run.build(tmp_path_factory.mktemp("human"), "mos", champion=True)
+
+
+def written(folder: Path, given: dict[str, Any], **changed: Any) -> str:
+    write(folder / "report.html", **(given | changed))
+    return (folder / "report.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def page(given, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return written(tmp_path_factory.mktemp("out"), given)
+
+
+@pytest.fixture(scope="module")
+def human_page(human, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return written(tmp_path_factory.mktemp("out"), human)
+
+
+def told(given: dict[str, Any], name: str) -> Any:
+    path = {"evaluation": given["trained"].evaluation / "evaluation.json", "verdict": given["trained"].verdict}[name]
+    return json.loads(path.read_text())
+
+
+class Structure(html.parser.HTMLParser):
+    """Checks that tags nest, and collects what would be loaded, what pictures say, and ids."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.loaded: list[str] = []
+        self.described: list[str] = []
+        self.ids: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+        self.handle_startendtag(tag, attrs)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {name: str(value) for name, value in attrs}
+        self.loaded += [values[name] for name in ("src", "href", "xlink:href") if name in values]
+        self.ids += [values["id"]] if "id" in values else []
+        if tag in ("img", "svg"):
+            self.described.append(values.get("alt" if tag == "img" else "aria-label", ""))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_is_one_file_that_loads_nothing(page):
+    structure = Structure(page)
+    assert not structure.open
+    assert structure.loaded
+    assert all(one.startswith(("data:", "#")) for one in structure.loaded)
+    assert "@import" not in page
+    assert not re.search(r"url\((?!#)", page)
+    assert "<script" not in page
+
+
+def test_links_inside_the_page_lead_somewhere(page):
+    structure = Structure(page)
+    assert {one[1:] for one in structure.loaded if one.startswith("#")} <= set(structure.ids)
+
+
+def test_two_figures_share_no_id_but_of_one_marker(page):
+    structure = Structure(page)
+    twice = {one for one in structure.ids if structure.ids.count(one) > 1}
+    shapes = {re.search(rf'<path id="{one}" d="([^"]*)"', page).group(1) for one in twice}
+    assert len(shapes) == len(twice), "an id names two different shapes"
+
+
+def test_every_figure_says_what_it_shows(page):
+    described = Structure(page).described
+    assert len(described) > 20
+    assert all(described)
+
+
+def test_colours_follow_the_page(page):
+    """No ink or line of a figure keeps a colour that vanishes on a dark page."""
+    assert "prefers-color-scheme: dark" in page
+    svgs = re.findall(r"<svg.*?</svg>", page, re.S)
+    assert len(svgs) == 5
+    for svg in svgs:
+        assert "var(--ink)" in svg
+        assert not re.search(r"#0[0-9a-f]0[0-9a-f]0[0-9a-f]|#000000|#ffffff", svg)
+
+
+def test_gives_every_figure_with_its_interval(page, given):
+    evaluation = told(given, "evaluation")
+    for name, judgement, between in (
+        ("protocol", evaluation["protocol"], '</td><td class="number">'),
+        ("challenger", evaluation["challenger"], '<br><span class="muted">'),
+    ):
+        for estimate in judgement["metrics"].values():
+            cells = f"{estimate['value']:.3f}{between}[{estimate['low']:.3f}, {estimate['high']:.3f}]"
+            assert cells in page, name
+    assert "leave-one-content-out" in page
+    assert told(given, "verdict")["reason"].partition(": ")[2] in page
+
+
+def test_says_weak_labels_and_never_mos_of_them(page, given):
+    assert "Judged against weak labels" in page
+    for text in (re.sub(r"data:[^\"]*", "", page), model_card(given["trained"])):
+        assert "weak label" in text
+        assert "MOS" not in text
+        assert "human opinion" not in text
+
+
+def test_says_human_scores_of_human_scores(human_page, human):
+    assert "Agreement with human opinion scores" in human_page
+    for text in (human_page, model_card(human["trained"])):
+        assert "weak label" not in text
+    assert re.search(r">MOS <strong>", human_page)
+
+
+def test_compares_with_the_champion(human_page, human):
+    numbers, champion = told(human, "verdict")["numbers"], told(human, "evaluation")["champion"]
+    assert "champion<br>version 7" in human_page
+    assert f"challenger minus champion {numbers['difference']:.3f}" in human_page
+    for name in ("jpeg", "white noise"):
+        assert f"fall of SRCC on {name} (8 pictures)" in human_page
+    assert f"{champion['metrics']['krcc']['value']:.3f}<br>" in human_page
+
+
+def test_text_from_outside_is_escaped(page):
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+
+
+def test_lineage_and_registry(page, given):
+    digest = hashlib.sha256((given["trained"].encoder / "encoder.safetensors").read_bytes()).hexdigest()
+    for fact in ("abc.dir", "a-run", "c0de", digest, "contrique version 3", "seed 5", "&#34;steps&#34;: 29"):
+        assert fact in page, fact
+
+
+def test_same_run_same_bytes(page, given, tmp_path):
+    assert written(tmp_path, given) == page
+
+
+def test_stays_small(page):
+    assert len(page) < 3_000_000
+
+
+class TestRules:
+    def test_are_those_of_the_verdict(self, human):
+        verdict = told(human, "verdict")
+        rules = list(_rules(verdict))
+        assert [rule.observed for rule in rules[:2]] == [
+            verdict["numbers"]["challenger_srcc"],
+            verdict["numbers"]["difference_low"],
+        ]
+        assert len(rules) == 2 + len(tiny_run.NAMES)
+        assert all(rule.met for rule in rules) == verdict["promote"]
+
+    @pytest.mark.parametrize(
+        ("part", "met"), [({"fall": 0.15}, True), ({"fall": 0.16}, False), ({"fall": None}, False), ({"n": 3}, None)]
+    )
+    def test_a_slice_is_judged_as_the_gate_judges_it(self, human, part, met):
+        verdict = told(human, "verdict")
+        whole = {"n": 4, "challenger": 0.5, "champion": 0.6, "fall": 0.1}
+        verdict["numbers"]["slices"] = {"jpeg": whole | part}
+        assert [rule.met for rule in list(_rules(verdict))[2:]] == ([] if met is None else [met])
+
+
+def test_a_hold_without_a_champion(given, tmp_path):
+    verdict = told(given, "verdict") | {"promote": False, "reason": "hold: no"}
+    verdict["numbers"] = {"n": 4, "contents": 2}  # the challenger could not be judged
+    (tmp_path / "verdict.json").write_text(json.dumps(verdict))
+    trained = dataclasses.replace(given["trained"], verdict=tmp_path / "verdict.json")
+    text = written(tmp_path, given, trained=trained, outcome={})
+    assert "There is no champion yet" in text
+    assert "undefined" in text
+    assert "✗ not met" in text
+
+
+def test_the_cross_set_matrix_is_put_in_as_it_is(given, page, tmp_path):
+    (tmp_path / "matrix.html").write_text("<table><tr><td>TID2013 on LIVE</td></tr></table>")
+    assert "<td>TID2013 on LIVE</td>" in written(tmp_path, given, cross_set=tmp_path / "matrix.html")
+    assert "cross-set" not in page
+
+
+def test_the_interval_of_a_score_is_told_in_points(given, tmp_path):
+    folder = tmp_path / "regressor"
+    shutil.copytree(given["trained"].regressor, folder)
+    fitted = json.loads((folder / "regressor.json").read_text())
+    width = fitted["label_high"] - fitted["label_low"]
+    (folder / "regressor.json").write_text(json.dumps(fitted | {"interval": 0.25 * width, "interval_n": 77}))
+    card = model_card(dataclasses.replace(given["trained"], regressor=folder))
+    assert "| 90% conformal, ± 25.0 points, from 77 residuals out of fold |" in card
+    (folder / "regressor.json").write_text(json.dumps(fitted | {"interval": None}))
+    assert "conformal" not in model_card(dataclasses.replace(given["trained"], regressor=folder))
+
+
+def test_a_run_without_probes_has_one_curve(given, tmp_path):
+    folder = tmp_path / "encoder"
+    shutil.copytree(given["trained"].encoder, folder)
+    (folder / "history.jsonl").write_text('{"step": 1, "loss": 2.0, "lr": 0.1}\n')
+    text = written(tmp_path, given, trained=dataclasses.replace(given["trained"], encoder=folder))
+    assert len(re.findall("<svg", text)) == 4
+    assert "linear probe" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("encoder", "encoder.safetensors"),
+        ("dataset", "lineage.json"),
+        ("evaluation", "evaluation.json"),
+        ("regressor", "regressor.json"),
+    ],
+)
+def test_a_missing_file_is_named(given, name, file, tmp_path):
+    trained = dataclasses.replace(given["trained"], **{name: tmp_path})
+    with pytest.raises(ReportError, match=file):
+        write(tmp_path / "report.html", **(given | {"trained": trained}))
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize("text", ['{"step": 1, "loss": 2.0, "lr": 0.1}\n{"step": 2, "lo', "[1, 2"])
+def test_a_damaged_file_is_named(given, text, tmp_path):
+    shutil.copytree(given["trained"].encoder, tmp_path / "encoder")
+    (tmp_path / "encoder" / "history.jsonl").write_text(text)
+    with pytest.raises(ReportError, match=r"history\.jsonl: not valid JSON"):
+        model_card(dataclasses.replace(given["trained"], encoder=tmp_path / "encoder"))
+
+
+class TestContactSheet:
+    def test_shows_the_middle_of_the_pictures_by_rising_level(self, given):
+        sheet = contact_sheet(given["distorted"])
+        assert {name: [level for level, _ in tiles] for name, tiles in sheet.rows.items()} == {
+            name: [1, 2, 3, 4] for name in tiny_run.NAMES
+        }
+        assert list(sheet.rows) == ["jpeg", "white_noise"], "in the order of the bank"
+        for name, tiles in sheet.rows.items():
+            for level, uri in tiles:
+                shown = decoded(uri)
+                assert shown.shape == (100, TILE[0], 3)
+                assert likest(shown, given["distorted"], slice(24, 216)) == f"0{name}{level}"
+
+    def test_begins_with_the_photograph(self, given):
+        shown = decoded(contact_sheet(given["distorted"]).photograph)
+        assert likest(shown, given["distorted"]) == "00"
+
+    def test_of_photographs_alone_is_none(self, given, tmp_path):
+        manifest = read_manifest(given["distorted"])
+        write_manifest(manifest.assign(distortion="", level=0), tmp_path)
+        assert contact_sheet(tmp_path) is None
+
+
+Pixels = np.ndarray[Any, np.dtype[Any]]
+
+
+def decoded(uri: str) -> Pixels:
+    return np.array(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))
+
+
+def likest(shown: Pixels, folder: Path, columns: slice = slice(None)) -> str:
+    """The picture of a folder, cut to some columns, that a JPEG of it is likest to."""
+    likeness = {
+        path.stem: np.corrcoef(shown.mean(axis=2).ravel(), images.read(path)[:, columns].mean(axis=2).ravel())[0, 1]
+        for path in folder.glob("*.png")
+    }
+    return max(likeness, key=lambda name: likeness[name])
+
+
+@pytest.fixture(scope="module")
+def scores(given) -> pd.DataFrame:
+    return pd.read_parquet(given["trained"].evaluation / "test_scores.parquet")
+
+
+@pytest.fixture(scope="module")
+def card(given) -> str:
+    return model_card(given["trained"])
+
+
+class TestExtremes:
+    def test_are_what_the_scores_say(self, given, scores):
+        best, worst, far = extremes(scores, given["distorted"]).values()
+        ordered = scores.sort_values("challenger")
+        assert [one.predicted for one in worst] == list(ordered["challenger"][:EXTREMES])
+        assert [one.predicted for one in best] == list(ordered["challenger"][::-1][:EXTREMES])
+        error = np.sort(np.abs(scores["challenger"] - scores["label"]))[::-1]
+        assert [abs(one.predicted - one.label) for one in far] == pytest.approx(list(error[:EXTREMES]))
+
+    def test_show_the_picture_that_they_name(self, given, scores):
+        rows = scores[scores["distortion"] == "jpeg"].nlargest(1, "challenger")
+        (shown, *_), *_ = extremes(rows, given["distorted"]).values()
+        name = rows["image"].iloc[0].removesuffix(".png")
+        assert shown.version == f"jpeg {name[-1]}"
+        assert likest(decoded(shown.uri), given["distorted"]) == name
+
+    def test_of_a_picture_that_is_nowhere(self, given, scores, tmp_path):
+        write_manifest(as_manifest([]), tmp_path)
+        with pytest.raises(ReportError, match="in none of"):
+            extremes(scores, tmp_path)
+
+
+class TestModelCard:
+    def test_is_the_one_that_the_page_carries(self, page, card):
+        (uri,) = re.findall(r'href="(data:text/markdown[^"]*)" download="model_card.md"', page)
+        assert base64.b64decode(uri.partition(",")[2]).decode() == card
+
+    def test_has_every_section(self, card):
+        sections = re.findall(r"^## (.*)$", card, re.M)
+        assert sections == [
+            *("Intended use", "Score", "Data", "Training", "Figures", "Limits", "Verdict", "Licence", "Reproduce")
+        ]
+
+    def test_every_table_is_one(self, card):
+        """Each row has as many cells as its header."""
+        for table in re.findall(r"(?:^\|.*\n)+", card, re.M):
+            header, rule, *rows = table.splitlines()
+            assert set(rule) <= set("|-")
+            assert rows
+            for row in rows:
+                assert len(re.findall(r"(?<!\\)\|", row)) == header.count("|"), row
+
+    def test_figures_come_with_intervals(self, card, given):
+        for judgement in (told(given, "evaluation")["protocol"], told(given, "evaluation")["challenger"]):
+            for name, estimate in judgement["metrics"].items():
+                interval = f"[{estimate['low']:.3f}, {estimate['high']:.3f}]"
+                assert f"| {METRICS[name]} | {estimate['value']:.3f} | {interval} |" in card
+
+    def test_says_range_and_direction(self, card):
+        assert "| direction | higher is better |" in card
+        assert "| range | 0 to 100 |" in card
+
+    def test_limits_follow_from_the_slices(self, given, tmp_path):
+        evaluation = told(given, "evaluation")
+        estimate = evaluation["protocol"]["metrics"]["srcc"]
+        evaluation["protocol"]["slices"] = {
+            name: {"n": 9, "srcc": srcc}
+            for name, srcc in (
+                ("jpeg", estimate | {"low": 0.2}),
+                ("sharpen", estimate | {"low": -0.2}),
+                ("lens_blur", None),
+            )
+        }
+        shutil.copytree(given["trained"].evaluation, tmp_path / "evaluation")
+        (tmp_path / "evaluation" / "evaluation.json").write_text(json.dumps(evaluation))
+        card = model_card(dataclasses.replace(given["trained"], evaluation=tmp_path / "evaluation"))
+        assert "is above zero) for: jpeg.\n" in card
+        assert "(the interval reaches zero) for: sharpen.\n" in card
+        assert "It is undefined for: lens blur.\n" in card
+        assert re.search(r"none of the judged pictures has: gaussian blur, .*contrast\.\n", card)
+
+    def test_the_command_makes_the_same_run_again(self, card):
+        import shlex
+
+        import pipelines.__main__
+
+        (command,) = re.findall(r"^    (python -m pipelines .*)$", card, re.M)
+        options = pipelines.__main__._parser().parse_args(shlex.split(command)[3:])
+        assert (options.profile, options.seed) == ("demo", 5)
+        assert options.data == "<script>alert(1)</script>"
+        assert resolve("demo", dict([options.param[0].split("=")])) == resolve("demo", {"pretrain.steps": 29})
+
+    def test_says_the_licences_that_the_manifest_says(self, card):
+        assert "Code: Apache-2.0." in card
+        assert "| CC0-1.0 | 45 |" in card
+
+    def test_is_the_same_each_time(self, card, given):
+        assert model_card(given["trained"]) == card
+
+
+def test_every_metric_has_a_name(given):
+    assert set(told(given, "evaluation")["protocol"]["metrics"]) <= METRICS.keys()

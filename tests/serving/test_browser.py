@@ -1,0 +1,144 @@
+"""The report and the model card in Debian's Chromium, on a desk and on a phone, by day and by night."""
+
+from pathlib import Path
+from typing import Any
+
+import browser as chromium
+import pytest
+import tiny_run
+
+from contrique.reports.report import model_card, write
+
+pytestmark = pytest.mark.timeout(300)
+
+WHOLE = """<!doctype html><title>x</title><link rel="icon" href="data:,"><body style="margin:0">
+<svg width="200" height="100" aria-label="disc"><circle cx="50" cy="50" r="40"/></svg>"""
+PIXEL = (
+    "data:image/png;base64,"
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium.launched() as launched:
+        yield launched
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return tiny_run.build(tmp_path_factory.mktemp("run"), champion=True)
+
+
+@pytest.fixture(scope="module")
+def page_of_run(browser, given, tmp_path_factory: pytest.TempPathFactory) -> str:
+    out = tmp_path_factory.mktemp("out") / "report.html"
+    write(out, **given)
+    return chromium.address(out)
+
+
+@pytest.mark.parametrize("colours", ["light", "dark"])
+@pytest.mark.parametrize("screen", chromium.SCREENS)
+def test_the_report_is_whole(browser, page_of_run, screen, colours):
+    with chromium.opened(browser, page_of_run, screen, colours) as (page, faults):
+        assert chromium.seen(page) + faults == []
+        assert len(page.query_selector_all("svg")) == 5
+        assert len(page.query_selector_all("img")) > 20
+        for details in page.query_selector_all("summary"):
+            details.click()
+        assert chromium.seen(page) + faults == []
+        assert "# Model card" in page.inner_text("#card pre")
+
+
+@pytest.mark.parametrize("colours", ["light", "dark"])
+def test_text_stands_out_from_its_ground(browser, page_of_run, colours):
+    """Contrast of at least 4.5 to 1 (WCAG 2, level AA) for every colour of text, in figures too."""
+    with chromium.opened(browser, page_of_run, "desktop", colours) as (page, _):
+        poor = page.evaluate(CONTRAST)
+    assert poor == []
+
+
+CONTRAST = """() => {
+    const canvas = document.createElement("canvas").getContext("2d");
+    const light = colour => {
+        canvas.fillStyle = colour;
+        canvas.fillRect(0, 0, 1, 1);
+        const [r, g, b] = [...canvas.getImageData(0, 0, 1, 1).data].map(c => c / 255)
+            .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const ground = element => {
+        for (let at = element; at; at = at.parentElement) {
+            const colour = getComputedStyle(at).backgroundColor;
+            if (colour !== "rgba(0, 0, 0, 0)") return colour;
+        }
+        return "white";
+    };
+    const poor = new Set();
+    for (const element of document.querySelectorAll("body *")) {
+        const own = [...element.childNodes].some(node => node.nodeType === 3 && node.textContent.trim());
+        if (!own || element.tagName === "style" || element.getAttribute("aria-hidden")) continue;
+        const style = getComputedStyle(element);
+        const text = element.closest("svg") ? style.fill : style.color;
+        const [a, b] = [light(text), light(ground(element))].sort((x, y) => y - x);
+        if ((a + 0.05) / (b + 0.05) < 4.5) poor.add(`${element.tagName} ${text} on ${ground(element)}`);
+    }
+    return [...poor];
+}"""
+
+
+def test_a_click_downloads_the_model_card(browser, page_of_run, given):
+    with chromium.opened(browser, page_of_run, "desktop") as (page, _):
+        with page.expect_download() as waiting:
+            page.click("a[download]")
+        assert waiting.value.suggested_filename == "model_card.md"
+        assert Path(waiting.value.path()).read_text() == model_card(given["trained"])
+
+
+def test_links_of_the_page_go_to_their_sections(browser, page_of_run):
+    with chromium.opened(browser, page_of_run, "phone") as (page, _):
+        for link in page.query_selector_all("nav a"):
+            link.click()
+            target = page.query_selector(link.get_attribute("href") + " h2")
+            box = target.bounding_box()
+            assert box["y"] < chromium.SCREENS["phone"][1], link.inner_text()
+
+
+class TestWhatIsWrongIsSeen:
+    """The checks themselves, on pages with one fault each."""
+
+    @staticmethod
+    def faults(browser, folder: Path, text: str) -> list[str]:
+        (folder / "page.html").write_text(WHOLE + text)
+        with chromium.opened(browser, chromium.address(folder / "page.html"), "desktop") as (page, told):
+            page.wait_for_timeout(100)  # for errors that come after the page
+            return chromium.seen(page) + told
+
+    def test_nothing(self, browser, tmp_path):
+        assert self.faults(browser, tmp_path, "") == []
+
+    @pytest.mark.parametrize(
+        ("text", "fault"),
+        [
+            ('<div style="width: 2000px">wide</div>', "scrolls sideways"),
+            (f'<img src="{PIXEL}" width="50" alt="plain">', "picture 'plain' is blank"),
+            ('<img src="data:image/png;base64,AAAA" alt="broken">', "picture 'broken' is blank"),
+            ('<svg width="200" height="100" aria-label="nothing"></svg>', "figure 'nothing' is blank"),
+            ('<svg width="200" height="0" aria-label="flat"><circle r="9"/></svg>', "figure 'flat' is blank"),
+            ("<script>console.error('oh no')</script>", "oh no"),
+            ("<script>undefinedFunction()</script>", "undefinedFunction is not defined"),
+            ('<img src="http://127.0.0.1:9/x.png" alt="away">', "requests http://127.0.0.1:9/x.png"),
+        ],
+    )
+    def test_is_told(self, browser, tmp_path, text, fault):
+        assert [one for one in self.faults(browser, tmp_path, text) if fault in one]
+
+
+def test_a_missing_browser_fails_where_one_is_required(monkeypatch):
+    monkeypatch.setattr(chromium, "PROGRAMS", ("no-such-browser",))
+    monkeypatch.setenv("CONTRIQUE_REQUIRE_BROWSER", "1")
+    with pytest.raises(pytest.fail.Exception, match="no-such-browser"), chromium.launched():
+        pass
+    monkeypatch.delenv("CONTRIQUE_REQUIRE_BROWSER")
+    with pytest.raises(pytest.skip.Exception, match="apt-get install chromium"), chromium.launched():
+        pass

@@ -1,0 +1,105 @@
+"""The sample photographs, and their way through a real DVC remote."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from contrique import images
+from contrique.data.manifest import read_manifest
+from contrique.sources.dvc_pin import dir_hash, list_files, read_pin
+from contrique.sources.sample import MAX_SIDE, build, write
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """What a fresh clone has of the data: the pin and the remote's address, no data and no remote."""
+    (tmp_path / "clone" / ".dvc").mkdir(parents=True)
+    for name in ("data.dvc", ".dvc/config", ".dvcignore", ".gitignore"):
+        shutil.copyfile(ROOT / name, tmp_path / "clone" / name)
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path / "clone", check=True)
+    return tmp_path / "clone"
+
+
+def run(clone: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1"}
+    return subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_two_builds_give_the_same_bytes(photographs, tmp_path):
+    write(tmp_path / "again")
+    assert list_files(tmp_path / "again") == list_files(photographs)
+
+
+def test_the_pin_in_git_is_what_is_built_here(photographs):
+    assert dir_hash(list_files(photographs)) == read_pin(ROOT)
+
+
+def test_the_photographs_are_varied_whole_contents_with_their_sources(photographs):
+    manifest = read_manifest(photographs)
+    assert len(manifest) == manifest["sha256"].nunique() == manifest["reference"].nunique() == 20
+    assert (manifest[["width", "height"]].max(axis=1) <= MAX_SIDE).all()
+    assert (manifest[["width", "height"]].min(axis=1) >= 128).all()
+    assert (manifest["source"] != "").all()
+    assert (manifest["licence"] != "").all()
+    assert manifest["mos"].isna().all()
+    counts = (manifest["split"] + " " + manifest["kind"]).value_counts().to_dict()
+    assert counts == {
+        "pretrain pristine": 7,
+        "pretrain authentic": 7,
+        "train pristine": 3,
+        "validation pristine": 1,
+        "test pristine": 2,
+    }
+
+
+def test_no_two_photographs_are_near_duplicates(photographs):
+    hashes = list(read_manifest(photographs)["phash"])
+    assert min(images.hamming(a, b) for i, a in enumerate(hashes) for b in hashes[:i]) > 14
+
+
+def test_dvc_pull_restores_the_data_in_a_fresh_clone(clone, photographs):
+    built = run(clone, sys.executable, "-m", "contrique.sources.sample")
+    assert built.returncode == 0, built.stderr
+    assert read_pin(clone) in built.stdout
+    for _ in range(2):
+        pulled = run(clone, "dvc", "pull")
+        assert pulled.returncode == 0, pulled.stderr
+        assert list_files(clone / "data") == list_files(photographs)
+        shutil.rmtree(clone / "data")
+    assert (clone / "data.dvc").read_bytes() == (ROOT / "data.dvc").read_bytes()
+
+
+def test_nothing_is_built_where_the_remote_holds_the_data(clone):
+    build(clone)
+    before = {path: path.stat().st_mtime_ns for path in (clone / ".dvc-remote").rglob("*")}
+    assert build(clone) == read_pin(clone)
+    assert {path: path.stat().st_mtime_ns for path in (clone / ".dvc-remote").rglob("*")} == before
+
+
+def test_another_pin_is_refused_and_replaced_only_on_purpose(clone):
+    pinned = (clone / "data.dvc").read_text()
+    hash_ = read_pin(clone)
+    (clone / "data.dvc").write_text(pinned.replace(hash_, "0" * 32 + ".dir"))
+    refused = run(clone, sys.executable, "-m", "contrique.sources.sample")
+    assert refused.returncode == 2
+    assert "--repin" in refused.stderr
+    assert hash_ in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not (clone / ".dvc-remote").exists()
+    repinned = run(clone, sys.executable, "-m", "contrique.sources.sample", "--repin")
+    assert repinned.returncode == 0, repinned.stderr
+    assert (clone / "data.dvc").read_text() == pinned
+
+
+def test_the_committed_remote_is_a_folder_beside_the_project_and_is_verified():
+    config = (ROOT / ".dvc" / "config").read_text()
+    assert "url = ../.dvc-remote" in config
+    assert "verify = true" in config
+    assert "analytics = false" in config

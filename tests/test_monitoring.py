@@ -1,0 +1,166 @@
+"""Stability indices against a hand count and against chance, and the whole of scoring a folder with a model."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from contrique.artifacts import DRIFT_REFERENCE, SCORES
+from contrique.config import DriftConfig
+from contrique.monitoring import (
+    Change,
+    DriftError,
+    DriftFound,
+    Reference,
+    alarm,
+    changes,
+    judge_set,
+    psi,
+    read_reference,
+)
+
+CONFIG = DriftConfig()
+
+
+def reference(seed: int = 0, n: int = 400) -> Reference:
+    rng = np.random.default_rng(seed)
+    kinds = rng.choice(["jpeg", "pristine", "gaussian_blur"], n, p=[0.5, 0.3, 0.2])
+    return Reference(rng.normal(0.5, 0.1, n), rng.gamma(20, 0.05, n), kinds, np.zeros(4))
+
+
+def compare(old: Reference, new: Reference, **config) -> dict[str, Change]:
+    found = changes(old, new.scores, new.distances, list(new.types), DriftConfig(**config))
+    return {one.name: one for one in found}
+
+
+def test_psi_by_hand():
+    """Of 30 : 70 against 50 : 50, half a picture added to each bin."""
+    p, q = np.array([30.5, 70.5]) / 101, np.array([50.5, 50.5]) / 101
+    assert psi([30, 70], [50, 50]) == pytest.approx(sum((q - p) * np.log(q / p)))
+    assert psi([30, 70], [30, 70]) == 0
+    assert np.isfinite(psi([0, 100], [100, 0]))
+
+
+def test_equal_distributions_do_not_drift_and_shifted_ones_do():
+    same, other = reference(1), reference(2)
+    assert not any(one.drifted for one in compare(reference(), same).values())
+    shifted = Reference(other.scores + 0.1, other.distances * 1.5, np.repeat("jpeg", 400), other.mean)
+    assert all(one.drifted for one in compare(reference(), shifted).values())
+
+
+def test_each_distribution_is_judged_alone():
+    new = reference(3)
+    found = compare(reference(), Reference(new.scores - 0.2, new.distances, new.types, new.mean))
+    assert {name for name, one in found.items() if one.drifted} == {"scores"}
+
+
+def test_psi_by_chance_is_what_the_law_says():
+    """The limit is passed as often as the significance says by samples of one distribution."""
+    rng = np.random.default_rng(0)
+    p, n, m = np.full(10, 0.1), 300, 200
+    values = [psi(rng.multinomial(n, p), rng.multinomial(m, p)) for _ in range(4000)]
+    limit = stats.chi2.ppf(0.95, 9) * (1 / n + 1 / m)
+    assert np.mean(np.array(values) > limit) == pytest.approx(0.05, abs=0.012)
+
+
+def test_a_handful_of_pictures_must_differ_more_than_chance_makes_them():
+    rng = np.random.default_rng(5)
+    small = reference(6, 12)
+    moved = Reference(small.scores + rng.normal(0.03, 0.01, 12), small.distances, small.types, small.mean)
+    found = compare(reference(), moved)["scores"]
+    assert found.psi > CONFIG.psi, "a threshold alone would cry wolf"
+    assert not found.drifted
+
+
+def test_the_order_of_the_pictures_does_not_matter():
+    old, new = reference(), reference(4)
+    order = np.random.default_rng(0).permutation(400)
+    turned = Reference(new.scores[order], new.distances[order], new.types[order], new.mean)
+    assert compare(old, new) == compare(old, turned)
+
+
+def test_kolmogorov_smirnov_is_scipys():
+    old, new = reference(), reference(4)
+    assert compare(old, new)["scores"].ks_p == stats.ks_2samp(old.scores, new.scores).pvalue
+
+
+def test_a_type_that_the_reference_never_had_counts():
+    found = compare(reference(), Reference(reference().scores, reference().distances, np.repeat("jitter", 400), None))
+    assert found["types"].drifted
+    assert "jitter" in found["types"].bins
+
+
+def test_equal_scores_throughout():
+    """One bin: nothing to say, and no division by zero."""
+    flat = Reference(np.full(50, 0.5), np.full(50, 1.0), np.array([], dtype=str), np.zeros(4))
+    found = compare(flat, flat)
+    assert [one.drifted for one in found.values()] == [False, False]
+    assert "types" not in found
+
+
+@pytest.fixture
+def scored(tmp_path):
+    """What `score_set` leaves, with scores far below the reference."""
+
+    def write(n: int = 60, shift: float = -0.3):
+        new = reference(7, n)
+        table = pd.DataFrame(
+            {
+                "path": [f"{i}.png" for i in range(n + 1)],
+                "score": [*np.linspace(0, 100, n), None],
+                "raw": [*(new.scores + shift), None],
+                "mean_distance": [*new.distances, None],
+                "type": [*new.types, None],
+                "model": [*["7"] * n, None],
+                "error": [*[None] * n, "broken"],
+            }
+        )
+        folder = tmp_path / "scores"
+        folder.mkdir()
+        table.to_parquet(folder / SCORES)
+        old = reference()
+        arrays = {"scores": old.scores, "distances": old.distances, "types": old.types, "mean": old.mean}
+        np.savez(folder / DRIFT_REFERENCE, **arrays)
+        return folder
+
+    return write
+
+
+def test_verdict_and_page(scored, tmp_path):
+    verdict, page = tmp_path / "verdict.json", tmp_path / "page.html"
+    judge_set(scored(), verdict, page, config=CONFIG)
+    said = json.loads(verdict.read_text())
+    assert (said["drifted"], said["model"], said["pictures"], said["failed"]) == (True, "7", 60, 1)
+    assert said["reason"].startswith("scores: PSI")
+    assert "0.png" in page.read_text()
+    with pytest.raises(DriftFound, match="version 7") as found:
+        alarm(verdict, fail=True)
+    assert found.value.exit_status == 3
+    alarm(verdict, fail=False)
+
+
+def test_no_drift_no_alarm(scored, tmp_path):
+    verdict = tmp_path / "verdict.json"
+    judge_set(scored(shift=0.0), verdict, tmp_path / "page.html", config=CONFIG)
+    alarm(verdict, fail=True)
+    assert json.loads(verdict.read_text())["reason"] == "no distribution has changed"
+
+
+def test_too_few_pictures_say_nothing(scored, tmp_path):
+    with pytest.raises(DriftError, match=r"5 scored pictures .*\(drift\.min_pictures\)"):
+        judge_set(scored(5), tmp_path / "verdict.json", tmp_path / "page.html", config=CONFIG)
+
+
+@pytest.mark.parametrize("keep", [0, 100])
+def test_a_damaged_reference_is_named(scored, keep):
+    path = scored() / DRIFT_REFERENCE
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(DriftError, match=r"drift\.npz: no readable reference"):
+        read_reference(path.parent)
+
+
+def test_a_model_from_before_references_were_kept(tmp_path):
+    with pytest.raises(DriftError, match="train and register the model again"):
+        read_reference(tmp_path)

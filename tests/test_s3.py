@@ -1,0 +1,195 @@
+"""Writing aside, and S3 against a real server."""
+
+import sqlite3
+import subprocess
+from pathlib import Path
+
+import boto3
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from contrique.files import DiskFull, StorageError, inside, room, write_aside
+from contrique.s3 import download, is_s3, upload
+
+
+def test_write_aside_replaces_the_file_whole_and_leaves_nothing_beside_it(tmp_path):
+    path = tmp_path / "new" / "file"
+    for text in ("old", "new"):
+        with write_aside(path) as aside:
+            aside.write_text(text)
+            assert not path.exists() or path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_write_aside_keeps_the_old_content_when_the_body_fails(tmp_path):
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "member").write_text("old")
+    for name, write in (("file", Path.touch), ("folder", Path.mkdir)):
+        with pytest.raises(ZeroDivisionError), write_aside(tmp_path / name) as aside:  # noqa: PT012
+            write(aside)
+            raise ZeroDivisionError
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+    assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "member").read_text() == "old"
+
+
+def test_write_aside_replaces_a_folder_whole(tmp_path):
+    for name in ("old", "new"):
+        with write_aside(tmp_path / "folder") as aside:
+            aside.mkdir()
+            (aside / name).touch()
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["new"]
+
+
+MANY = range(100_000)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: path.write_text("x" * 1_000_000),
+        lambda path: pd.DataFrame({"a": MANY}).to_parquet(path),
+        lambda path: save_file({"a": torch.tensor(MANY)}, path),
+    ],
+    ids=["text", "parquet", "safetensors"],
+)
+def test_on_a_full_disk_the_file_is_named_and_the_old_one_stays(write, tmp_path):
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(tmp_path)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        path = tmp_path / "file"
+        path.write_text("old")
+        told = rf"^{path}: no space left \(.+\); make room or choose another disk, and run again$"
+        with pytest.raises(DiskFull, match=told), write_aside(path) as aside:
+            write(aside)
+        assert path.read_text() == "old"
+        assert list(tmp_path.iterdir()) == [path]
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_a_full_disk_behind_another_error_is_told_by_the_file_nearest_to_it(tmp_path):
+    def damaged() -> None:
+        with sqlite3.connect(":memory:") as database:
+            database.execute("PRAGMA max_page_count = 2")
+            try:
+                database.execute("CREATE TABLE t AS SELECT zeroblob(100000)")
+            except sqlite3.Error as error:
+                raise StorageError("a remote that is said to be damaged") from error
+
+    told = r"^near: no space left \(database or disk is full\)"
+    with pytest.raises(DiskFull, match=told), room(Path("far")), room(Path("near")):
+        damaged()
+
+
+def test_another_error_is_left_as_it_is():
+    with pytest.raises(FileNotFoundError), room(Path("a")):
+        Path("/nowhere/at/all").touch()
+
+
+def test_a_folder_goes_to_s3_and_comes_back_equal(s3, tmp_path):
+    big = bytes(range(256)) * 80_000  # 20 MB: more than one part
+    files = {"a.bin": big, "below/ä b.txt": b"text", "below/empty": b""}
+    for name, data in files.items():
+        (tmp_path / "from" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "from" / name).write_bytes(data)
+    url = f"{s3.bucket}/round/trip"
+    assert upload(tmp_path / "from", url) == 3
+    assert boto3.client("s3").head_object(Bucket="contrique", Key="round/trip/a.bin")["ETag"].endswith('-3"')
+    assert download(f"{url}/", tmp_path / "to") == 3
+    back = {
+        p.relative_to(tmp_path / "to").as_posix(): p.read_bytes() for p in (tmp_path / "to").rglob("*") if p.is_file()
+    }
+    assert back == files
+
+
+def test_one_file_goes_to_s3(s3, tmp_path):
+    (tmp_path / "one.txt").write_text("1")
+    assert upload(tmp_path / "one.txt", f"{s3.bucket}/single") == 1
+    assert download(f"{s3.bucket}/single", tmp_path / "to") == 1
+    assert (tmp_path / "to" / "one.txt").read_text() == "1"
+
+
+def test_a_prefix_is_a_folder_not_a_beginning_of_names(s3, tmp_path):
+    client = boto3.client("s3")
+    for key in ("set/in", "set2/out", "set/marker/"):
+        client.put_object(Bucket="contrique", Key=key, Body=b"")
+    assert download(f"{s3.bucket}/set", tmp_path / "to") == 1
+    assert [path.name for path in (tmp_path / "to").iterdir()] == ["in"]
+
+
+@pytest.mark.slow
+def test_more_objects_than_one_page_lists(s3, tmp_path):
+    (tmp_path / "from").mkdir()
+    for number in range(1100):
+        (tmp_path / "from" / str(number)).touch()
+    upload(tmp_path / "from", f"{s3.bucket}/many")
+    assert download(f"{s3.bucket}/many", tmp_path / "to") == 1100
+
+
+def test_a_changed_object_is_named_and_nothing_is_left(s3, tmp_path):
+    (tmp_path / "good").write_text("good")
+    upload(tmp_path / "good", f"{s3.bucket}/changed")
+    client = boto3.client("s3")
+    metadata = client.head_object(Bucket="contrique", Key="changed/good")["Metadata"]
+    client.put_object(Bucket="contrique", Key="changed/good", Body=b"evil", Metadata=metadata)
+    with pytest.raises(StorageError, match=r"s3://contrique/changed/good: damaged"):
+        download(f"{s3.bucket}/changed", tmp_path / "to")
+    assert [path.name for path in tmp_path.iterdir()] == ["good"]
+
+
+@pytest.mark.parametrize("name", ["../out", "a/../../out", "/etc/out"])
+def test_a_name_that_leads_out_of_its_folder_is_refused(name):
+    with pytest.raises(StorageError, match="s3://b/k: the name leads out of its folder"):
+        inside(name, "s3://b/k")
+    assert str(inside("a/b..c", "s3://b/k")) == "a/b..c"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "location", "words"),
+    [
+        ("AWS_SECRET_ACCESS_KEY", "wrong", "s3://contrique/x", "AWS_SECRET_ACCESS_KEY"),
+        ("AWS_ACCESS_KEY_ID", "nobody", "s3://contrique/x", "AWS_ACCESS_KEY_ID"),
+        ("AWS_ENDPOINT_URL", "http://127.0.0.1:9", "s3://contrique/x", "AWS_ENDPOINT_URL"),
+        ("AWS_DEFAULT_REGION", "us-east-1", "s3://absent-bucket/x", "create the bucket or correct its name"),
+        ("AWS_DEFAULT_REGION", "us-east-1", "s3://contrique/absent", "no objects there"),
+        ("AWS_DEFAULT_REGION", "us-east-1", "s3://", "s3://BUCKET/PREFIX"),
+    ],
+)
+def test_what_goes_wrong_is_said_with_the_place_and_the_remedy(
+    s3, tmp_path, monkeypatch, variable, value, location, words
+):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(StorageError) as download_error:
+        download(location, tmp_path / "to")
+    assert str(download_error.value).startswith(location)
+    assert words in str(download_error.value)
+    assert "\n" not in str(download_error.value)
+    assert not (tmp_path / "to").exists()
+    if "absent" not in location or "bucket" in location:
+        (tmp_path / "file").touch()
+        with pytest.raises(StorageError, match=words.replace(" ", r"\s")):
+            upload(tmp_path / "file", location)
+
+
+def test_without_credentials_the_message_says_which_to_set(s3, tmp_path, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    with pytest.raises(StorageError, match="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
+        download("s3://contrique/x", tmp_path / "to")
+
+
+def test_uploading_nothing_is_an_error(tmp_path):
+    with pytest.raises(StorageError, match="nothing to upload"):
+        upload(tmp_path, "s3://contrique/x")
+
+
+@pytest.mark.parametrize(("location", "expected"), [("s3://b/p", True), ("/s3/b", False), ("https://s3.host/b", False)])
+def test_is_s3(location, expected):
+    assert is_s3(location) is expected

@@ -222,8 +222,8 @@ def several(source: Path, distorted: Path, out: Path) -> str:
     code = (
         "import sys, json; from pathlib import Path\n"
         "from contrique.config import PretrainConfig; from contrique.pretraining.pretrain import pretrain\n"
-        "import torch.distributed as dist; from contrique import distributed\n"
-        "with distributed.joined() as world:\n"
+        "import torch.distributed as dist; from contrique.pretraining import distributed\n"
+        "with distributed.process_group() as world:\n"
         "    values = json.loads(sys.argv[4])\n"
         "    pretrain(*map(Path, sys.argv[1:4]), config=PretrainConfig(**values))\n"
         "    print('two steps by', world.size, 'process over', dist.get_backend(), 'on', world.device)\n"

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import public_set_layouts
 import pytest
-import test_public_sets
 import torch
 from PIL import Image
 from skimage import data as photographs
@@ -326,7 +326,7 @@ def test_a_picture_set_is_judged_by_its_human_scores(house: Path, tmp_path: Path
 
 @pytest.mark.parametrize("name", ["flive", "kadid10k"])
 def test_a_public_set_is_read_as_distributed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    build, pictures, contents = test_public_sets.FIXTURES[name]
+    build, pictures, contents = public_set_layouts.FIXTURES[name]
     build(tmp_path)
     with pytest.raises(public_sets.PublicSetError, match="has"):
         open_set(f"{name}:{tmp_path}", bits=0)

@@ -215,7 +215,7 @@ def test_truncated_shard_is_made_anew(source, tmp_path):
 RUN = textwrap.dedent("""
     import sys
     from pathlib import Path
-    from contrique import synthesis
+    from contrique.data import synthesis
     from contrique.config import SynthesisConfig
 
     if __name__ == "__main__":
@@ -312,7 +312,7 @@ def test_file_size_limit_is_the_same_error(source, tmp_path):
 PEAK = textwrap.dedent("""
     import resource, sys
     from pathlib import Path
-    from contrique import synthesis
+    from contrique.data import synthesis
     from contrique.config import SynthesisConfig
 
     config = SynthesisConfig(distortions=("jpeg", "gaussian_blur"), weak_labels_per_photograph=0, workers=1)

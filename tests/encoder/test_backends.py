@@ -152,12 +152,12 @@ def test_signals_are_survived_after_backends_have_gone(parts, tmp_path):
     program = """
 import signal, sys
 from pathlib import Path
-from contrique import backends
-from contrique.encoder import load_encoder
-from contrique.storage import sha256
+from contrique.encoder.backends import create_backend
+from contrique.encoder.weights import load_encoder
+from contrique.files import sha256
 path = Path(sys.argv[1])
 for precision in ("float32", "bfloat16"):  # the second is there before the first goes
-    backend = backends._make("openvino", load_encoder(path), sha256(path), precision)
+    backend = create_backend("openvino", load_encoder(path), sha256(path), precision)
 del backend
 signal.signal(signal.SIGCHLD, lambda *_: print("survived"))
 signal.raise_signal(signal.SIGCHLD)

@@ -44,7 +44,6 @@ from contrique.scoring.scorer import Scorer
 from contrique.tracking import client as tracking_client
 from contrique.tracking.client import (
     RegistryError,
-    __file__,
     _read_lock_time,
     connect,
     mask_password,
@@ -300,20 +299,20 @@ RACER = """
 import sys, time
 from pathlib import Path
 import torch; torch.set_num_threads(1)
-import mlflow, contrique.regressor, contrique.encoder, contrique.scorer
-from contrique import registry
+import mlflow
+from contrique.registry import registration
 from contrique.config import RegistryConfig
 folder, gate, me = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 names = ("encoder.safetensors", "regressor", "evaluation.json", "verdict.json", "lineage.json")
 parts = [folder / name for name in names]
-def prove(*arguments, real=registry._prove):
+def prove(*arguments, real=registration.prove):
     said = real(*arguments)
     (gate / me).touch()  # both are past the first comparison before either moves the alias
     while len(list(gate.iterdir())) < 2:
         time.sleep(0.01)
     return said
-registry._prove = prove
-print(registry.register(*parts, config=RegistryConfig(serve_seconds=0), run=me, expected_champion=""))
+registration.prove = prove
+print(registration.register(*parts, config=RegistryConfig(serve_seconds=0), run=me, expected_champion=""))
 """
 
 

@@ -6,9 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from contrique.sources.sample import write
 from pipelines.laptop.stack import BUCKET, Stack
+
+# The same examples in every run: a test must not fail by chance on whoever runs it next. CONTRIQUE_FUZZ draws new ones.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("fuzz", deadline=None)
+settings.load_profile("fuzz" if os.environ.get("CONTRIQUE_FUZZ") else "repeatable")
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import tiny_model
 import torch
 
 from contrique.cli.main import main
-from contrique.encoder import backends, parity
+from contrique.encoder import parity
 from contrique.encoder.backends import PACKAGES, BackendError, Torch, create_backend, export, list_installed
 from contrique.encoder.features import extract_batch
 from contrique.encoder.network import Encoder
@@ -174,7 +174,7 @@ def test_a_backend_that_cannot_be_made_is_refused_and_stops_nothing(parts, monke
             raise ImportError("libtbb.so.12: cannot open shared object file\nand more")
         return make(name, *rest)
 
-    monkeypatch.setattr(backends, "create_backend", broken)
+    monkeypatch.setattr(parity, "create_backend", broken)
     found = measure_parity(encoder, digest, lambda f: f[:, 0])
     why = "cannot be made: ImportError: libtbb.so.12: cannot open shared object file"
     assert found["openvino.float32"] == f"refused: backend openvino in float32 {why}"

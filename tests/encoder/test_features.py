@@ -15,7 +15,6 @@ from contrique.encoder.feature_set import extract_set, join_sets, load_set, save
 from contrique.encoder.features import (
     HALO,
     STRIDE,
-    TILE,
     ImageTooSmall,
     compute_maps,
     extract,
@@ -120,7 +119,7 @@ def test_tiles_give_what_the_whole_picture_gives(
     tiled = np.full_like(whole, np.nan)
     for row, column, cells in compute_maps(picture, backend):
         tiled[:, :, row : row + cells.shape[2], column : column + cells.shape[3]] = cells
-    assert max(shape) > TILE
+    assert max(shape) > features.TILE
     np.testing.assert_allclose(tiled, whole, rtol=0, atol=1e-10 * np.abs(whole).max())
 
 
@@ -144,7 +143,7 @@ def test_tiles_cover_each_cell_once_at_bounded_size(shape: tuple[int, int]) -> N
         seen[place] += 1
         np.testing.assert_array_equal(cells, whole[place])
     assert (seen == 1).all()
-    assert max(sides) <= TILE
+    assert max(sides) <= features.TILE
 
 
 def test_describing_pictures_together_is_describing_each(encoder: Encoder) -> None:

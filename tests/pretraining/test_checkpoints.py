@@ -111,7 +111,7 @@ def test_training_does_not_wait_for_an_upload(
         slow.wait(60)
         return upload(*arguments, **options)
 
-    monkeypatch.setattr(s3, "upload", wait_and_upload)
+    monkeypatch.setattr(s3_module, "upload", wait_and_upload)
     store.save(1, TENSORS, {"step": 1})
     store.save(2, TENSORS, {"step": 2})  # returns, though the first has not begun
     assert f"{store.name(2)}: left out" in capsys.readouterr().err

@@ -1,6 +1,5 @@
 import json
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,7 +23,7 @@ from contrique.data.synthesis import synthesize
 from contrique.distortions import class_id
 from contrique.encoder.weights import load_encoder, read_metadata
 from contrique.errors import ContriqueError
-from contrique.pretraining import distributed
+from contrique.pretraining import distributed, trainer
 from contrique.pretraining.batches import Batch
 from contrique.pretraining.checkpoints import Checkpoints
 from contrique.pretraining.pretrain import build_pool, pretrain
@@ -32,7 +31,6 @@ from contrique.pretraining.trainer import Diverged, _compute_similarities
 from contrique.sources.folders import Source, import_folder
 
 TINY = tiny_training.CONFIG
-pretraining = sys.modules[pretrain.__module__]
 
 
 @pytest.fixture(scope="module")
@@ -234,14 +232,14 @@ def test_a_gradient_that_is_no_number_is_a_divergence_too(
     sets: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or the next checkpoint would be of weights that are lost, and as whole as any."""
-    finite, seen = pretraining.contrastive_loss, []
+    finite, seen = trainer.contrastive_loss, []
 
     def late(z: Tensor, *arguments: Any, **options: Any) -> Tensor:
         seen.append(len(z))
         loss: Tensor = finite(z, *arguments, **options)
         return loss if len(seen) < 4 else loss + (0 * z).square().sum().sqrt()  # 0, and its gradient 0 / 0
 
-    monkeypatch.setattr(pretraining, "contrastive_loss", late)
+    monkeypatch.setattr(trainer, "contrastive_loss", late)
     with pytest.raises(Diverged, match=r"its gradient's norm nan at step 3"):
         pretrain(*sets, tmp_path, config=replace(TINY, checkpoint_every=1))
     tensors, state = Checkpoints(str(tmp_path / CHECKPOINTS)).load(3)
@@ -260,19 +258,19 @@ def test_a_slow_start_costs_no_warm_up(
     sets: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the loader, or of a first step that compiles; else the first steps are made at the highest rate."""
-    loader, update, slow = pretraining._loader, pretraining._Trainer.update, []
+    loader, update, slow = trainer.load_batches, trainer.Trainer.update, []
 
     def late(*arguments: Any) -> Iterator[Batch]:
         time.sleep(3)
         yield from loader(*arguments)
 
-    def compiling(trainer: Any, *arguments: Any) -> Any:
+    def compiling(own: Any, *arguments: Any) -> Any:
         if not slow:
             slow.append(time.sleep(3))
-        return update(trainer, *arguments)
+        return update(own, *arguments)
 
-    monkeypatch.setattr(pretraining, "_loader", late)
-    monkeypatch.setattr(pretraining._Trainer, "update", compiling)
+    monkeypatch.setattr(trainer, "load_batches", late)
+    monkeypatch.setattr(trainer.Trainer, "update", compiling)
     pretrain(*sets, tmp_path, config=replace(TINY, minutes=0.1, warmup=0.5))
     rates = [entry["lr"] for entry in history(tmp_path)]
     peak = max(rates)

@@ -22,7 +22,7 @@ from contrique.data.manifest import (
 )
 from contrique.files import StorageError
 from contrique.sources.dvc_pin import FetchError, dir_hash, is_published, list_files, publish, read_pin
-from contrique.sources.fetch import fetch, read_lineage
+from contrique.sources.fetch import fetch, fingerprint, read_lineage
 
 NAMES = ("apple", "pear", "plum", "über the hedge")
 
@@ -365,7 +365,7 @@ def test_everything_may_lie_in_s3(s3, tmp_path):
         fetch(tmp_path / "absent", data=f"{s3.bucket}/sets/absent")
 
 
-@pytest.mark.parametrize("ask", [lambda url: fetch(Path("out"), data=url), lambda url: fetch.fingerprint(data=url)])
+@pytest.mark.parametrize("ask", [lambda url: fetch(Path("out"), data=url), lambda url: fingerprint(data=url)])
 @pytest.mark.parametrize(
     "url",
     [
@@ -413,29 +413,29 @@ def test_publishing_to_a_remote_that_refuses(s3, tmp_path, monkeypatch):
 def test_a_fingerprint_names_the_content_of_the_data(project, s3, tmp_path):
     """The same for the same content, another for another, and of a folder that nothing vouches for new each time."""
 
-    def fingerprint(data: str = str(project), **options) -> str:
-        return fetch.fingerprint(data=data, **options)
+    def name(data: str = str(project), **options) -> str:
+        return fingerprint(data=data, **options)
 
-    first = fingerprint()
+    first = name()
     git(project, "tag", "v1")
     (project / "data.dvc").write_text(publish(picture_set(tmp_path / "newer", seed=50), project))
-    assert fingerprint() != first
-    assert fingerprint(revision="v1") == first
+    assert name() != first
+    assert name(revision="v1") == first
     built = tmp_path / "built"
-    assert fingerprint(str(built)) != fingerprint(str(built))
+    assert name(str(built)) != name(str(built))
     where = f"{s3.bucket}/fingerprint/fruit"
     s3_module.upload(built, where)
-    stored = fingerprint(where)
-    assert fingerprint(where) == stored
+    stored = name(where)
+    assert name(where) == stored
     picture(built / "images", "pear", 99)
     s3_module.upload(built, where)
-    assert fingerprint(where) != stored
-    assert fingerprint(pristine=[where]) == fingerprint(pristine=[where]) != fingerprint()
-    assert fingerprint(pristine=[str(built)]) != fingerprint(pristine=[str(built)])
+    assert name(where) != stored
+    assert name(pristine=[where]) == name(pristine=[where]) != name()
+    assert name(pristine=[str(built)]) != name(pristine=[str(built)])
 
 
 def test_data_that_changed_since_their_fingerprint_was_taken_are_refused(project, tmp_path):
-    taken = fetch.fingerprint(data=str(project))
+    taken = fingerprint(data=str(project))
     fetch(tmp_path / "out", data=str(project), expected=taken)
     (project / "data.dvc").write_text(publish(picture_set(tmp_path / "newer", seed=50), project))
     assert_refused(tmp_path, project, "changed while they were fetched", expected=taken)

@@ -1,7 +1,7 @@
-"""The last checkpoints of a run, in a folder or under an s3:// prefix: each is whole and proven, or it is refused.
+"""The last checkpoints of a run, in a folder or under an s3:// prefix. A partial or damaged one is refused.
 
-A checkpoint is a folder `step-N` with safetensors files, `state.json` and, written last, `SHA256SUMS`, which
-`sha256sum --check` reads too.
+A checkpoint is a folder `step-N` with safetensors files, `state.json` and `SHA256SUMS`, which is written last and which
+`sha256sum --check` can read.
 """
 
 import json
@@ -28,15 +28,15 @@ _STATE, _SUMS = "state.json", "SHA256SUMS"
 
 
 class DamagedCheckpoint(ContriqueError):
-    """A checkpoint that is not what was written; the message names it and what is wrong."""
+    """A checkpoint is partial or damaged; the message names it and what is wrong."""
 
 
 class Checkpoints:
     """Save and load checkpoints by step.
 
-    Under an s3:// prefix they are uploaded in the background: a step waits for the copy to local disk alone. If the
-    one before is still on its way, or the upload fails, that is told on stderr and training goes on; the next
-    checkpoint tries again.
+    Under an s3:// prefix they are uploaded in the background: a step waits only for the copy to local disk. If the
+    previous upload has not ended, or fails, a line on stderr says so and training goes on; the next checkpoint
+    tries again.
 
     Args:
         location: a folder, or `s3://bucket/prefix`.
@@ -48,28 +48,28 @@ class Checkpoints:
         self._upload: Future[None] | None = None
 
     def name(self, step: int) -> str:
-        """The full name of a checkpoint."""
+        """Path or URL of a checkpoint."""
         return f"{self.location}/step-{step:08d}"
 
     def save(
         self, step: int, tensors: "Mapping[str, Mapping[str, Tensor]]", state: dict[str, Any], *, last: bool = False
     ) -> None:
-        """Write one checkpoint and remove all older ones but the one before it, and what an interrupted one left.
+        """Write a checkpoint; remove all older ones but the previous one, and the remains of interrupted writes.
 
         Args:
-            step: its name.
+            step: number of the step.
             tensors: file stem to tensors by name.
             state: JSON values.
-            last: return when it is stored, and not before; it is never left out.
+            last: return only when it is stored; it is never skipped.
         Raises:
-            StorageError: `last`, and it could not be uploaded.
-            DiskFull: no room for it; the one before stays.
+            StorageError: `last` is set and the upload failed.
+            DiskFull: no room for it; the previous one stays.
         """
         if not s3.is_s3(self.location):
             with write_aside(Path(self.name(step))) as aside:
                 _write(aside, tensors, state)
-            left = Path(self.location).glob(".step-*")  # by a process that was killed as it wrote
-            for outdated in [*left, *(Path(self.name(old)) for old in self._outdated(step))]:
+            remains = Path(self.location).glob(".step-*")  # of a process that was killed while writing
+            for outdated in [*remains, *(Path(self.name(old)) for old in self._outdated(step))]:
                 shutil.rmtree(outdated)
             return
         if self._upload and not (self._upload.done() or last):
@@ -77,13 +77,13 @@ class Checkpoints:
             return
         self._settle()
         with room(Path(tempfile.gettempdir())):
-            passing = Path(tempfile.mkdtemp(prefix="contrique-checkpoint-"))
-        folder = passing / "checkpoint"
+            staging = Path(tempfile.mkdtemp(prefix="contrique-checkpoint-"))
+        folder = staging / "checkpoint"
         try:
             with room(folder):
                 _write(folder, tensors, state)
         except BaseException:
-            shutil.rmtree(passing)
+            shutil.rmtree(staging)
             raise
         self._upload = self._uploads.submit(self._send, folder, step)
         if last:
@@ -106,11 +106,11 @@ class Checkpoints:
             shutil.rmtree(folder.parent)
 
     def _outdated(self, step: int) -> list[int]:
-        """Of the checkpoints up to this one all but the newest; later ones are damaged, or it would not be made."""
+        """Checkpoints up to this step, without the newest ones; later ones are damaged, as training resumed here."""
         return [old for old in self.steps() if old <= step][_KEPT:]
 
     def steps(self) -> list[int]:
-        """The steps that there are checkpoints of, whole or not, newest first.
+        """Steps with a checkpoint, whole or not, newest first.
 
         Raises:
             StorageError: the S3 location cannot be listed.
@@ -119,10 +119,10 @@ class Checkpoints:
             names = s3.list_names(self.location)
         else:
             names = [path.name for path in Path(self.location).glob("step-*")]
-        return sorted((int(found[1]) for name in names if (found := re.fullmatch(r"step-(\d+)", name))), reverse=True)
+        return sorted((int(match[1]) for name in names if (match := re.fullmatch(r"step-(\d+)", name))), reverse=True)
 
     def load(self, step: int) -> "tuple[dict[str, dict[str, Tensor]], dict[str, Any]]":
-        """Tensors and state of a checkpoint, as given to `save`.
+        """Tensors and state of a checkpoint, as passed to `save`.
 
         Raises:
             DamagedCheckpoint: it is partial or damaged.
@@ -136,8 +136,8 @@ class Checkpoints:
         if not s3.is_s3(self.location):
             yield Path(self.name(step))
             return
-        with tempfile.TemporaryDirectory(prefix="contrique-checkpoint-") as passing:
-            target = Path(passing) / "checkpoint"
+        with tempfile.TemporaryDirectory(prefix="contrique-checkpoint-") as staging:
+            target = Path(staging) / "checkpoint"
             try:
                 s3.download(self.name(step), target, progress=False)
             except s3.DamagedObject as error:
@@ -149,9 +149,9 @@ def _write(folder: Path, tensors: "Mapping[str, Mapping[str, Tensor]]", state: d
     from safetensors.torch import save_file
 
     folder.mkdir()
-    for stem, named in tensors.items():
-        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
-        save_file(whole, folder / f"{stem}.safetensors")
+    for stem, group in tensors.items():
+        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in group.items()}
+        save_file(contiguous, folder / f"{stem}.safetensors")
     (folder / _STATE).write_text(json.dumps(state))
     sums = "".join(f"{sha256(path)}  {path.name}\n" for path in sorted(folder.iterdir()))
     (folder / _SUMS).write_text(sums)

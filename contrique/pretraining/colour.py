@@ -23,13 +23,13 @@ def convert_views(views: Tensor, colours: Tensor) -> Tensor:
     Returns:
         Shape (N, 3, H, W), float32.
     """
-    out = torch.empty(views.shape, device=views.device)
+    converted = torch.empty(views.shape, device=views.device)
     conversions: tuple[Callable[[Tensor], Tensor], ...] = (_to_gray, _to_lab, _to_hsv, _subtract_mean, torch.clone)
     for index, convert in enumerate(conversions):
         rows = (colours == index).nonzero()[:, 0]
         if len(rows):
-            out[rows] = convert(views[rows].float().div_(255))
-    return out
+            converted[rows] = convert(views[rows].float().div_(255))
+    return converted
 
 
 def _to_gray(rgb: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ def _subtract_mean(rgb: Tensor) -> Tensor:
 
 
 def _blur_along(x: Tensor, axis: int) -> Tensor:
-    """Weighted mean of 7 neighbours along an axis, where all are there; faster than a convolution of one channel."""
+    """Weighted mean of 7 neighbours along an axis, without padding; faster than a convolution of one channel."""
     taps = cv2.getGaussianKernel(7, 7 / 6)[:, 0].tolist()
     size = x.shape[axis] - 6
     out: Tensor = x.narrow(axis, 0, size) * taps[0]

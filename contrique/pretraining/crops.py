@@ -20,7 +20,7 @@ class Cut(NamedTuple):
 
 
 def draw_cut(height: int, width: int, crop: int, rng: np.random.Generator) -> Cut:
-    """A uniformly drawn place at each scale; each view is flipped and their order reversed half of the time."""
+    """A uniform position at each scale; each view is flipped, and their order reversed, with probability 1/2."""
     full, half = _measure_room(height, width, crop)
     corners = [(int(rng.integers(y + 1)), int(rng.integers(x + 1))) for y, x in (full, half)]
     flips = (bool(rng.random() < 0.5), bool(rng.random() < 0.5))

@@ -1,4 +1,4 @@
-"""Training by several processes that torchrun starts: who they are, and what makes W of them compute what one would.
+"""Training by several processes that torchrun starts, with the same result as a single process.
 
 The vectors of all ranks are gathered with their gradient, the gradients of the parameters are summed and not averaged
 (each rank's loss is its share of the whole loss), and batch norm takes its statistics over all ranks.
@@ -26,7 +26,7 @@ _LONG = timedelta(days=7)  # what one rank may prepare alone while the others wa
 
 
 class ProcessFailed(ContriqueError):
-    """One of several processes failed; the message tells which and what it said."""
+    """One of several processes failed; the message names it and its error."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def process_group() -> Iterator[World]:
     """Join the processes that torchrun started, by NCCL on GPUs and gloo on CPUs; without torchrun, a world of one.
 
     Yields:
-        the world; within another `joined`, the same one.
+        the world; within another `process_group`, the same one.
     """
     cuda = torch.cuda.is_available()
     if "TORCHELASTIC_RUN_ID" not in os.environ:
@@ -86,10 +86,10 @@ def run_processes(processes: int, work: Callable[..., T], *arguments: Any) -> T:
 
     Args:
         processes: 1 calls it in this process.
-        work: a function of a module, that joins the others by `joined`.
-        arguments: of it; they are pickled.
+        work: a function of a module, which joins the others by `process_group`.
+        arguments: of `work`; they are pickled.
     Returns:
-        what the first process returned.
+        the result of the first process.
     Raises:
         ProcessFailed: a process raised or was killed, and the others were ended; or there are fewer GPUs.
     """
@@ -119,15 +119,15 @@ def run_processes(processes: int, work: Callable[..., T], *arguments: Any) -> T:
             results: dict[int, T] = elastic_launch(config, work)(*arguments)
     except ChildFailedError as failed:
         rank, failure = failed.get_first_failure()
-        told: Any = failure.message  # a dict if the process raised, by torch's own record of it
-        said = told["message"] if isinstance(told, dict) else told
-        raise ProcessFailed(f"process {rank} of {processes}: {said}") from failed
+        record: Any = failure.message  # a dict if the process raised, by torch's own record of it
+        message = record["message"] if isinstance(record, dict) else record
+        raise ProcessFailed(f"process {rank} of {processes}: {message}") from failed
     return results[0]
 
 
 @contextlib.contextmanager
 def _keep_signals() -> Iterator[None]:
-    """Put back the handlers that torch's launcher replaces, and leaves."""
+    """Restore the signal handlers, which torch's launcher replaces."""
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     try:
         yield
@@ -137,12 +137,12 @@ def _keep_signals() -> Iterator[None]:
 
 
 def is_in_group() -> bool:
-    """Whether this process is in a group that `joined` made, be it as the only one."""
+    """Whether this process is in a group that `process_group` opened, even as its only member."""
     return dist.is_initialized()
 
 
 def wait_for_all() -> None:
-    """Return when every rank is here; one may take days to come."""
+    """Return when every rank has called this; that may take days."""
     if is_in_group():
         group: Any = dist.new_group(timeout=_LONG, backend="gloo")  # waits for all ranks, too
         dist.monitored_barrier(group, timeout=_LONG)
@@ -152,13 +152,13 @@ def broadcast(value: float) -> float:
     """Rank 0's value, on every rank."""
     if not is_in_group():
         return value
-    told = torch.tensor(value, dtype=torch.float64)
-    dist.broadcast(told, 0)
-    return float(told)
+    tensor = torch.tensor(value, dtype=torch.float64)
+    dist.broadcast(tensor, 0)
+    return float(tensor)
 
 
 def gather(tensor: Tensor) -> Tensor:
-    """Concatenate the tensors of all ranks, in order; gradients flow back to the rank that each part came from.
+    """Concatenate the tensors of all ranks, in order; gradients flow back to the rank of each part.
 
     Args:
         tensor: of the same shape on every rank. Shape (n, ...).
@@ -170,13 +170,13 @@ def gather(tensor: Tensor) -> Tensor:
 
 
 class _Gather(torch.autograd.Function):
-    """The gradient of a part is the sum of what all ranks have for it, so that W ranks differentiate one loss."""
+    """The gradient of a part is the sum over all ranks, so that W ranks differentiate one loss."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        out = tensor.new_empty((dist.get_world_size() * tensor.shape[0], *tensor.shape[1:]))
-        dist.all_gather(list(out.chunk(dist.get_world_size())), tensor.contiguous())
-        return out
+        parts = tensor.new_empty((dist.get_world_size() * tensor.shape[0], *tensor.shape[1:]))
+        dist.all_gather(list(parts.chunk(dist.get_world_size())), tensor.contiguous())
+        return parts
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
@@ -186,7 +186,7 @@ class _Gather(torch.autograd.Function):
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """The sum over all ranks, without gradient."""
+    """Sum over all ranks, without gradient."""
     if is_in_group():
         tensor = tensor.detach().clone()
         dist.all_reduce(tensor)
@@ -208,14 +208,14 @@ class _SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         values = input.to(self.weight.dtype)
         over = [axis for axis in range(input.ndim) if axis != 1]
         variance, mean = torch.var_mean(values, over, correction=0)
-        both = gather(torch.stack([mean, variance])[None])  # (ranks, 2, channels)
-        mean, variance = both[:, 0].mean(0), both[:, 1].mean(0) + both[:, 0].var(0, correction=0)
-        self._note(mean.detach(), variance.detach(), len(both) * input.numel() // input.shape[1])
+        moments = gather(torch.stack([mean, variance])[None])  # (ranks, 2, channels)
+        mean, variance = moments[:, 0].mean(0), moments[:, 1].mean(0) + moments[:, 0].var(0, correction=0)
+        self._update_running_stats(mean.detach(), variance.detach(), len(moments) * input.numel() // input.shape[1])
         shape = [1, -1] + [1] * (input.ndim - 2)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return ((values - mean.view(shape)) * scale.view(shape) + self.bias.view(shape)).to(input.dtype)
 
-    def _note(self, mean: Tensor, variance: Tensor, count: int) -> None:
+    def _update_running_stats(self, mean: Tensor, variance: Tensor, count: int) -> None:
         """Move the running statistics, as torch.nn.BatchNorm2d does."""
         assert self.running_mean is not None
         assert self.running_var is not None
@@ -228,7 +228,7 @@ class _SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 def synchronise_batch_norm(model: nn.Module, device: torch.device) -> None:
-    """Replace every batch norm below `model` by one over all ranks; parameters and buffers stay the same objects."""
+    """Replace every batch norm in `model` by one over all ranks; parameters and buffers stay the same objects."""
     if device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         return
@@ -243,7 +243,7 @@ def synchronise_batch_norm(model: nn.Module, device: torch.device) -> None:
 
 
 class GradientSum:
-    """Sums each parameter's gradient over all ranks, on its way while the backward pass goes on.
+    """Sums each parameter's gradient over all ranks, while the backward pass goes on.
 
     A rank's loss is its share of the whole loss, so the sum is the gradient. DistributedDataParallel would average, and
     it regroups its buckets after the first step, so that a resumed run adds up in another order than one that was not
@@ -254,7 +254,7 @@ class GradientSum:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._under_way: list[dist.Work] = []
+        self._pending: list[dist.Work] = []
         for parameter in model.parameters() if is_in_group() else ():
             parameter.register_post_accumulate_grad_hook(self._start)  # type: ignore[no-untyped-call]
 
@@ -262,10 +262,10 @@ class GradientSum:
         assert parameter.grad is not None
         work = dist.all_reduce(parameter.grad, async_op=True)
         assert work is not None
-        self._under_way.append(work)
+        self._pending.append(work)
 
     def wait(self) -> None:
-        """Return when the gradients of the last backward pass are whole."""
-        for work in self._under_way:
+        """Return when the gradients of the last backward pass are summed."""
+        for work in self._pending:
             work.wait()
-        self._under_way.clear()
+        self._pending.clear()

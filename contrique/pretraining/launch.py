@@ -1,7 +1,7 @@
-"""Pretraining where it was asked for: in this process, in several of this machine, or on several machines.
+"""Starts pretraining: in this process, in several processes of this machine, or on several machines.
 
-Several machines are a TrainJob of Kubeflow Trainer. Data and results pass through S3, because that is what all pods
-reach; the job is named after the pipeline run, so that a retry finds the one that it made.
+Several machines are a TrainJob of Kubeflow Trainer. Data and results pass through S3, because all pods reach it. The
+job is named after the pipeline run, so that a retry of the task finds it.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ _REQUEST_SECONDS = 60.0
 
 
 class LaunchError(ContriqueError):
-    """A TrainJob that cannot be made or failed; the message names it and the remedy."""
+    """A TrainJob cannot be created, or failed; the message names it and the remedy."""
 
 
 def pretrain(
@@ -57,13 +57,13 @@ def pretrain(
         out: folder for `encoder.safetensors` and `history.jsonl`.
         profile, overrides: of the configuration.
         seed: of the weights, the batches and the crops.
-        processes: of this machine; with more than one, each has a GPU of its own, or a part of the cores.
+        processes: on this machine; if more than 1, each has a GPU of its own, or a share of the cores.
         job: a TrainJob as JSON, without name, arguments and run; empty to train on this machine.
         to: `s3://` prefix that the job's data, checkpoints and results go below.
     Returns:
-        what was done.
+        the summary of the run.
     Raises:
-        LaunchError: the job cannot be made, failed, or was deleted.
+        LaunchError: the job cannot be created, failed, or was deleted.
         ProcessFailed: one of several processes failed.
         ContriqueError: as `contrique.pretraining.pretrain.pretrain`.
     """
@@ -77,14 +77,14 @@ def pretrain(
 
 
 def _train(dataset: Path, distorted: Path, out: Path, settings: Config, seed: int) -> "PretrainSummary":
-    """What each process of this machine does."""
+    """The work of each process on this machine."""
     from contrique.artifacts import CHECKPOINTS
     from contrique.pretraining import distributed
     from contrique.pretraining.pretrain import pretrain as train
     from contrique.tracking.runs import open_current_run
 
     with distributed.process_group() as world:
-        made = train(
+        summary = train(
             dataset,
             distorted,
             out,
@@ -95,31 +95,31 @@ def _train(dataset: Path, distorted: Path, out: Path, settings: Config, seed: in
         )
         if world.is_main and not settings.pretrain.checkpoints:  # no part of the encoder that later tasks fetch
             shutil.rmtree(out / CHECKPOINTS)
-    return made
+    return summary
 
 
 def command(places: Mapping[str, Sequence[str]], *, profile: str, overrides: Mapping[str, Any], seed: int) -> list[str]:
-    """What torchrun is told on every machine: `contrique pretrain`, from S3 to S3.
+    """Arguments of torchrun on every machine: `contrique pretrain`, from S3 to S3.
 
     Args:
-        places: option of `contrique pretrain` to the `s3://` prefixes that it is given.
+        places: options of `contrique pretrain` with their `s3://` prefixes.
         profile, overrides, seed: as the pipeline takes them.
     """
     words = ["-m", "contrique.cli", "pretrain", "--profile", profile, "--seed", str(seed), "--out", FOLDER]
-    words += [word for option, given in places.items() for place in given for word in (f"--{option}", place)]
+    words += [word for option, prefixes in places.items() for prefix in prefixes for word in (f"--{option}", prefix)]
     for option, value in overrides.items():
         words += ["--set", f"{option}={value if isinstance(value, str) else json.dumps(value)}"]
     return words
 
 
 def fill_in(job: Mapping[str, Any], name: str, run: str, words: Sequence[str]) -> dict[str, Any]:
-    """A copy of a TrainJob that has its name, torchrun's arguments, and the name of its MLflow run."""
-    whole: dict[str, Any] = copy.deepcopy(dict(job))
-    whole["metadata"] = {"name": name}
-    trainer = whole["spec"]["trainer"]
+    """A copy of a TrainJob with its name, torchrun's arguments and the name of its MLflow run."""
+    manifest: dict[str, Any] = copy.deepcopy(dict(job))
+    manifest["metadata"] = {"name": name}
+    trainer = manifest["spec"]["trainer"]
     trainer["args"] = list(words)
     trainer["env"] = [{"name": "CONTRIQUE_RUN", "value": run}, *trainer["env"]]
-    return whole
+    return manifest
 
 
 def _on_machines(
@@ -138,35 +138,35 @@ def _on_machines(
 
     run = current_pipeline_run()
     name = f"pretrain-{run}"
-    place = f"{to}/{name}"
+    prefix = f"{to}/{name}"
     jobs = _Jobs.of_this_namespace()
 
-    places = {kind: [f"{place}/{kind}"] for kind in (*sets, "checkpoints")} | {"publish": [f"{place}/{RESULT}"]}
-    whole = fill_in(job, name, run, command(places, profile=profile, overrides=overrides, seed=seed))
-    with _deleted_with_this_task(jobs, name):
-        found = jobs.get(name)
-        if found is not None and _is_over(found):
+    places = {kind: [f"{prefix}/{kind}"] for kind in (*sets, "checkpoints")} | {"publish": [f"{prefix}/{RESULT}"]}
+    manifest = fill_in(job, name, run, command(places, profile=profile, overrides=overrides, seed=seed))
+    with _delete_on_sigterm(jobs, name):
+        previous = jobs.get(name)
+        if previous is not None and _is_over(previous):
             print(f"{jobs.called(name)} ended in an earlier attempt: made anew, from its last checkpoint", flush=True)
             jobs.delete(name)
-            found = None
-        if found is None and jobs.create(whole, dry_run="All"):  # a refusal comes before hours of uploading
+            previous = None
+        if previous is None and jobs.create(manifest, dry_run="All"):  # a refusal comes before hours of uploading
             for kind, folder in sets.items():
-                s3.upload(folder, f"{place}/{kind}")
-            jobs.create(whole)
+                s3.upload(folder, f"{prefix}/{kind}")
+            jobs.create(manifest)
         _follow_job(jobs, name)
-    s3.download(f"{place}/{RESULT}", out)
+    s3.download(f"{prefix}/{RESULT}", out)
     for kind in sets:  # the checkpoints stay: with them a retry that finds no job is a matter of minutes
-        s3.remove(f"{place}/{kind}")
+        s3.remove(f"{prefix}/{kind}")
     jobs.delete(name, wait=False)  # last: until then a retry finds a complete job, and but fetches
-    summary = out / SUMMARY
-    done = PretrainSummary(**json.loads(summary.read_text()))
-    summary.unlink()
-    return done
+    path = out / SUMMARY
+    summary = PretrainSummary(**json.loads(path.read_text()))
+    path.unlink()
+    return summary
 
 
 @contextlib.contextmanager
-def _deleted_with_this_task(jobs: "_Jobs", name: str) -> Iterator[None]:
-    """SIGTERM deletes the job: a run that was cancelled must not hold machines for days; a retry has the checkpoints.
+def _delete_on_sigterm(jobs: "_Jobs", name: str) -> Iterator[None]:
+    """Delete the job on SIGTERM: a cancelled run must not hold machines for days. A retry resumes from the checkpoints.
 
     A task that is killed outright leaves the job, and a retry goes on waiting for it.
     """
@@ -186,12 +186,12 @@ def _deleted_with_this_task(jobs: "_Jobs", name: str) -> Iterator[None]:
 
 
 def _follow_job(jobs: "_Jobs", name: str) -> None:
-    """Until the job is complete, what becomes of it told as it changes."""
-    told, answered = "", time.monotonic()
+    """Print each change of the job's state until it is complete."""
+    printed, answered = "", time.monotonic()
     while True:
         try:
             job = jobs.get(name)
-        except _Away as error:
+        except _Unavailable as error:
             if time.monotonic() - answered > _PATIENCE_SECONDS:
                 raise
             print(f"{error}; asking again", file=sys.stderr, flush=True)
@@ -201,9 +201,9 @@ def _follow_job(jobs: "_Jobs", name: str) -> None:
         if job is None:
             raise LaunchError(f"{jobs.called(name)} is gone: somebody deleted it; run the pipeline again")
         ended = _conditions(job)
-        if (state := _state(job)) != told:
+        if (state := _state(job)) != printed:
             print(f"{jobs.called(name)}: {state}", flush=True)
-            told = state
+            printed = state
         if "Complete" in ended:
             return
         if "Failed" in ended:
@@ -213,26 +213,26 @@ def _follow_job(jobs: "_Jobs", name: str) -> None:
 
 
 def _is_over(job: Mapping[str, Any]) -> bool:
-    """Whether nothing more will come of a job: it failed, or is being deleted."""
+    """Whether a job failed or is being deleted."""
     return "Failed" in _conditions(job) or "deletionTimestamp" in job["metadata"]
 
 
 def _conditions(job: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The conditions that hold, by type."""
+    """Conditions with status True, by type."""
     conditions = job.get("status", {}).get("conditions", [])
     return {condition["type"]: condition for condition in conditions if condition["status"] == "True"}
 
 
 def _state(job: Mapping[str, Any]) -> str:
-    """A job's status in one line."""
+    """Status of a job in one line."""
     words = [*_conditions(job)]
     for part in job.get("status", {}).get("jobsStatus", []):
         words += [f"{part[kind]} {kind}" for kind in ("active", "ready", "succeeded", "failed") if part.get(kind)]
     return ", ".join(words) or "waiting for its machines"
 
 
-class _Away(LaunchError):
-    """The API server does not answer, or says that it cannot now."""
+class _Unavailable(LaunchError):
+    """The API server does not answer, or cannot at the moment."""
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ class _Jobs:
 
     @classmethod
     def of_this_namespace(cls) -> "_Jobs":
-        """By the pod's service account, or out of a cluster by KUBECONFIG."""
+        """Connect by the pod's service account, or outside a cluster by KUBECONFIG."""
         from kubernetes import client, config
 
         if not (namespace := os.environ.get(NAMESPACE)):
@@ -267,7 +267,7 @@ class _Jobs:
         return f"TrainJob {self.namespace}/{name}"
 
     def remedy(self, name: str) -> str:
-        """Where to look for what went wrong."""
+        """Commands that show what went wrong."""
         return (
             f"look at `kubectl -n {self.namespace} describe trainjob {name}` and `kubectl -n {self.namespace} logs "
             f"--prefix --tail=50 -l jobset.sigs.k8s.io/jobset-name={name}`"
@@ -275,26 +275,26 @@ class _Jobs:
 
     def get(self, name: str) -> dict[str, Any] | None:
         """The job, or None."""
-        found: dict[str, Any] | None = self._ask("get", self.api.get_namespaced_custom_object, name, absent=404)
-        return found
+        job: dict[str, Any] | None = self._ask("get", self.api.get_namespaced_custom_object, name, absent=404)
+        return job
 
     def create(self, job: dict[str, Any], **options: str) -> bool:
-        """Make a job, unless there is one, made by a task that was cut off: it is as good.
+        """Create a job, unless an interrupted task created it before.
 
         Args:
             job: the manifest.
-            options: of the request; `dry_run="All"` only asks whether it would be made.
+            options: of the request; `dry_run="All"` only checks whether it would be created.
         Returns:
-            whether there was none.
+            whether it is new.
         """
         name = job["metadata"]["name"]
-        made = self._ask("create", self.api.create_namespaced_custom_object, name, absent=409, body=job, **options)
+        created = self._ask("create", self.api.create_namespaced_custom_object, name, absent=409, body=job, **options)
         if not options:
-            print(f"{self.called(name)} {'was there' if made is None else 'made'}", flush=True)
-        return made is not None
+            print(f"{self.called(name)} {'was there' if created is None else 'made'}", flush=True)
+        return created is not None
 
     def delete(self, name: str, *, wait: bool = True) -> None:
-        """Delete a job with its pods; nothing to do if it is not there. `wait`: return when it is gone."""
+        """Delete a job with its pods, if it exists. `wait`: return when it is gone."""
         delete = self.api.delete_namespaced_custom_object
         self._ask("delete", delete, name, absent=404, propagation_policy="Foreground")
         until = time.monotonic() + _PATIENCE_SECONDS
@@ -304,22 +304,22 @@ class _Jobs:
             time.sleep(min(1.0, _POLL_SECONDS))
 
     def _ask(self, verb: str, call: Callable[..., T], name: str, *, absent: int, **arguments: Any) -> T | None:
-        """What the API answers; None where it answers with the status `absent`."""
+        """Answer of the API; None for the status `absent`."""
         from kubernetes.client import ApiException
         from urllib3.exceptions import HTTPError
 
-        named = arguments if "body" in arguments else arguments | {"name": name}
+        parameters = arguments if "body" in arguments else arguments | {"name": name}
         try:
-            return call(namespace=self.namespace, _request_timeout=_REQUEST_SECONDS, **_KIND, **named)
+            return call(namespace=self.namespace, _request_timeout=_REQUEST_SECONDS, **_KIND, **parameters)
         except HTTPError as error:
-            raise _Away(f"{self.called(name)}: the Kubernetes API does not answer ({error})") from error
+            raise _Unavailable(f"{self.called(name)}: the Kubernetes API does not answer ({error})") from error
         except ApiException as error:
             if error.status == absent:
                 return None
             reason = f"{error.status} {error.reason}: {_describe_failure(error)}"
             why = f"{self.called(name)}: Kubernetes did not {verb} it ({reason})"
             if error.status >= 500 or error.status == 429:
-                raise _Away(why) from error
+                raise _Unavailable(why) from error
             remedy = _REMEDIES.get(error.status, "check the TrainJob in the compiled pipeline")
             raise LaunchError(f"{why}; {remedy}") from error
 
@@ -332,7 +332,7 @@ _REMEDIES = {
 
 
 def _describe_failure(error: Any) -> str:
-    """The message in the body of an answer, or the body's beginning."""
+    """Message in the body of an answer, or the beginning of the body."""
     text = str(error.body)
     with contextlib.suppress(ValueError):
         body = json.loads(text)

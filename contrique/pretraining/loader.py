@@ -1,4 +1,4 @@
-"""Batches made ahead by other processes."""
+"""Batches prepared in advance by other processes."""
 
 import contextlib
 import multiprocessing
@@ -13,7 +13,7 @@ from contrique.pretraining.batches import Batch, Views
 
 @contextlib.contextmanager
 def use_threads(count: int, sharing: int) -> Iterator[None]:
-    """Set torch's threads: `count`, or this process's part of the cores that `sharing` processes share."""
+    """Set torch's threads: `count`, or for 0 this process's share of the cores among `sharing` processes."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or max(1, (os.cpu_count() or 1) // sharing))
     try:
@@ -30,7 +30,7 @@ def _use_one_thread(_: int) -> None:
 
 
 class ErrorsAsItems(torch.utils.data.Dataset[Batch | ContriqueError]):
-    """Views whose expected errors come as items: raised in a loader process they would end in its traceback."""
+    """Views that return expected errors as items: raised in a loader process they would arrive with its traceback."""
 
     def __init__(self, views: Views) -> None:
         self.views = views
@@ -43,14 +43,14 @@ class ErrorsAsItems(torch.utils.data.Dataset[Batch | ContriqueError]):
 
 
 def load_batches(views: Views, start: int, stop: int, workers: int) -> Iterator[Batch]:
-    """Batches of the steps from `start` on, in order, made ahead by `workers` processes."""
+    """Batches of the steps `start` to `stop - 1`, in order, prepared in advance by `workers` processes."""
     if not workers or start == stop:
         for step in range(start, stop):
             yield views[step]
         return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["contrique.pretraining.batches"])  # imported once, and not by each process
-    for made in torch.utils.data.DataLoader(
+    for item in torch.utils.data.DataLoader(
         ErrorsAsItems(views),
         batch_size=None,
         sampler=range(start, stop),
@@ -60,6 +60,6 @@ def load_batches(views: Views, start: int, stop: int, workers: int) -> Iterator[
         multiprocessing_context=context,
         pin_memory=torch.cuda.is_available(),
     ):
-        if isinstance(made, ContriqueError):
-            raise made
-        yield made
+        if isinstance(item, ContriqueError):
+            raise item
+        yield item

@@ -1,4 +1,4 @@
-"""The multi-positive contrastive loss of the paper, exact and blockwise: no N x N matrix is ever kept."""
+"""The multi-positive contrastive loss of the paper, exact and blockwise, without an N x N matrix in memory."""
 
 import itertools
 from typing import Any, Literal
@@ -22,11 +22,11 @@ def contrastive_loss(
     """Contrastive loss over all local vectors of the global batch (paper, equation 3; spec section 3).
 
     L = mean_i [ log sum_{k != i} exp(s_ik) - (1 / |P(i)|) sum_{p in P(i)} s_ip ] with s_ij = z_i . z_j / temperature
-    of the L2-normalised z, and P(i) every other vector with the label of i. A vector without positives has nothing
-    to be told and contributes 0.
+    of the L2-normalised z, and P(i) every other vector with the label of i. A vector without positives contributes
+    0.
 
-    Memory is linear in N: the forward pass makes the gradient too, from blocks of rows. The matrix is symmetric, so
-    that only the blocks on and above its diagonal are computed.
+    Memory is linear in N: the forward pass computes the gradient too, from blocks of rows. The matrix is symmetric, so
+    only the blocks on and above its diagonal are computed.
 
     Args:
         z: projections; normalised here. Shape (N, d), any float type; computed in float32, in float64 if
@@ -54,14 +54,14 @@ def contrastive_loss(
     if step != 1:
         raise ValueError(f"expected rows without a step, got {rows}")
     with torch.autocast(z.device.type, enabled=False):
-        kept = torch.promote_types(z.dtype, torch.float32)
-        wide = kept if temperature >= _SMALLEST_FLOAT32 else torch.float64
+        dtype = torch.promote_types(z.dtype, torch.float32)
+        wide = dtype if temperature >= _SMALLEST_FLOAT32 else torch.float64
         normalised = torch.nn.functional.normalize(z.to(wide), dim=1)
         products = torch.bfloat16 if precision == "bfloat16" else wide
         if start:  # the rows to sum over come first
             normalised, labels = normalised.roll(-start, 0), labels.roll(-start)
         loss: Tensor = _Contrastive.apply(normalised, labels, temperature, max(0, stop - start), products)
-        return loss.to(kept)
+        return loss.to(dtype)
 
 
 class _Contrastive(torch.autograd.Function):
@@ -75,10 +75,10 @@ class _Contrastive(torch.autograd.Function):
         weight = (positives > 0).to(z.dtype) / n
         share = (weight / positives.clamp(min=1))[:, None]
 
-        every, mine = (z.new_zeros(len(classes), z.shape[1]).index_add_(0, inverse[:k], z[:k]) for k in (n, count))
-        pulls = every[inverse[:count]] - z[:count]
+        totals, partials = (z.new_zeros(len(classes), z.shape[1]).index_add_(0, inverse[:k], z[:k]) for k in (n, count))
+        pulls = totals[inverse[:count]] - z[:count]
         loss: Tensor = -(share[:count] * pulls * z[:count]).sum() / temperature
-        grad = -share * mine[inverse]
+        grad = -share * partials[inverse]
         grad[:count] -= share[:count] * (pulls - z[:count])
 
         left, right = (z / temperature).to(products), z.to(products)

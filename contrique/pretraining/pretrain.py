@@ -1,4 +1,4 @@
-"""Contrastive pretraining: one loop, in one process or several, resumable to the bit (spec sections 2 to 4)."""
+"""Contrastive pretraining in one process or several, resumable to the bit (spec sections 2 to 4)."""
 
 import dataclasses
 import math
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PretrainSummary:
-    """What a pretraining run did.
+    """Summary of a pretraining run.
 
     Attributes:
-        steps: optimizer steps made, earlier runs that were resumed included.
-        crops: views seen, likewise.
-        loss_first: mean loss of the first logged steps; `loss_last` of the last ones.
+        steps: optimizer steps, those of resumed runs included.
+        crops: views, likewise.
+        loss_first: mean loss of the first logged steps.
+        loss_last: mean loss of the last logged steps.
         minutes: wall time of this run.
-        wait_share: share of the time from the first batch on that was spent waiting for the loader; its start is not
-            counted.
+        wait_share: fraction of the time after the first batch that was spent waiting for the loader.
     """
 
     steps: int
@@ -54,7 +54,7 @@ def build_pool(
         dataset: the picture set that holds authentic pictures and pristine photographs.
         distorted: the picture set synthesized from its pristine ones.
         merge_identity: as `contrique.distortions.class_id`.
-        on_the_fly: take the photographs themselves, and not the pictures made of them; `distorted` is not read.
+        on_the_fly: take the photographs instead of their distorted versions; `distorted` is not read.
     Returns:
         rows of the split `pretrain`, synthetic and authentic, and rows of all other synthetic pictures: manifest rows
         with `folder` and `label` (-1 for authentic ones).
@@ -66,20 +66,21 @@ def build_pool(
     from contrique.data.manifest import DatasetError, read_manifest
     from contrique.distortions import class_id
 
-    given = read_manifest(dataset)
-    made = given[given["kind"] == "pristine"] if on_the_fly else read_manifest(distorted)
-    labels = [class_id(name, level, merge_identity) for name, level in zip(made.distortion, made.level, strict=True)]
-    made = made.assign(folder=str(dataset if on_the_fly else distorted), label=labels)
-    authentic = given[(given["split"] == "pretrain") & (given["kind"] == "authentic")]
-    pretraining = made["split"] == "pretrain"
-    train = pd.concat([made[pretraining], authentic.assign(folder=str(dataset), label=-1)], ignore_index=True)
+    manifest = read_manifest(dataset)
+    synthetic = manifest[manifest["kind"] == "pristine"] if on_the_fly else read_manifest(distorted)
+    kinds = zip(synthetic.distortion, synthetic.level, strict=True)
+    labels = [class_id(name, level, merge_identity) for name, level in kinds]
+    synthetic = synthetic.assign(folder=str(dataset if on_the_fly else distorted), label=labels)
+    authentic = manifest[(manifest["split"] == "pretrain") & (manifest["kind"] == "authentic")]
+    pretraining = synthetic["split"] == "pretrain"
+    train = pd.concat([synthetic[pretraining], authentic.assign(folder=str(dataset), label=-1)], ignore_index=True)
     damaged = train[train["error"].fillna("") != ""]
     if len(damaged):
         raise DatasetError(
             f"{dataset}: {len(damaged)} pictures to pretrain on cannot be read ({', '.join(damaged['error'][:3])}); "
             "mend or remove them"
         )
-    return train, made[~pretraining].reset_index(drop=True)
+    return train, synthetic[~pretraining].reset_index(drop=True)
 
 
 def pretrain(
@@ -94,28 +95,28 @@ def pretrain(
 ) -> PretrainSummary:
     """Train an encoder and write `out/encoder.safetensors` and `out/history.jsonl`.
 
-    Started by torchrun, the processes share each step's pictures and compute what one process would; the first one
-    writes. An interrupted run goes on from its last whole checkpoint (`config.checkpoints`), with any number of
+    Under torchrun the processes share each step's pictures and compute the same result as a single process; the first
+    one writes. An interrupted run goes on from its last whole checkpoint (`config.checkpoints`), with any number of
     processes; on CPUs with the same number of processes and threads its weights equal those of an uninterrupted run
-    bit for bit (not under `minutes`: the clock rules there).
+    bit for bit (not with `minutes`, where the clock decides).
 
     Args:
         dataset: picture set with the authentic pictures.
         distorted: picture set of synthesized pictures; rows of the split `pretrain` are used.
         out: folder of the run.
         config: the recipe.
-        seed: of weights, order, crops and colour spaces, and of the distortions made on the fly.
+        seed: of weights, order, crops and colour spaces, and of distortions on the fly.
         track: called with metrics and the step: `loss`, `lr`, `grad_norm`, `positive_similarity` and
             `negative_similarity` (means over pairs, divided by the temperature), `crops_per_s` and `wait_share` every
             `log_every` steps, `probe_type` and `probe_level` every `probe_every` steps and at the end.
-        synthesis: what is made of each photograph where `config.synthesis` is `on_the_fly`.
+        synthesis: the distorted versions of each photograph if `config.synthesis` is `on_the_fly`.
     Returns:
-        what was done.
+        the summary of the run.
     Raises:
         Diverged: loss or gradient is not finite; the step's pictures are named on stderr.
         DatasetError: pictures are missing, or do not divide by the number of processes.
-        BadImage: a picture went bad after its manifest was made; what the last checkpoint holds stays.
-        StorageError: checkpoints cannot be listed, or the last one not be stored.
+        BadImage: a picture went bad after its manifest was made; the last checkpoint stays.
+        StorageError: checkpoints cannot be listed, or the last one cannot be stored.
     """
     config = config or PretrainConfig()
     tuned = torch.backends.cudnn.flags(enabled=True, benchmark=True)  # every step has the same shapes
@@ -154,18 +155,18 @@ def _open_data(
     seed: int,
     world: distributed.World,
 ) -> tuple[Views, Probe | None]:
-    """What to train on, and what to probe with if anything; the two share no content."""
+    """Views to train on, and a probe if there are photographs for it; the two share no content."""
     import pandas as pd
 
-    making = _plan_versions(config, synthesis, seed) if config.synthesis == "on_the_fly" else None
-    pool, others = build_pool(dataset, distorted, config.merge_identity, on_the_fly=making is not None)
+    on_the_fly = _plan_versions(config, synthesis, seed) if config.synthesis == "on_the_fly" else None
+    pool, others = build_pool(dataset, distorted, config.merge_identity, on_the_fly=on_the_fly is not None)
     probe = None
     if config.probe_every:
         synthetic = pool["label"] >= 0
-        kept, held = split_probe_rows(pd.concat([pool[synthetic], others]))
-        pool = pd.concat([kept, pool[~synthetic]], ignore_index=True)
-        if len(held) and world.is_main:
-            probe = Probe(held, config.crop, making)
+        train, probe_rows = split_probe_rows(pd.concat([pool[synthetic], others]))
+        pool = pd.concat([train, pool[~synthetic]], ignore_index=True)
+        if len(probe_rows) and world.is_main:
+            probe = Probe(probe_rows, config.crop, on_the_fly)
         elif world.is_main:
             print("too few photographs to hold some out: no probe of the encoder", file=sys.stderr)
     views = Views(
@@ -177,7 +178,7 @@ def _open_data(
         contents_per_class=config.contents_per_class,
         seed=seed,
         colour_spaces=config.colour_spaces,
-        on_the_fly=making,
+        on_the_fly=on_the_fly,
         rank=world.rank,
         ranks=world.size,
     )
@@ -188,5 +189,6 @@ def _plan_versions(config: PretrainConfig, synthesis: SynthesisConfig, seed: int
     from contrique.data.synthesis import versions
     from contrique.distortions import class_id
 
-    made = tuple(versions(synthesis))
-    return OnTheFly(made, tuple(class_id(*one, config.merge_identity) for one in made), synthesis.max_side, seed)
+    plan = tuple(versions(synthesis))
+    labels = tuple(class_id(*version, config.merge_identity) for version in plan)
+    return OnTheFly(plan, labels, synthesis.max_side, seed)

@@ -1,4 +1,4 @@
-"""Is the encoder learning? A linear probe of distortion type and level on photographs that it is not trained on."""
+"""Linear probe of distortion type and level, on photographs that the encoder is not trained on."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -17,43 +17,44 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-CONTENTS = 8  # at most; each is judged by a probe that was fitted on the others
-FEWEST = 4  # contents outside `pretrain` that are enough
-RESERVE = 10  # photographs are withheld from training only if there are this many times FEWEST of them
+CONTENTS = 8  # at most; each is predicted by a probe that was fitted on the others
+FEWEST = 4  # contents outside `pretrain` that suffice
+RESERVE = 10  # photographs are withheld from training only if there are at least RESERVE * FEWEST of them
 _RIDGE = 0.1  # of the mean eigenvalue scale: features are standardised
 _BATCH = 64
 Embed = Callable[[Tensor], Tensor]
 
 
 def split_probe_rows(rows: "pd.DataFrame") -> "tuple[pd.DataFrame, pd.DataFrame]":
-    """Part the rows of synthetic pictures into those to train on and those to probe with.
+    """Split the rows of synthetic pictures into training rows and probe rows.
 
-    Contents outside the split `pretrain` serve, whose pictures are never trained on. If there are too few, CONTENTS of
-    the `pretrain` ones are withheld, provided that there are many; else the second part is empty.
+    Probe rows are of contents outside the split `pretrain`, which are never trained on. If there are fewer than FEWEST,
+    CONTENTS of the `pretrain` ones are withheld, if there are many; else there are no probe rows.
 
     Args:
         rows: manifest rows with `split` and `reference`.
     Returns:
-        rows to train on, rows to probe with: different contents. Which ones hangs on their names alone.
+        training rows, probe rows: of different contents. The choice depends on the names of the contents only.
     """
     train, others = rows[rows["split"] == "pretrain"], rows[rows["split"] != "pretrain"]
-    chosen = _choose_contents(others["reference"])
-    if len(chosen) >= FEWEST:
-        return train, others[others["reference"].isin(chosen)]
-    chosen = _choose_contents(train["reference"]) if train["reference"].nunique() >= RESERVE * FEWEST else []
-    withheld = train["reference"].isin(chosen)
+    contents = _choose_contents(others["reference"])
+    if len(contents) >= FEWEST:
+        return train, others[others["reference"].isin(contents)]
+    contents = _choose_contents(train["reference"]) if train["reference"].nunique() >= RESERVE * FEWEST else []
+    withheld = train["reference"].isin(contents)
     return train[~withheld], train[withheld]
 
 
 def _choose_contents(references: Sequence[str]) -> list[str]:
-    """CONTENTS of the contents, in the order of a hash of their names."""
+    """The first CONTENTS of the contents, in the order of a hash of their names."""
     return sorted(set(references), key=lambda name: hashlib.sha256(str(name).encode()).digest())[:CONTENTS]
 
 
 class Probe:
-    """A fixed sample of distorted pictures, a central crop of each at both scales, and what can be read off them.
+    """Measures how well distortion type and level can be read off features of a fixed sample of distorted pictures.
 
-    Pristine pictures and the classes that equal them are left out: there is nothing to tell.
+    Each picture is represented by a central crop at both scales. Pristine pictures, and levels that equal them, are
+    left out.
 
     Args:
         pool, on_the_fly: as `Pictures` takes them; every content with its distortions.
@@ -76,35 +77,36 @@ class Probe:
         self.types, self.levels, self.contents = np.array(types), np.array(levels), np.array(contents)
 
     def measure(self, embed: Embed) -> dict[str, float]:
-        """Accuracy, leaving out one content after the other.
+        """Accuracy by leave-one-content-out cross-validation.
 
         Args:
             embed: RGB (N, 3, crop, crop) uint8 -> frozen features (N, width).
         Returns:
-            `probe_type`: share of pictures whose distortion is told (one in 25 by chance); `probe_level`: share whose
-            level is told by a probe of their own distortion (one in 5 by chance).
+            `probe_type`: fraction of pictures whose distortion is predicted (1/25 by chance); `probe_level`: fraction
+            whose level is predicted by a probe of their own distortion (1/5 by chance).
         """
         parts = [embed(self.crops[i : i + _BATCH]).float().cpu() for i in range(0, len(self.crops), _BATCH)]
         features = torch.cat(parts).view(len(self.types), -1).double().numpy()
-        told = np.zeros((2, len(features)), bool)
+        correct = np.zeros((2, len(features)), bool)
         for content in np.unique(self.contents):
-            judged = self.contents == content
-            known = (features - features[~judged].mean(0)) / (features[~judged].std(0) + 1e-9)
-            told[0, judged] = _predict_classes(known, self.types, ~judged)[judged]
-            for name in np.unique(self.types[judged]):
+            held_out = self.contents == content
+            scaled = (features - features[~held_out].mean(0)) / (features[~held_out].std(0) + 1e-9)
+            correct[0, held_out] = _is_predicted(scaled, self.types, ~held_out)[held_out]
+            for name in np.unique(self.types[held_out]):
                 rows = self.types == name
-                told[1, rows & judged] = _predict_classes(known[rows], self.levels[rows], ~judged[rows])[judged[rows]]
-        return {"probe_type": float(told[0].mean()), "probe_level": float(told[1].mean())}
+                correct_levels = _is_predicted(scaled[rows], self.levels[rows], ~held_out[rows])
+                correct[1, rows & held_out] = correct_levels[held_out[rows]]
+        return {"probe_type": float(correct[0].mean()), "probe_level": float(correct[1].mean())}
 
 
-def _predict_classes(
+def _is_predicted(
     features: NDArray[np.float64], labels: NDArray[np.generic], fitted: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
-    """Whether a ridge classifier (one-hot targets, dual form), fitted on some rows, tells the label of each."""
+    """Whether a ridge classifier (one-hot targets, dual form), fitted on some rows, predicts the label of each row."""
     classes, index = np.unique(labels, return_inverse=True)
     known = features[fitted]
     gram = known @ known.T / features.shape[1]
     targets = np.eye(len(classes))[index[fitted]] - 1 / len(classes)
     weights = np.linalg.solve(gram + _RIDGE * np.eye(len(known)), targets)
-    told = (features @ known.T / features.shape[1]) @ weights
-    return np.asarray(told.argmax(1) == index)
+    scores = (features @ known.T / features.shape[1]) @ weights
+    return np.asarray(scores.argmax(1) == index)

@@ -35,7 +35,7 @@ class Diverged(ContriqueError):
 
 
 def run_training(run: "TrainingRun", views: Views, total: int) -> float:
-    """The loop. Returns the share of the time spent waiting for data."""
+    """The training loop. Returns the fraction of the time spent waiting for data."""
     from tqdm import tqdm
 
     trainer, past = run.trainer, run.past
@@ -107,14 +107,14 @@ def write_history(path: Path, history: list[dict[str, float]]) -> None:
 
 @dataclass
 class TrainingState:
-    """What a run has behind it, beside weights and optimizer.
+    """Progress of a run, beside weights and optimizer.
 
     Attributes:
-        step: optimizer steps made.
-        crops: views seen, by all ranks.
+        step: number of optimizer steps.
+        crops: number of views, over all ranks.
         seconds: time spent, up to the last step.
         losses: of the steps since the last entry of the history.
-        history: what was logged.
+        history: logged metrics.
     """
 
     step: int = 0
@@ -125,7 +125,7 @@ class TrainingState:
 
 
 class TrainingRun:
-    """A trainer, its past, and where that is kept and told."""
+    """A trainer with its progress, its checkpoints and its log."""
 
     def __init__(self, trainer: "Trainer", checkpoints: Checkpoints, probe: Probe | None, track: Track | None) -> None:
         self.trainer, self.checkpoints, self.probe = trainer, checkpoints, probe
@@ -135,7 +135,7 @@ class TrainingRun:
         self.waited = 0.0
 
     def log(self, update: "Update", lr: float, spent: float) -> dict[str, float]:
-        """Add an entry to the history and tell it; `spent`: seconds since this process began to train."""
+        """Add an entry to the history and track it; `spent`: seconds since this process began to train."""
         past = self.past
         positive, negative = _compute_similarities(update.z, update.labels, self.trainer.config.temperature)
         entry = {
@@ -164,33 +164,33 @@ class TrainingRun:
             self.track(measured, past.step)
 
     def save(self, *, last: bool = False) -> None:
-        """Keep a checkpoint of this step, if this rank writes."""
+        """Save a checkpoint of this step, on the main rank."""
         if self.trainer.world.is_main:
             state = dataclasses.asdict(self.past) | {"recipe": self.trainer.recipe()}
             self.checkpoints.save(self.past.step, self.trainer.tensors(), state, last=last)
 
     def resume(self) -> None:
-        """Go on from the newest whole checkpoint, if there is one, on every rank."""
-        chosen = -1
+        """Load the newest whole checkpoint, if any, on every rank."""
+        resumed = -1
         if self.trainer.world.is_main:
-            found = self.checkpoints.steps()
-            for step in found:
+            steps = self.checkpoints.steps()
+            for step in steps:
                 try:
                     self._load(step)
-                    chosen = step
+                    resumed = step
                     break
                 except DamagedCheckpoint as error:
                     print(f"{error}; trying the one before it", file=sys.stderr)
-            if found and chosen < 0:
+            if steps and resumed < 0:
                 print(f"{self.checkpoints.location}: no whole checkpoint; beginning anew", file=sys.stderr)
-        chosen = int(distributed.broadcast(chosen))
-        if chosen >= 0 and not self.trainer.world.is_main:
-            if chosen not in self.checkpoints.steps():
+        resumed = int(distributed.broadcast(resumed))
+        if resumed >= 0 and not self.trainer.world.is_main:
+            if resumed not in self.checkpoints.steps():
                 raise ContriqueError(
-                    f"{self.checkpoints.name(chosen)}: cannot be seen by process {self.trainer.world.rank}; set "
+                    f"{self.checkpoints.name(resumed)}: cannot be seen by process {self.trainer.world.rank}; set "
                     "pretrain.checkpoints to a folder that all machines share, or to s3://BUCKET/PREFIX"
                 )
-            self._load(chosen)
+            self._load(resumed)
         self.first_crop = self.past.crops
 
     def _load(self, step: int) -> None:
@@ -205,7 +205,7 @@ class TrainingRun:
 
 @dataclass(frozen=True)
 class Update:
-    """What one optimizer step leaves: loss and gradient norm of the whole batch, its vectors z and their labels."""
+    """Result of an optimizer step: loss and gradient norm of the whole batch, its vectors z and their labels."""
 
     loss: float
     grad_norm: float
@@ -214,7 +214,7 @@ class Update:
 
     @property
     def finite(self) -> bool:
-        """Whether the optimizer made a step of it."""
+        """Whether loss and gradient are finite, so that the optimizer stepped."""
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
@@ -228,8 +228,8 @@ class Network(nn.Module):
 
     def forward(self, views: tuple[Tensor, ...], colours: Tensor) -> Tensor:
         """uint8 views (n, 3, crop, crop) and their colour spaces -> (views * n * pool * pool, projection)."""
-        together, wide = self.encoder.views, next(self.projector.parameters()).dtype
-        if together > 1:
+        n_joint, dtype = self.encoder.views, next(self.projector.parameters()).dtype
+        if n_joint > 1:
             views, colours = (torch.cat(views),), colours.reshape(1, -1)
         vectors = []
         for view, spaces in zip(views, colours, strict=True):
@@ -238,18 +238,18 @@ class Network(nn.Module):
                 pixels = pixels.contiguous(memory_format=torch.channels_last)
             with torch.autocast(view.device.type, torch.bfloat16, enabled=self.mixed):
                 local = self.encoder.local(pixels, self.config.pool)
-            vectors += [self.projector(part.flatten(0, 1).to(wide)) for part in local.chunk(together)]
+            vectors += [self.projector(part.flatten(0, 1).to(dtype)) for part in local.chunk(n_joint)]
         return torch.cat(vectors)
 
 
 class Trainer:
-    """Weights, optimizer and step: all the state there is, since data and views are functions of (seed, step)."""
+    """Weights, optimizer and step: the whole state, since data and views are functions of (seed, step)."""
 
     def __init__(self, config: PretrainConfig, seed: int, world: distributed.World, data: str = "") -> None:
         self.config, self.seed, self.world, self.device, self.data = config, seed, world, world.device, data
         # batch-norm statistics are a view's own, as in the paper; one pass for both views is faster on a CPU alone
-        together = 2 if self.device.type == "cpu" and not distributed.is_in_group() else 1
-        self.encoder = Encoder(config.arch, seed, together).to(self.device)
+        n_joint = 2 if self.device.type == "cpu" and not distributed.is_in_group() else 1
+        self.encoder = Encoder(config.arch, seed, n_joint).to(self.device)
         projector = Projector(self.encoder.width, config.projection, seed).to(self.device)
         if config.channels_last:
             self.encoder = self.encoder.to(memory_format=torch.channels_last)
@@ -278,23 +278,23 @@ class Trainer:
         z = self.model(views, batch.colours.to(self.device))
         labels = batch.labels.to(self.device).repeat_interleave(self.config.pool**2).repeat(2)
         z, labels = distributed.gather(z), distributed.gather(labels)
-        mine = len(z) // self.world.size
-        rows = slice(self.world.rank * mine, (self.world.rank + 1) * mine)
+        share = len(z) // self.world.size
+        rows = slice(self.world.rank * share, (self.world.rank + 1) * share)
         loss: Tensor = contrastive_loss(z, labels, self.config.temperature, rows=rows)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.gradients.wait()
         grad_norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        made = Update(distributed.sum_over_ranks(loss).item(), grad_norm.item(), z.detach(), labels)
-        if made.finite:
+        update = Update(distributed.sum_over_ranks(loss).item(), grad_norm.item(), z.detach(), labels)
+        if update.finite:
             self.optimizer.step()
-        return made
+        return update
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Batch]) -> None:
-        """Take the encoder's batch-norm statistics anew, over RGB views of `batches`; with none they stay.
+        """Compute the encoder's batch-norm statistics anew over RGB views of `batches`; without batches they stay.
 
-        The running ones are of the last few steps alone and of every colour space, while features are taken in RGB;
+        The running ones are of the last few steps only and of every colour space, while features are taken in RGB;
         with small batches, two trainings that differ by rounding alone end with statistics half as large again.
         (Wu and Johnson 2021, Rethinking "Batch" in BatchNorm.)
         """
@@ -302,25 +302,25 @@ class Trainer:
         for norm in norms:
             if isinstance(norm, ViewNorm):
                 norm.views = 1
-        taken = 0
+        count = 0
         for batch in batches:
             for view in batch.views:
-                taken += 1
+                count += 1
                 for norm in norms:
-                    norm.momentum = 1 / taken  # so that the running mean is the plain one
-                self._encoded(view)
+                    norm.momentum = 1 / count  # the running mean is then the plain mean
+                self._encode(view)
 
     @torch.no_grad()
     def embed(self, pixels: Tensor) -> Tensor:
-        """Frozen features, as the encoder is now: RGB (N, 3, H, W) uint8 -> (N, width)."""
+        """Frozen features of the current encoder: RGB (N, 3, H, W) uint8 -> (N, width)."""
         self.encoder.eval()
         try:
-            return self._encoded(pixels)
+            return self._encode(pixels)
         finally:
             self.encoder.train()
 
-    def _encoded(self, pixels: Tensor) -> Tensor:
-        """The encoder, in the mode that it is in, on RGB (N, 3, H, W) uint8."""
+    def _encode(self, pixels: Tensor) -> Tensor:
+        """Features of RGB (N, 3, H, W) uint8, with the encoder in its current mode."""
         rgb = torch.full((len(pixels),), COLOUR_SPACES.index("rgb"), device=self.device)
         colours = convert_views(pixels.to(self.device), rgb)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
@@ -328,13 +328,13 @@ class Trainer:
         return features
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Weights and optimizer, by file of a checkpoint."""
+        """Weights and optimizer, by file stem of a checkpoint."""
         state = self.optimizer.state_dict()["state"]
-        moments = {f"{index}.{name}": tensor for index, own in state.items() for name, tensor in own.items()}
+        moments = {f"{index}.{name}": tensor for index, slots in state.items() for name, tensor in slots.items()}
         return {"model": self.model.state_dict(), "optimizer": moments}
 
     def restore(self, tensors: dict[str, dict[str, Tensor]]) -> None:
-        """Take over what `tensors` gave."""
+        """Load the result of `tensors`."""
         self.model.load_state_dict(tensors["model"])
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         moments: dict[int, dict[str, Tensor]] = {}
@@ -347,12 +347,12 @@ class Trainer:
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
     def recipe(self) -> dict[str, Any]:
-        """What must agree for a checkpoint to be gone on from: all but how fast, how often and where."""
+        """What must agree to resume from a checkpoint: configuration without speed and place; seed; data."""
         free = ("workers", "threads", "checkpoint_every", "checkpoints", "log_every", "minutes")
         recipe = {k: v for k, v in dataclasses.asdict(self.config).items() if k not in free}
         recipe |= {"seed": self.seed, "data": self.data}
-        recorded: dict[str, Any] = json.loads(json.dumps(recipe))  # as a checkpoint gives it back
-        return recorded
+        plain: dict[str, Any] = json.loads(json.dumps(recipe))  # as a checkpoint stores it
+        return plain
 
 
 def _compute_similarities(z: Tensor, labels: Tensor, temperature: float) -> tuple[float, float]:
@@ -364,10 +364,10 @@ def _compute_similarities(z: Tensor, labels: Tensor, temperature: float) -> tupl
     _, inverse, counts = torch.unique(labels, return_inverse=True, return_counts=True)
     per_class = z.new_zeros(len(counts), z.shape[1]).index_add_(0, inverse, z)
     selves = z.square().sum()
-    positive, every = per_class.square().sum() - selves, z.sum(0).square().sum() - selves
+    positive, total = per_class.square().sum() - selves, z.sum(0).square().sum() - selves
     pairs = int((counts * (counts - 1)).sum())
-    rest = len(z) * (len(z) - 1) - pairs
-    return float(positive) / max(1, pairs) / temperature, float(every - positive) / max(1, rest) / temperature
+    negatives = len(z) * (len(z) - 1) - pairs
+    return float(positive) / max(1, pairs) / temperature, float(total - positive) / max(1, negatives) / temperature
 
 
 def _create_optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.Optimizer:

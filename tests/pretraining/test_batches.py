@@ -165,7 +165,7 @@ def test_pictures_made_on_the_fly(pool: pd.DataFrame) -> None:
     assert len(pictures) == 24 * 3 + 24
     for row in range(len(pictures)):
         label = pictures.label[row]
-        assert label == (-1 if pictures.made(row) is None else class_id(*pictures.version_of(row)))
+        assert label == (-1 if pictures.synthesized(row) is None else class_id(*pictures.version_of(row)))
         assert pictures.size(row) == pictures[row].shape[:2] == ((80, 80) if label < 0 else (50, 50))
     assert (np.bincount(pictures.label[pictures.label >= 0])[list(making.labels)] == 24).all()
     row = int(np.flatnonzero(pictures.label == class_id("white_noise", 5))[0])

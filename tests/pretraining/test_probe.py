@@ -5,7 +5,7 @@ import torch
 
 from contrique import images
 from contrique.data.manifest import as_manifest
-from contrique.pretraining.probe import CONTENTS, FEWEST, RESERVE, Probe, _predict_classes, split_probe_rows
+from contrique.pretraining.probe import CONTENTS, FEWEST, RESERVE, Probe, _is_predicted, split_probe_rows
 
 
 def rows(**contents: int) -> pd.DataFrame:
@@ -101,5 +101,5 @@ def test_classifier_equals_scikit_learns_ridge() -> None:
     fitted = np.arange(90) < 60
     features -= features[fitted].mean(0)
     other = RidgeClassifier(alpha=0.1 * 30, fit_intercept=False).fit(features[fitted], labels[fitted])
-    same = (other.predict(features) == labels) == _predict_classes(features, labels, fitted)
+    same = (other.predict(features) == labels) == _is_predicted(features, labels, fitted)
     assert same.mean() > 0.95  # one-hot targets here, plus and minus one there

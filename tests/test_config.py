@@ -61,7 +61,7 @@ def test_wrong_overrides_are_named(overrides: dict[str, object], says: str) -> N
 
 
 def test_unknown_profile_names_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="choose one of demo, paper"):
+    with pytest.raises(ConfigError, match="choose one of demo, gpu, paper"):
         resolve("laptop")
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from contrique.artifacts import CHECKPOINTS, ENCODER
 from contrique.config import Config, resolve
 from contrique.errors import ContriqueError
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+# any of them, set for a run that starts from an encoder, asks for training on
+LENGTHS = frozenset({"pretrain.steps", "pretrain.minutes", "pretrain.epochs"})
 FOLDER = "/tmp/run"  # of the run, in each pod
 NAMESPACE = "CONTRIQUE_NAMESPACE"  # environment variable: where this task runs, and its job shall
 RESULT = "result"  # below a job's prefix: encoder, history and summary
@@ -49,6 +52,7 @@ def pretrain(
     processes: int = 1,
     job: str = "",
     to: str = "",
+    start: Path | None = None,
 ) -> "PretrainSummary":
     """`contrique.pretraining.pretrain.pretrain` for the pipeline run `CONTRIQUE_RUN`, tracked in its MLflow run.
 
@@ -60,6 +64,8 @@ def pretrain(
         processes: on this machine; if more than 1, each has a GPU of its own, or a share of the cores.
         job: a TrainJob as JSON, without name, arguments and run; empty to train on this machine.
         to: `s3://` prefix that the job's data, checkpoints and results go below.
+        start: folder with the `encoder.safetensors` to start from. It is used as it is, frozen, unless an override says
+            how long to train on: one of LENGTHS. Its architecture is taken over unless an override names another.
     Returns:
         the summary of the run.
     Raises:
@@ -67,18 +73,27 @@ def pretrain(
         ProcessFailed: one of several processes failed.
         ContriqueError: as `contrique.pretraining.pretrain.pretrain`.
     """
+    from contrique.encoder.weights import read_metadata
     from contrique.pretraining import distributed
+    from contrique.pretraining.pretrain import adopt_encoder
 
+    if start:
+        overrides = {"pretrain.arch": read_metadata(start / ENCODER)["arch"]} | dict(overrides)
+        if not LENGTHS & overrides.keys():
+            return adopt_encoder(start / ENCODER, out)
     settings = resolve(profile, overrides)
     if not job:
-        return distributed.run_processes(processes, _train, dataset, distorted, out, settings, seed)
+        weights = start / ENCODER if start else None
+        return distributed.run_processes(processes, _train, dataset, distorted, out, settings, seed, weights)
     sets = {"dataset": dataset} | ({"distorted": distorted} if settings.pretrain.synthesis == "stored" else {})
+    sets |= {"encoder": start} if start else {}
     return _on_machines(sets, out, json.loads(job), to.rstrip("/"), profile, overrides, seed)
 
 
-def _train(dataset: Path, distorted: Path, out: Path, settings: Config, seed: int) -> "PretrainSummary":
+def _train(
+    dataset: Path, distorted: Path, out: Path, settings: Config, seed: int, start: Path | None
+) -> "PretrainSummary":
     """The work of each process on this machine."""
-    from contrique.artifacts import CHECKPOINTS
     from contrique.pretraining import distributed
     from contrique.pretraining.pretrain import pretrain as train
     from contrique.tracking.runs import open_current_run
@@ -92,6 +107,7 @@ def _train(dataset: Path, distorted: Path, out: Path, settings: Config, seed: in
             seed=seed,
             track=open_current_run(settings).track if world.is_main else None,
             synthesis=settings.synthesis,
+            start=start,
         )
         if world.is_main and not settings.pretrain.checkpoints:  # no part of the encoder that later tasks fetch
             shutil.rmtree(out / CHECKPOINTS)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ import torch
 
 from contrique.artifacts import CHECKPOINTS, ENCODER, HISTORY
 from contrique.config import PretrainConfig, SynthesisConfig
-from contrique.encoder.weights import save_encoder
+from contrique.encoder.weights import load_encoder, read_metadata, save_encoder
+from contrique.files import sha256, write_aside
 from contrique.pretraining import distributed
 from contrique.pretraining.batches import OnTheFly, Views
 from contrique.pretraining.checkpoints import Checkpoints
@@ -35,6 +37,7 @@ class PretrainSummary:
         loss_last: mean loss of the last logged steps.
         minutes: wall time of this run.
         wait_share: fraction of the time after the first batch that was spent waiting for the loader.
+        start: SHA-256 of the encoder that training went on from; empty if it began with random weights.
     """
 
     steps: int
@@ -43,6 +46,7 @@ class PretrainSummary:
     loss_last: float
     minutes: float
     wait_share: float
+    start: str = ""
 
 
 def build_pool(
@@ -92,6 +96,7 @@ def pretrain(
     seed: int = 0,
     track: Track | None = None,
     synthesis: SynthesisConfig | None = None,
+    start: Path | None = None,
 ) -> PretrainSummary:
     """Train an encoder and write `out/encoder.safetensors` and `out/history.jsonl`.
 
@@ -110,9 +115,11 @@ def pretrain(
             `negative_similarity` (means over pairs, divided by the temperature), `crops_per_s` and `wait_share` every
             `log_every` steps, `probe_type` and `probe_level` every `probe_every` steps and at the end.
         synthesis: the distorted versions of each photograph if `config.synthesis` is `on_the_fly`.
+        start: an encoder file to train on from, instead of random weights; projector and optimizer begin anew.
     Returns:
         the summary of the run.
     Raises:
+        EncoderError: `start` cannot be loaded, or is of another architecture than `config.arch`.
         Diverged: loss or gradient is not finite; the step's pictures are named on stderr.
         DatasetError: pictures are missing, or do not divide by the number of processes.
         BadImage: a picture went bad after its manifest was made; the last checkpoint stays.
@@ -123,7 +130,7 @@ def pretrain(
     with distributed.process_group() as world, use_threads(config.threads, world.local), tuned:
         views, probe = _open_data(dataset, distorted, config, synthesis or SynthesisConfig(), seed, world)
         total = config.steps or math.ceil(config.epochs * views.steps_per_epoch)
-        trainer = Trainer(config, seed, world, views.pictures.fingerprint())
+        trainer = Trainer(config, seed, world, views.pictures.fingerprint(), start)
         run = TrainingRun(trainer, Checkpoints(config.checkpoints or str(out / CHECKPOINTS)), probe, track)
         run.resume()
         started = time.monotonic()
@@ -133,7 +140,12 @@ def pretrain(
         trainer.calibrate(load_batches(views, past.step, past.step + config.calibration, config.workers))
         if world.is_main:
             write_history(out / HISTORY, past.history)
-            metadata = {"config": dataclasses.asdict(config), "seed": seed, "steps": past.step, "crops": past.crops}
+            metadata = {
+                "config": dataclasses.asdict(config),
+                "seed": seed,
+                "steps": past.step,
+                "crops": past.crops,
+            } | trainer.start
             save_encoder(trainer.encoder, out / ENCODER, metadata)
     losses = [entry["loss"] for entry in past.history]
     tail = max(1, len(losses) // 20)
@@ -144,6 +156,34 @@ def pretrain(
         loss_last=sum(losses[-tail:]) / tail,
         minutes=minutes,
         wait_share=waited,
+        **trainer.start,
+    )
+
+
+def adopt_encoder(start: Path, out: Path) -> PretrainSummary:
+    """Use an encoder as it is, frozen: write the same bytes, and a history without entries.
+
+    Args:
+        start: an encoder file.
+        out: folder of the run; gets `encoder.safetensors` and `history.jsonl`.
+    Returns:
+        the summary of the training that the file names; `start` is the SHA-256 of the file.
+    Raises:
+        EncoderError: it is missing, damaged, or no encoder of this project.
+    """
+    metadata = read_metadata(start)
+    load_encoder(start)
+    with write_aside(out / ENCODER) as aside:
+        shutil.copyfile(start, aside)
+    write_history(out / HISTORY, [])
+    return PretrainSummary(
+        steps=int(metadata.get("steps", 0)),
+        crops=int(metadata.get("crops", 0)),
+        loss_first=0.0,
+        loss_last=0.0,
+        minutes=0.0,
+        wait_share=0.0,
+        start=sha256(start),
     )
 
 

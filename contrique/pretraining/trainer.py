@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from contrique.config import PretrainConfig
-from contrique.encoder.network import Encoder, Projector, ViewNorm
+from contrique.encoder.network import Encoder, EncoderError, Projector, ViewNorm
+from contrique.encoder.weights import load_encoder
 from contrique.errors import ContriqueError
-from contrique.files import write_aside
+from contrique.files import sha256, write_aside
 from contrique.pretraining import distributed
 from contrique.pretraining.batches import Batch, Views
 from contrique.pretraining.checkpoints import Checkpoints, DamagedCheckpoint
@@ -197,7 +198,8 @@ class TrainingRun:
         tensors, state = self.checkpoints.load(step)
         if state.pop("recipe") != self.trainer.recipe():
             raise ContriqueError(
-                f"{self.checkpoints.name(step)}: of another recipe, seed or data; choose another folder or remove it"
+                f"{self.checkpoints.name(step)}: of another recipe, seed, data or start; choose another folder or "
+                "remove it"
             )
         self.trainer.restore(tensors)
         self.past = TrainingState(**state)
@@ -245,11 +247,16 @@ class Network(nn.Module):
 class Trainer:
     """Weights, optimizer and step: the whole state, since data and views are functions of (seed, step)."""
 
-    def __init__(self, config: PretrainConfig, seed: int, world: distributed.World, data: str = "") -> None:
+    def __init__(
+        self, config: PretrainConfig, seed: int, world: distributed.World, data: str = "", start: Path | None = None
+    ) -> None:
         self.config, self.seed, self.world, self.device, self.data = config, seed, world, world.device, data
         # batch-norm statistics are a view's own, as in the paper; one pass for both views is faster on a CPU alone
         n_joint = 2 if self.device.type == "cpu" and not distributed.is_in_group() else 1
         self.encoder = Encoder(config.arch, seed, n_joint).to(self.device)
+        self.start = (
+            {"start": _copy_weights(start, self.encoder)} if start else {}
+        )  # nothing, so that no recipe changes
         projector = Projector(self.encoder.width, config.projection, seed).to(self.device)
         if config.channels_last:
             self.encoder = self.encoder.to(memory_format=torch.channels_last)
@@ -347,12 +354,30 @@ class Trainer:
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
     def recipe(self) -> dict[str, Any]:
-        """What must agree to resume from a checkpoint: configuration without speed and place; seed; data."""
+        """What must agree to resume from a checkpoint: configuration without speed and place; seed; data; start."""
         free = ("workers", "threads", "checkpoint_every", "checkpoints", "log_every", "minutes")
         recipe = {k: v for k, v in dataclasses.asdict(self.config).items() if k not in free}
-        recipe |= {"seed": self.seed, "data": self.data}
+        recipe |= {"seed": self.seed, "data": self.data} | self.start
         plain: dict[str, Any] = json.loads(json.dumps(recipe))  # as a checkpoint stores it
         return plain
+
+
+def _copy_weights(start: Path, encoder: Encoder) -> str:
+    """Give an encoder the weights of a file.
+
+    Returns:
+        the file's SHA-256.
+    Raises:
+        EncoderError: it cannot be loaded, or is of another architecture.
+    """
+    source = load_encoder(start)
+    if source.arch != encoder.arch:
+        raise EncoderError(
+            f"{start}: a {source.arch}, but pretrain.arch is {encoder.arch}; set pretrain.arch={source.arch}, or give "
+            "another encoder"
+        )
+    encoder.load_state_dict(source.state_dict())
+    return sha256(start)
 
 
 def _compute_similarities(z: Tensor, labels: Tensor, temperature: float) -> tuple[float, float]:

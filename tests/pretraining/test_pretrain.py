@@ -153,7 +153,7 @@ def test_a_picture_that_goes_bad_meanwhile_is_one_clear_error(
 
 def test_checkpoint_of_another_recipe_is_refused(sets: tuple[Path, Path], tmp_path: Path) -> None:
     pretrain(*sets, tmp_path, config=TINY, seed=0)
-    with pytest.raises(ContriqueError, match="of another recipe, seed or data"):
+    with pytest.raises(ContriqueError, match="of another recipe, seed, data or start"):
         pretrain(*sets, tmp_path, config=TINY, seed=1)
 
 
@@ -164,7 +164,7 @@ def test_checkpoint_of_other_data_is_refused(sets: tuple[Path, Path], tmp_path: 
     shutil.copytree(sets[0], dataset)
     write_manifest(read_manifest(dataset).assign(sha256="0" * 64), dataset)
     pretrain(*sets, tmp_path / "run", config=TINY)
-    with pytest.raises(ContriqueError, match="of another recipe, seed or data"):
+    with pytest.raises(ContriqueError, match="of another recipe, seed, data or start"):
         pretrain(dataset, sets[1], tmp_path / "run", config=TINY)
 
 

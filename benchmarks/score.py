@@ -43,7 +43,7 @@ from contrique.encoder.weights import load_encoder
 from contrique.files import sha256
 from contrique.metrics import srcc
 from contrique.regressor.fit import fit_set
-from contrique.regressor.head import load_head
+from contrique.regressor.head import Head
 from contrique.regressor.reliability import COVERAGE
 from contrique.regressor.ridge import Ridge
 from contrique.scoring.inputs import find_images
@@ -102,7 +102,7 @@ def taking_turns(ways: dict[str, Callable[[], Any]], rounds: int, clock: Callabl
 
 def speed(arguments: argparse.Namespace) -> dict[str, Any]:
     sources = [path for path in find_images([arguments.pictures]) if isinstance(path, Path)]
-    ridge, _ = load_head(arguments.regressor)
+    ridge = Head.load(arguments.regressor).ridge
     contiguous = load_encoder(arguments.encoder).to(memory_format=torch.contiguous_format)
     told: dict[str, Any] = {
         "threads": arguments.threads,
@@ -149,7 +149,8 @@ def ratio(a: list[float], b: list[float]) -> float:
 
 def agreement(arguments: argparse.Namespace) -> dict[str, Any]:
     told: dict[str, Any] = {}
-    ridge, summary = load_head(arguments.regressor)
+    head = Head.load(arguments.regressor)
+    ridge, summary = head.ridge, head.summary
     for folder in arguments.judged:
         manifest = import_folder(Source(folder, "labelled"))
         pictures = [read_picture(folder, row) for row in rows_of(manifest)]
@@ -253,7 +254,7 @@ def covered(manifest: pd.DataFrame, values: np.ndarray) -> dict[str, Any]:
         write_manifest(manifest, root)
         save_features(values, list(manifest["image"]), root / "features.npz")
         summary = fit_set(root, root / "out", config=RegressorConfig())
-        ridge, _ = load_head(root / "out")
+        ridge = Head.load(root / "out").ridge
     rows = np.flatnonzero(manifest["split"] == "test")
     residuals = manifest["mos"].to_numpy()[rows] - ridge.predict(values[rows])
     assert summary.interval is not None

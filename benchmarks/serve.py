@@ -40,7 +40,7 @@ from contrique.config import ServingConfig
 from contrique.encoder.network import Encoder
 from contrique.encoder.weights import save_encoder
 from contrique.registry.model_server import _start_server, _wait_until_up
-from contrique.regressor.head import RegressorSummary, save_head
+from contrique.regressor.head import Head, RegressorSummary
 from contrique.regressor.ridge import Ridge
 from contrique.scoring.inputs import find_images
 from contrique.scoring.results import Failure, flatten
@@ -74,7 +74,7 @@ def random_model(folder: Path) -> None:
     save_encoder(encoder, folder / "encoder.safetensors")
     coef = np.random.default_rng(0).normal(size=2 * encoder.width)
     summary = RegressorSummary("weak", -5.0, 5.0, 1.0, 10, 4, 5, 0.5, len(coef))
-    save_head(Ridge(coef, 0.0, 1.0), summary, folder / "regressor")
+    Head(Ridge(coef, 0.0, 1.0), summary).save(folder / "regressor")
 
 
 def made_pictures(count: int) -> list[bytes]:

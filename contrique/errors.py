@@ -9,3 +9,8 @@ class ContriqueError(Exception):
     """
 
     exit_status = 2
+
+
+def one_line(error: BaseException, limit: int = 500) -> str:
+    """What an error says, in one line of at most `limit` characters; its type if it says nothing."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__

@@ -2,14 +2,21 @@
 
 import errno
 import hashlib
+import math
 import os
 import shutil
+import stat
 import uuid
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
 from contrique.errors import ContriqueError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_WORDS = ("No space left on device (os error 28)", "database or disk is full")  # of safetensors and of SQLite
@@ -115,3 +122,51 @@ def sha256(path: Path) -> str:
     """SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_regular(path: Path, limit: int) -> None:
+    """Refuse what may never end (a pipe, a device) or is too large to be what it should be.
+
+    Raises:
+        StorageError: not a regular file, or over `limit` bytes.
+        OSError: missing or unreadable.
+    """
+    state = path.stat()
+    if not stat.S_ISREG(state.st_mode):
+        raise StorageError(f"{path}: not a regular file; give a file")
+    if state.st_size > limit:
+        raise StorageError(f"{path}: {state.st_size} bytes are more than the {limit} that such a file may have")
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """The bytes of a file. Arguments and errors as `check_regular`."""
+    check_regular(path, limit)
+    return path.read_bytes()
+
+
+def read_arrays(path: Path, limit: int) -> "dict[str, NDArray[Any]]":
+    """Every array of an `.npz`, without pickles; what it claims to hold is added up before memory is asked for.
+
+    Raises:
+        StorageError: not a regular file, or over `limit` bytes, packed or unpacked.
+        OSError, ValueError, zipfile.BadZipFile and others: missing, damaged, or holds Python objects.
+    """
+    import io
+
+    from numpy.lib import format as npy
+
+    arrays, total = {}, 0
+    with zipfile.ZipFile(io.BytesIO(read_regular(path, limit))) as archive:
+        for name in archive.namelist():
+            with archive.open(name) as member:
+                version = npy.read_magic(member)
+                read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+                shape, _, dtype = read_header(member)
+            total += math.prod(shape) * max(1, dtype.itemsize)
+            if total > limit:
+                raise StorageError(f"{path}: unpacks to over {limit} bytes, more than such a file may have")
+            with archive.open(name) as member:  # anew: after a seek the checksum is no longer looked at
+                arrays[name.removesuffix(".npy")] = npy.read_array(member, allow_pickle=False)
+                if member.read(1):  # at the end the checksum is
+                    raise StorageError(f"{path}: {name} is longer than its header says")
+    return arrays

@@ -110,20 +110,20 @@ def keep_reference(features: Path, regressor: Path, *, seed: int = 0) -> int:
     """
     from contrique.data.splits import judged_rows
     from contrique.encoder.feature_set import load_set
-    from contrique.regressor.head import load_companions, load_head
+    from contrique.regressor.head import Head
 
     manifest, values = load_set(features)
     rows = judged_rows(manifest)
     mean = values[rows.index].mean(axis=0, dtype=np.float64)
     held_out = rows.index[rows["split"].isin(["validation", "test"])].to_numpy()
     chosen = np.sort(np.random.default_rng(seed).permutation(held_out)[:SAMPLE])
-    ridge, _ = load_head(regressor)
+    head = Head.load(regressor)
     with write_aside(regressor / DRIFT_REFERENCE) as aside, aside.open("wb") as file:
         np.savez(
             file,
-            scores=ridge.predict(values[chosen]),
+            scores=head.predict(values[chosen]),
             distances=distances(values[chosen], mean),
-            types=types(values[chosen], load_companions(regressor).diagnosis),
+            types=types(values[chosen], head.diagnosis),
             mean=mean,
         )
     return len(chosen)
@@ -209,7 +209,7 @@ def _scored(found: "Path | Failure", folder: Path, scorer: "Scorer", reference: 
         row = flatten(scorer.contract(name, features[0]))
     except ContriqueError as error:
         return flatten(Failure(name, str(error)))
-    kinds = types(features, scorer.diagnosis)
+    kinds = types(features, scorer.head.diagnosis)
     return row | {
         "mean_distance": float(distances(features, reference.mean)[0]),
         "type": str(kinds[0]) if len(kinds) else "",

@@ -11,7 +11,7 @@ from contrique.encoder.features import extract
 from contrique.encoder.network import Encoder
 from contrique.encoder.weights import save_encoder
 from contrique.images import Picture
-from contrique.regressor.head import RegressorSummary, save_head
+from contrique.regressor.head import Head, RegressorSummary
 from contrique.regressor.ridge import Ridge
 
 
@@ -62,7 +62,7 @@ def build(folder: Path, seed: int = 0, labels: str = "human") -> Parts:
         validation_srcc=0.5,
         features_dim=2 * encoder.width,
     )
-    save_head(Ridge(coef, intercept, 1.0), summary, parts.regressor)
+    Head(Ridge(coef, intercept, 1.0), summary).save(parts.regressor)
     srcc = {"value": 0.8, "low": 0.7, "high": 0.9, "n": 40, "contents": 4, "splits": 1, "unit": "contents"}
     parts.evaluation.write_text(json.dumps({"labels": labels, "challenger": {"metrics": {"srcc": srcc}}}))
     parts.verdict.write_text(json.dumps({"promote": True, "reason": "promote: meets the floor"}))

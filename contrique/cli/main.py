@@ -643,7 +643,7 @@ def _adapt(options: argparse.Namespace) -> None:
     from contrique.encoder.weights import save_encoder
     from contrique.files import write_aside
     from contrique.regressor import adapt
-    from contrique.regressor.head import Companions, save_head
+    from contrique.regressor.head import Head
     from contrique.sources.folders import read_labels
 
     if options.out.exists():
@@ -662,8 +662,7 @@ def _adapt(options: argparse.Namespace) -> None:
     with write_aside(options.out) as aside:
         aside.mkdir()
         save_encoder(model.encoder, aside / ENCODER, {"adapted_from": model.version})
-        companions = Companions(made.novelty, model.diagnosis)
-        save_head(made.ridge, made.summary, aside / REGRESSOR, companions)
+        Head(made.ridge, made.summary, made.novelty, model.head.diagnosis).save(aside / REGRESSOR)
     print(
         f"{options.out}: {made.summary.n} pictures of {made.summary.contents} contents, alpha {made.summary.alpha:g}; "
         f"SRCC out of fold {made.srcc:.3f} [{made.low:.3f}, {made.high:.3f}]"

@@ -30,7 +30,7 @@ from contrique.evaluation.protocol import cross_validate, transfer
 from contrique.files import write_aside
 from contrique.metrics import EvaluationError
 from contrique.regressor.cross_validation import ridge_learner
-from contrique.regressor.head import load_head
+from contrique.regressor.head import Head
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.intp]
@@ -104,7 +104,7 @@ def evaluate_set(
         EvaluationError: too few contents or pictures, constant or non-finite challenger scores.
     """
     manifest, values = load_set(features)
-    ridge, _ = load_head(fitted)
+    head = Head.load(fitted)
     kind, column = label_kind(manifest)
     judged = judged_rows(manifest).index.to_numpy()
     if not len(judged):
@@ -146,7 +146,7 @@ def evaluate_set(
             "reference": test["reference"],
             "distortion": test["distortion"],
             "label": test[column],
-            "challenger": ridge.predict(values[test.index]),
+            "challenger": head.predict(values[test.index]),
         }
     ).reset_index(drop=True)
     table["champion"] = np.nan

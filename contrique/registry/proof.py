@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from contrique.config import RegistryConfig
-from contrique.registry.versions import read_json
 from contrique.tracking.client import STORE_REMEDY, RegistryError, store_uri, translate_errors
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def input_example() -> "pd.DataFrame":
     return pd.DataFrame({"image": [base64.b64encode(encode_png(picture)).decode()]})
 
 
-def score_example(scorer: "Scorer", encoder: Path, regressor: Path) -> Known:
+def score_example(scorer: "Scorer", encoder: Path) -> Known:
     """The input example, scored by the given files before anything of them is logged."""
     from contrique.scoring.results import Failure
 
@@ -60,7 +59,7 @@ def score_example(scorer: "Scorer", encoder: Path, regressor: Path) -> Known:
     result = scorer.judge(data, "the input example")
     if isinstance(result, Failure):
         raise RegistryError(f"{encoder}: the model cannot score a picture ({result.error}); train it again")
-    return Known(data, result.raw, LOADED_TOLERANCE * _point_of(regressor))
+    return Known(data, result.raw, LOADED_TOLERANCE * scorer.head.point)
 
 
 def read_known_pictures(evaluation: Path, regressor: Path, sets: Sequence[Path]) -> list[Known]:
@@ -73,7 +72,9 @@ def read_known_pictures(evaluation: Path, regressor: Path, sets: Sequence[Path])
     from contrique.artifacts import TEST_SCORES
     from contrique.data.manifest import read_manifest, read_picture
     from contrique.images import encode_png
+    from contrique.regressor.head import Head
 
+    tolerance = SERVED_TOLERANCE * Head.load(regressor).point
     scores = pd.read_parquet(evaluation.with_name(TEST_SCORES)).sort_values(["challenger", "image"])
     places = np.linspace(0, len(scores) - 1, min(_KNOWN_PICTURES, len(scores))).astype(int)
     found = {
@@ -86,16 +87,8 @@ def read_known_pictures(evaluation: Path, regressor: Path, sets: Sequence[Path])
         place = found.get((row.image, row.reference, row.distortion))
         if place is None:
             raise RegistryError(f"{row.image}: judged by {evaluation}, but in none of the picture sets; give its set")
-        known.append(
-            Known(encode_png(read_picture(*place)), float(row.challenger), SERVED_TOLERANCE * _point_of(regressor))
-        )
+        known.append(Known(encode_png(read_picture(*place)), float(row.challenger), tolerance))
     return known
-
-
-def _point_of(regressor: Path) -> float:
-    """One point of the 0-100 scale, on the scale of the training labels."""
-    fitted = read_json(regressor / "regressor.json")
-    return float(fitted["label_high"] - fitted["label_low"]) / 100
 
 
 def prove(version: str, known: Sequence[Known], config: RegistryConfig) -> str:

@@ -115,7 +115,7 @@ def register(
         mlrun.log_file(file, "judgement")
 
     scorer = Scorer(encoder, regressor)
-    known = [score_example(scorer, encoder, regressor), *read_known_pictures(evaluation, regressor, sets)]
+    known = [score_example(scorer, encoder), *read_known_pictures(evaluation, regressor, sets)]
     version = _find_left_behind(client, mlrun, config, tags["model.hash"])
     proven = bool(version)
     if not version:

@@ -48,6 +48,12 @@ class Diagnosis:
     def __post_init__(self) -> None:
         if not self.coef.shape[:1] == self.intercept.shape == (len(self.distortions),) == (len(self.levels),):
             raise ValueError("a diagnosis whose rows do not fit together")
+        names, with_level = (
+            [name for name, level in zip(self.distortions, self.levels, strict=True) if (level == ANY) == head]
+            for head in (True, False)
+        )
+        if not names or len(set(names)) < len(names) or set(names) != set(with_level):
+            raise ValueError("a diagnosis needs one row for each distortion, and one for each of its levels")
 
     def suspects(self, features: ArrayLike) -> list[Suspect]:
         """Every distortion and pristine, likeliest first.
@@ -59,9 +65,11 @@ class Diagnosis:
         names = [k for k, level in enumerate(self.levels) if level == ANY]
         shares = np.exp(logits[names] - logits[names].max())
         best = {self.distortions[k]: self.levels[k] for k in np.argsort(logits) if self.levels[k] != ANY}
-        found = zip(names, shares / shares.sum(), strict=True)
-        told = [Suspect(self.distortions[k], best[self.distortions[k]], float(share)) for k, share in found]
-        return sorted(told, key=lambda suspect: -suspect.probability)
+        suspects = [
+            Suspect(self.distortions[k], best[self.distortions[k]], float(share))
+            for k, share in zip(names, shares / shares.sum(), strict=True)
+        ]
+        return sorted(suspects, key=lambda suspect: -suspect.probability)
 
 
 def fit_diagnosis(
@@ -84,12 +92,14 @@ def fit_diagnosis(
     from contrique.distortions import IDENTITY
 
     x, photographs = np.asarray(features, np.float64), np.asarray(contents, dtype=str)
-    given = zip(distortions, levels, strict=True)
-    classes = [(PRISTINE, 0) if not name or (name, level) in IDENTITY else (name, int(level)) for name, level in given]
-    found = np.random.default_rng(seed).permutation(np.unique(photographs))
-    if len(found) < MIN_CONTENTS or len(set(classes)) < 2:
+    classes = [
+        (PRISTINE, 0) if not name or (name, level) in IDENTITY else (name, int(level))
+        for name, level in zip(distortions, levels, strict=True)
+    ]
+    shuffled = np.random.default_rng(seed).permutation(np.unique(photographs))
+    if len(shuffled) < MIN_CONTENTS or len(set(classes)) < 2:
         return None, None
-    away = np.isin(photographs, found[: max(1, round(_HELD_OUT * len(found)))])
+    away = np.isin(photographs, shuffled[: max(1, round(_HELD_OUT * len(shuffled)))])
     trial = _fit_discriminant(x[~away], [classes[i] for i in np.flatnonzero(~away)])
     right = [trial.suspects(x[i])[0].distortion == classes[i][0] for i in np.flatnonzero(away)]
     return _fit_discriminant(x, classes), float(np.mean(right))

@@ -13,7 +13,7 @@ from contrique.encoder.feature_set import load_set
 from contrique.metrics import srcc
 from contrique.regressor.cross_validation import choose_candidate
 from contrique.regressor.diagnosis import Diagnosis, fit_diagnosis
-from contrique.regressor.head import Companions, RegressorSummary, save_head
+from contrique.regressor.head import Head, RegressorSummary
 from contrique.regressor.reliability import conformal_radius, fit_novelty
 from contrique.regressor.ridge import Array, RegressorError, fit_path, predict_tasks
 
@@ -31,7 +31,7 @@ def fit_set(features: Path, out: Path, *, config: RegressorConfig) -> RegressorS
 
     Args:
         features: folder with `manifest.parquet` and `features.npz` (`contrique.encoder.feature_set.extract_set`).
-        out: folder to write: `ridge.npz` (with what `Companions` holds) and `regressor.json`.
+        out: folder to write: `ridge.npz` and `regressor.json`, as `Head.load` reads them.
         config: the alphas.
     Returns:
         what was fitted.
@@ -75,7 +75,7 @@ def fit_set(features: Path, out: Path, *, config: RegressorConfig) -> RegressorS
         diagnosis_accuracy=accuracy,
     )
     novelty = fit_novelty(values[train], contents[train], values[validation], contents[validation])
-    save_head(models[chosen], summary, out, Companions(novelty, diagnosis))
+    Head(models[chosen], summary, novelty, diagnosis).save(out)
     return summary
 
 
@@ -96,5 +96,5 @@ def _predict_residuals(features: ArrayLike, labels: Array, contents: NDArray[np.
 
 def _fit_diagnosis(manifest: pd.DataFrame, values: Any) -> tuple[Diagnosis | None, float | None]:
     """The linear head of distortions, fitted to the synthesized pictures outside the test part, and its accuracy."""
-    made = manifest[manifest["weak_label"].notna() & (manifest["split"] != "test")]
-    return fit_diagnosis(values[made.index], list(made["distortion"]), list(made["level"]), list(made["reference"]))
+    rows = manifest[manifest["weak_label"].notna() & (manifest["split"] != "test")]
+    return fit_diagnosis(values[rows.index], list(rows["distortion"]), list(rows["level"]), list(rows["reference"]))

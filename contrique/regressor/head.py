@@ -1,20 +1,30 @@
-"""A fitted head: ridge, what it was fitted on, and what comes with its scores."""
+"""A fitted head: from features to a score, its interval, its distance from the training pictures and its distortion."""
 
 import json
-import zipfile
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from contrique.artifacts import COEFFICIENTS, DESCRIPTION
-from contrique.files import write_aside
+from contrique.errors import one_line
+from contrique.files import read_arrays, read_regular, write_aside
 from contrique.regressor.diagnosis import Diagnosis
-from contrique.regressor.reliability import Novelty
-from contrique.regressor.ridge import RegressorError, Ridge
+from contrique.regressor.reliability import NEIGHBOURS, Novelty
+from contrique.regressor.ridge import Array, RegressorError, Ridge
 
+RANGE: Final = (0.0, 100.0)  # of a score
+DIRECTION: Final = "higher is better"
 FORMAT: Final = 1
+MAX_DIMENSION: Final = 2**16  # features
+MAX_ROWS: Final = 10_000  # of the bank and of the diagnosis
+MAX_LEVEL: Final = 5
+MAX_NAME: Final = 64  # characters of a distortion
+_MAX_DESCRIPTION_BYTES: Final = 2**20
+_MAX_COEFFICIENT_BYTES: Final = 2**28
 
 
 @dataclass(frozen=True)
@@ -54,89 +64,195 @@ class RegressorSummary:
 
 
 @dataclass(frozen=True)
-class Companions:
-    """What is fitted beside a ridge on the same features; None for what could not be, or was not yet kept.
+class Head:
+    """All that stands between frozen features and a score with its contract.
 
     Attributes:
-        novelty: tells pictures unlike the training ones.
-        diagnosis: names the likeliest distortion.
+        ridge: features to raw scores, in the unit of the training labels.
+        summary: what it was fitted on.
+        novelty: tells pictures unlike the training ones; None if it could not be fitted, or was not yet kept.
+        diagnosis: names the likeliest distortion; None likewise.
     """
 
+    ridge: Ridge
+    summary: RegressorSummary
     novelty: Novelty | None = None
     diagnosis: Diagnosis | None = None
 
+    @classmethod
+    def load(cls, folder: Path) -> "Head":
+        """Read `regressor.json` and `ridge.npz`, and trust neither: shapes, types and ranges are checked.
 
-def save_head(ridge: Ridge, summary: RegressorSummary, directory: Path, companions: Companions | None = None) -> None:
-    """Write `ridge.npz` (coef, intercept, alpha, and what `companions` hold) and `regressor.json`.
+        Files from before interval, novelty and diagnosis were kept give None for each.
 
-    The same regressor gives the same bytes.
-    """
-    arrays: dict[str, Any] = {
-        "coef": ridge.coef,
-        "intercept": np.float64(ridge.intercept),
-        "alpha": np.float64(ridge.alpha),
-    }
-    novelty, diagnosis = (companions.novelty, companions.diagnosis) if companions else (None, None)
-    if novelty:
-        arrays |= {"novelty_bank": novelty.bank, "novelty_threshold": np.float64(novelty.threshold)}
-    if diagnosis:
-        arrays |= {
-            "diagnosis_coef": diagnosis.coef,
-            "diagnosis_intercept": diagnosis.intercept,
-            "diagnosis_distortions": np.asarray(diagnosis.distortions, dtype=str),
-            "diagnosis_levels": np.asarray(diagnosis.levels, dtype=np.int64),
+        Raises:
+            RegressorError: a file is missing, damaged, too large or of another format, holds values that no fitted
+                head has, or does not belong to the other.
+        """
+        try:
+            summary = _read_summary(read_regular(folder / DESCRIPTION, _MAX_DESCRIPTION_BYTES))
+            return _read_head(summary, read_arrays(folder / COEFFICIENTS, _MAX_COEFFICIENT_BYTES))
+        except Exception as error:  # a damaged or hostile file raises many unrelated types
+            raise RegressorError(f"{folder}: not a readable regressor ({one_line(error)}); fit it again") from error
+
+    def save(self, folder: Path) -> None:
+        """Write `regressor.json` (the summary) and `ridge.npz` (all the rest); the same head gives the same bytes."""
+        arrays: dict[str, Any] = {
+            "coef": self.ridge.coef,
+            "intercept": np.float64(self.ridge.intercept),
+            "alpha": np.float64(self.ridge.alpha),
         }
-    with write_aside(directory) as aside:
-        aside.mkdir()
-        with (aside / COEFFICIENTS).open("wb") as file:
-            np.savez(file, **arrays)
-        (aside / DESCRIPTION).write_text(json.dumps(asdict(summary), indent=2, allow_nan=False) + "\n")
+        if self.novelty:
+            arrays |= {"novelty_bank": self.novelty.bank, "novelty_threshold": np.float64(self.novelty.threshold)}
+        if self.diagnosis:
+            arrays |= {
+                "diagnosis_coef": self.diagnosis.coef,
+                "diagnosis_intercept": self.diagnosis.intercept,
+                "diagnosis_distortions": np.asarray(self.diagnosis.distortions, dtype=str),
+                "diagnosis_levels": np.asarray(self.diagnosis.levels, dtype=np.int64),
+            }
+        with write_aside(folder) as aside:
+            aside.mkdir()
+            with (aside / COEFFICIENTS).open("wb") as file:
+                np.savez(file, **arrays)
+            (aside / DESCRIPTION).write_text(json.dumps(asdict(self.summary), indent=2, allow_nan=False) + "\n")
+
+    def predict(self, features: ArrayLike) -> Array:
+        """Raw scores, in the unit of the training labels, not clipped. Arguments and errors as `Ridge.predict`."""
+        return self.ridge.predict(features)
+
+    def to_points(self, raw: ArrayLike, *, clip: bool = True) -> Array:
+        """Raw scores in RANGE: linear from the declared range of the labels. The only such mapping.
+
+        Args:
+            raw: any shape.
+            clip: whether values beyond the ends of RANGE become those ends.
+        Returns:
+            of the shape of `raw`, float64.
+        """
+        points = RANGE[0] + self._stretch(np.asarray(raw, np.float64) - self.summary.label_low)
+        return np.asarray(np.clip(points, *RANGE) if clip else points)
+
+    @property
+    def point(self) -> float:
+        """One point of RANGE, in the unit of the labels."""
+        return (self.summary.label_high - self.summary.label_low) / (RANGE[1] - RANGE[0])
+
+    @property
+    def half_width(self) -> float | None:
+        """Of the conformal interval, in points of RANGE; None for a head without."""
+        return None if self.summary.interval is None else float(self._stretch(self.summary.interval))
+
+    def interval(self, raw: float) -> tuple[float, float] | None:
+        """Lower and upper end of the conformal interval around a raw score, in RANGE; None for a head without."""
+        if self.summary.interval is None:
+            return None
+        low, high = (float(self.to_points(raw + side * self.summary.interval)) for side in (-1, 1))
+        return low, high
+
+    def _stretch(self, difference: Any) -> Any:
+        """A difference of two raw scores in points of RANGE."""
+        return (RANGE[1] - RANGE[0]) * difference / (self.summary.label_high - self.summary.label_low)
 
 
-def load_head(directory: Path) -> tuple[Ridge, RegressorSummary]:
-    """Read what `save` wrote.
-
-    Raises:
-        RegressorError: missing or damaged files, another format, NaN, or two files that do not belong together.
-    """
-    try:
-        summary = RegressorSummary(**json.loads((directory / DESCRIPTION).read_text()))
-        with np.load(directory / COEFFICIENTS, allow_pickle=False) as file:
-            ridge = Ridge(file["coef"], float(file["intercept"]), float(file["alpha"]))
-    except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        raise RegressorError(f"{directory}: not a readable regressor ({error}); fit it again") from error
+def _read_summary(data: bytes) -> RegressorSummary:
+    summary = RegressorSummary(**json.loads(data))
     if summary.format != FORMAT:
-        raise RegressorError(
-            f"{directory}: regressor format {summary.format}, this version reads {FORMAT}; fit it again"
-        )
-    if ridge.coef.shape != (summary.features_dim,) or not np.isfinite([*ridge.coef, ridge.intercept]).all():
-        raise RegressorError(f"{directory}: {COEFFICIENTS} does not fit {DESCRIPTION}; fit the regressor again")
-    return ridge, summary
+        _refuse(f"format {summary.format!r}, this version reads {FORMAT}")
+    _check_summary(summary)
+    return summary
 
 
-def load_companions(directory: Path) -> Companions:
-    """Read what `save` wrote beside the coefficients; a file from before it was kept gives None for each.
+def _check_summary(summary: RegressorSummary) -> None:
+    """Raise RegressorError for a value that no fitted regressor has."""
+    if summary.labels not in ("human", "weak"):
+        _refuse(f"labels {summary.labels!r}, expected human or weak")
+    ranges: dict[str, tuple[float, float]] = {
+        "label_low": (-math.inf, math.inf),
+        "label_high": (-math.inf, math.inf),
+        "alpha": (0, math.inf),
+        "validation_srcc": (-1, 1),
+    }
+    ranges |= {name: (0, math.inf) for name in ("interval",) if summary.interval is not None}
+    ranges |= {name: (0, 1) for name in ("diagnosis_accuracy",) if summary.diagnosis_accuracy is not None}
+    for name, (low, high) in ranges.items():
+        value = getattr(summary, name)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not math.isfinite(value) or not low <= value <= high:
+            _refuse(f"{name} is {value!r}, expected a number from {low:g} to {high:g}")
+    for name, low in (("n", 1), ("contents", 1), ("validation_n", 0), ("features_dim", 1), ("interval_n", 0)):
+        value = getattr(summary, name)
+        if type(value) is not int or not low <= value < 2**53:
+            _refuse(f"{name} is {value!r}, expected a whole number from {low}")
+    if summary.features_dim > MAX_DIMENSION:
+        _refuse(f"features_dim is {summary.features_dim}, over {MAX_DIMENSION}")
+    width = summary.label_high - summary.label_low
+    if not 0 < width < math.inf:
+        _refuse(f"the declared range of its labels is empty: {summary.label_low:g} to {summary.label_high:g}")
 
-    Raises:
-        RegressorError: as `load`, or arrays that do not belong together.
-    """
-    ridge, _ = load_head(directory)
-    with np.load(directory / COEFFICIENTS, allow_pickle=False) as file:
-        held = {name: file[name] for name in file.files}
-    try:
-        novelty, diagnosis = None, None
-        if "novelty_bank" in held:
-            novelty = Novelty(held["novelty_bank"], float(held["novelty_threshold"]))
-        if "diagnosis_coef" in held:
-            diagnosis = Diagnosis(
-                held["diagnosis_coef"],
-                held["diagnosis_intercept"],
-                tuple(map(str, held["diagnosis_distortions"])),
-                tuple(map(int, held["diagnosis_levels"])),
-            )
-    except (KeyError, TypeError, ValueError) as error:
-        raise RegressorError(f"{directory}: {COEFFICIENTS} is incomplete ({error}); fit the regressor again") from error
-    held_widths = [held[name].shape[1:] for name in ("novelty_bank", "diagnosis_coef") if name in held]
-    if any(width != ridge.coef.shape for width in held_widths):
-        raise RegressorError(f"{directory}: {COEFFICIENTS} holds arrays of another width; fit the regressor again")
-    return Companions(novelty, diagnosis)
+
+def _read_head(summary: RegressorSummary, arrays: dict[str, NDArray[Any]]) -> Head:
+    width = (summary.features_dim,)
+    ridge = Ridge(
+        _check_array(arrays, "coef", np.float64, width),
+        _read_number(arrays, "intercept"),
+        _read_number(arrays, "alpha"),
+    )
+    if ridge.alpha <= 0:
+        _refuse(f"alpha is {ridge.alpha:g}, expected more than 0")
+    novelty = diagnosis = None
+    if any(name.startswith("novelty_") for name in arrays):
+        bank = _check_array(arrays, "novelty_bank", np.float32, (None, *width))
+        novelty = Novelty(bank, _read_number(arrays, "novelty_threshold"))
+        if novelty.threshold <= 0 or len(bank) < NEIGHBOURS:
+            _refuse(f"{len(bank)} novelty pictures with a threshold of {novelty.threshold:g}: nothing to compare with")
+    if any(name.startswith("diagnosis_") for name in arrays):
+        diagnosis = _read_diagnosis(arrays, width)
+    return Head(ridge, summary, novelty, diagnosis)
+
+
+def _read_diagnosis(arrays: dict[str, NDArray[Any]], width: tuple[int]) -> Diagnosis:
+    coef = _check_array(arrays, "diagnosis_coef", np.float32, (None, *width))
+    rows = (len(coef),)
+    names = _check_array(arrays, "diagnosis_distortions", np.str_, rows)
+    levels = _check_array(arrays, "diagnosis_levels", np.int64, rows)
+    intercept = _check_array(arrays, "diagnosis_intercept", np.float32, rows)
+    for name in map(str, names):
+        if not 0 < len(name) <= MAX_NAME or not name.isprintable():
+            _refuse(f"a distortion called {name[:MAX_NAME]!r}")
+    if not all(-1 <= level <= MAX_LEVEL for level in levels):
+        _refuse(f"levels {levels.min()} to {levels.max()}, expected at most {MAX_LEVEL}")
+    return Diagnosis(coef, intercept, tuple(map(str, names)), tuple(map(int, levels)))
+
+
+def _check_array(
+    arrays: dict[str, NDArray[Any]], name: str, kind: type[np.generic], shape: tuple[int | None, ...]
+) -> NDArray[Any]:
+    """The array as native `kind`; None in `shape` stands for 1 to MAX_ROWS."""
+    if name not in arrays:
+        _refuse(f"{COEFFICIENTS} has no {name}")
+    array = arrays[name]
+    expected = np.dtype(kind)
+    if array.dtype.kind != expected.kind or (expected.kind == "f" and array.dtype.itemsize > 8):
+        _refuse(f"{name} holds {array.dtype}, expected {expected}")
+    fits = len(array.shape) == len(shape) and all(
+        1 <= size <= MAX_ROWS if wanted is None else size == wanted
+        for size, wanted in zip(array.shape, shape, strict=True)
+    )
+    if not fits:
+        wanted_shape = ", ".join("N" if size is None else str(size) for size in shape)
+        _refuse(f"{name} has shape {array.shape}, expected ({wanted_shape})")
+    if expected.kind == "f":
+        with np.errstate(over="ignore"):
+            array = array.astype(kind, copy=False)
+        if not np.isfinite(array).all():
+            _refuse(f"{name} holds NaN or infinite values")
+    return np.ascontiguousarray(array).reshape(array.shape)
+
+
+def _read_number(arrays: dict[str, NDArray[Any]], name: str) -> float:
+    return float(_check_array(arrays, name, np.float64, ()))
+
+
+def _refuse(reason: str) -> None:
+    raise RegressorError(reason)

@@ -4,7 +4,7 @@ import base64
 import io
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from contrique import images
+    from contrique.regressor.head import Head
     from contrique.reports import figures
 
 
@@ -216,24 +217,23 @@ def _card(told: dict[str, Any], trained: Trained) -> str:
 def _told(trained: Trained) -> dict[str, Any]:
     """What page and card both say."""
     from contrique.artifacts import ENCODER, HISTORY
-    from contrique.encoder.network import EncoderError
     from contrique.encoder.weights import read_metadata
     from contrique.evaluation.judgement import TEST_PART
+    from contrique.regressor.head import Head
 
     weights = trained.encoder / ENCODER
     try:
-        recipe = read_metadata(weights)
-    except EncoderError as error:
+        recipe, head = read_metadata(weights), Head.load(trained.regressor)
+    except ContriqueError as error:
         raise ReportError(str(error)) from error
-    fitted = _json(trained.regressor / "regressor.json")
     judged, verdict = _json(trained.evaluation / "evaluation.json"), _json(trained.verdict)
     return {
         "lineage": _json(trained.dataset / "lineage.json"),
         "history": list(_lines(trained.encoder / HISTORY)),
         "recipe": recipe,
         "encoder_hash": sha256(weights),
-        "regressor": fitted,
-        "conformal": _conformal(fitted),
+        "regressor": asdict(head.summary),
+        "conformal": _conformal(head),
         "evaluation": judged,
         "judgements": list(_judgements(judged)),
         "test_part": TEST_PART,
@@ -254,15 +254,14 @@ def _told(trained: Trained) -> dict[str, Any]:
     }
 
 
-def _conformal(fitted: dict[str, Any]) -> str:
+def _conformal(head: "Head") -> str:
     """The interval that comes with a score, in words; empty for a regressor without."""
     from contrique.regressor.reliability import COVERAGE
-    from contrique.scoring.results import RANGE
 
-    if fitted.get("interval") is None:
+    if head.half_width is None:
         return ""
-    points = (RANGE[1] - RANGE[0]) * fitted["interval"] / (fitted["label_high"] - fitted["label_low"])
-    return f"{COVERAGE:.0%} conformal, ± {points:.1f} points, from {fitted['interval_n']} residuals out of fold"
+    residuals = head.summary.interval_n
+    return f"{COVERAGE:.0%} conformal, ± {head.half_width:.1f} points, from {residuals} residuals out of fold"
 
 
 def _judgements(evaluation: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -310,7 +309,7 @@ def _card_facts(told: dict[str, Any], dataset: Path) -> dict[str, Any]:
     from contrique.distortions import NAMES
     from contrique.encoder.network import MIN_SIDE
     from contrique.images import MAX_PIXELS
-    from contrique.scoring.results import DIRECTION, RANGE
+    from contrique.regressor.head import DIRECTION, RANGE
 
     slices = told["evaluation"]["protocol"]["slices"]
     defined = {name: part["srcc"] for name, part in slices.items() if part["srcc"]}

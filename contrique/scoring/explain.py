@@ -54,8 +54,9 @@ def explain(scorer: "Scorer", picture: Picture, name: str = "image") -> Explanat
         ImageTooSmall: a side is under 64 pixels.
     """
     features, local = scorer.local(picture)
-    suspects = scorer.diagnosis.suspects(features) if scorer.diagnosis else None
-    return Explanation(scorer.contract(name, features), scorer.scaled(local).astype(np.float32), suspects)
+    diagnosis = scorer.head.diagnosis
+    heat = scorer.head.to_points(local).astype(np.float32)
+    return Explanation(scorer.contract(name, features), heat, diagnosis.suspects(features) if diagnosis else None)
 
 
 def overlay(picture: Picture, heat: Floats, strength: float = 0.6, max_side: int = 2048) -> Picture:

@@ -7,11 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import IO, Any, Literal
 
 from contrique.errors import ContriqueError
+from contrique.regressor.head import DIRECTION, RANGE
 from contrique.regressor.reliability import COVERAGE
 
 Format = Literal["table", "json", "csv"]
-RANGE = (0.0, 100.0)
-DIRECTION = "higher is better"
 
 
 @dataclass(frozen=True)

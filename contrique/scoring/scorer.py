@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from contrique import images
 from contrique.errors import ContriqueError
 from contrique.files import sha256
+from contrique.regressor.head import Head
 from contrique.scoring.inputs import BATCH_PIXELS, Named, batch_pictures, decode_ahead, find_images
-from contrique.scoring.results import RANGE, Failure, Score
+from contrique.scoring.results import Failure, Score
 
 if TYPE_CHECKING:
     from contrique.encoder.backends import Backend
     from contrique.encoder.network import Encoder
-    from contrique.regressor.diagnosis import Diagnosis
 
 
 Scores = NDArray[np.float64]
@@ -48,38 +48,29 @@ class Scorer:
 
         from contrique.encoder.backends import Torch
         from contrique.encoder.weights import load_encoder
-        from contrique.regressor.head import load_companions, load_head
 
         self.version = version
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._encoder = load_encoder(Path(encoder)).to(self._device).to(memory_format=torch.channels_last)
         self._hash = sha256(Path(encoder))
-        self._ridge, self._fitted = load_head(Path(regressor))
-        self._companions = load_companions(Path(regressor))
+        self.head = Head.load(Path(regressor))
         self._backend: Backend = Torch(self._encoder)
-        given, expected = 2 * self._encoder.width, self._fitted.features_dim
-        if given != expected:
+        width, expected = 2 * self._encoder.width, self.head.summary.features_dim
+        if width != expected:
             raise ScorerError(
-                f"{regressor}: fitted on {expected} features, but {encoder} gives {given}; "
+                f"{regressor}: fitted on {expected} features, but {encoder} gives {width}; "
                 "give the regressor that was fitted on this encoder's features"
             )
-        if not self._fitted.label_low < self._fitted.label_high:
-            raise ScorerError(f"{regressor}: the declared range of its labels is empty; fit the regressor again")
 
     @property
     def labels(self) -> str:
         """`human` or `weak`."""
-        return self._fitted.labels
+        return self.head.summary.labels
 
     @property
     def encoder(self) -> "Encoder":
         """The frozen encoder, for other regressors on the same features."""
         return self._encoder
-
-    @property
-    def diagnosis(self) -> "Diagnosis | None":
-        """Names the likeliest distortion; None if the model was fitted without synthesized pictures."""
-        return self._companions.diagnosis
 
     def use(self, backend: str = "torch", precision: str = "float32") -> str:
         """Run the encoder by another backend from now on.
@@ -117,12 +108,7 @@ class Scorer:
 
     def score(self, pictures: Iterable[images.Picture]) -> Scores:
         """Scores in RANGE, higher is better. Arguments and errors as `raw`. Shape (N,), float64."""
-        return np.asarray(self.scaled(self.raw(pictures)))
-
-    def scaled(self, raw: Any) -> Any:
-        """Raw scores in RANGE, higher is better, clipped. Of the shape given."""
-        low, high = self._fitted.label_low, self._fitted.label_high
-        return np.clip(RANGE[0] + (RANGE[1] - RANGE[0]) * (raw - low) / (high - low), *RANGE)
+        return self.head.to_points(self.raw(pictures))
 
     def local(self, picture: images.Picture) -> tuple[NDArray[np.float32], Scores]:
         """Features of a picture, and a raw score of each cell of conv5.
@@ -142,7 +128,7 @@ class Scorer:
         features = self._features(picture)
         width = len(features) // 2
         full, half = (
-            local_products(scale, self._backend, self._ridge.coef[part])
+            local_products(scale, self._backend, self.head.ridge.coef[part])
             for scale, part in ((picture, slice(width)), (images.half_scale(picture), slice(width, None)))
         )
         cells = full + interpolate(half, full.shape, 2)
@@ -204,13 +190,11 @@ class Scorer:
         raw = self._raw(features)
         if not np.isfinite(raw):
             raise ScorerError("the model gave no finite number; roll it back")
-        interval, distance, warning = None, None, None
-        if (radius := self._fitted.interval) is not None:
-            interval = (float(self.scaled(raw - radius)), float(self.scaled(raw + radius)))
-        if novelty := self._companions.novelty:
+        distance, warning = None, None
+        if novelty := self.head.novelty:
             distance = float(novelty.distance(features[None])[0])
             warning = UNLIKE.format(distance) if distance > 1 else ""
-        value = float(self.scaled(np.float64(raw)))
+        value, interval = float(self.head.to_points(raw)), self.head.interval(raw)
         return Score(name, value, raw, self.version, self.labels, interval, distance, warning)
 
     def _features(self, picture: images.Picture) -> NDArray[np.float32]:
@@ -219,9 +203,8 @@ class Scorer:
         return np.asarray(extract_batch(picture[None], self._backend)[0])
 
     def _raw(self, features: NDArray[np.float32]) -> float:
-        return float(self._ridge.predict(features[None])[0])
+        return float(self.head.predict(features[None])[0])
 
     def _score_of_features(self, features: NDArray[np.float32]) -> Scores:
         """On the scale of RANGE, not clipped: two backends must agree beyond its ends too. Shape (N,)."""
-        low, high = self._fitted.label_low, self._fitted.label_high
-        return np.asarray((RANGE[1] - RANGE[0]) * self._ridge.predict(features) / (high - low))
+        return self.head.to_points(self.head.predict(features), clip=False)

@@ -25,8 +25,9 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from contrique import __version__, images, pages
 from contrique.config import ServingConfig
 from contrique.errors import ContriqueError
+from contrique.regressor.head import DIRECTION, RANGE
 from contrique.scoring.explain import explain, explanation_as_dict, overlay
-from contrique.scoring.results import DIRECTION, RANGE, Failure, Score, flatten
+from contrique.scoring.results import Failure, Score, flatten
 from contrique.scoring.scorer import Scorer
 from contrique.serving.guard import Guard, Turns, answer_malformed, answer_refusal, list_hosts
 from contrique.serving.request import answer

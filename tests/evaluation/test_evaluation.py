@@ -32,7 +32,7 @@ from contrique.regressor.cross_validation import (
 )
 from contrique.regressor.fit import fit_set
 from contrique.regressor.full_reference import fit_full_reference
-from contrique.regressor.head import load_head
+from contrique.regressor.head import Head
 
 CONFIG = EvaluationConfig(resamples=100)
 ALPHAS = [1e-2, 1.0, 100.0]
@@ -373,7 +373,8 @@ def write_set(directory, *, human=True, contents=9, pretrain=6, seed=0):
 def test_weak_labels_of_pretraining_pictures_are_fitted_and_not_judged(tmp_path):
     """Without human labels they join every fold's training rows: the same as a plain ridge fitted by hand."""
     x, rows = write_set(tmp_path / "features", human=False)
-    fitted, summary = load_head(tmp_path / "fitted")
+    head = Head.load(tmp_path / "fitted")
+    fitted, summary = head.ridge, head.summary
     train = np.flatnonzero(rows["split"].isin(["train", "pretrain"]))
     assert summary.n == len(train)
     assert summary.contents == rows.loc[train, "reference"].nunique()
@@ -422,7 +423,7 @@ def test_evaluate_set_writes_what_it_returns(tmp_path, human):
 def test_the_champion_is_rescored_on_the_same_rows_and_named(tmp_path):
     x, rows = write_set(tmp_path / "features")
     seen = []
-    ridge, _ = load_head(tmp_path / "fitted")
+    ridge = Head.load(tmp_path / "fitted").ridge
 
     def champion(table):
         seen.extend(table["image"])

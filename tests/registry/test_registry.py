@@ -1,4 +1,5 @@
 import base64
+import dataclasses
 import json
 import os
 import shutil
@@ -37,8 +38,7 @@ from contrique.registry.promotion import (
 from contrique.registry.proof import read_known_pictures
 from contrique.registry.registration import _log_version
 from contrique.registry.versions import COMPLETE, STATE, list_models, load_champion, load_model
-from contrique.regressor.head import load_head, save_head
-from contrique.regressor.ridge import Ridge
+from contrique.regressor.head import Head
 from contrique.scoring.results import CSV_COLUMNS
 from contrique.scoring.scorer import Scorer
 from contrique.tracking import client as tracking_client
@@ -453,8 +453,9 @@ def test_a_version_that_scores_otherwise_than_it_was_judged_is_deleted(store, mo
     def log_and_spoil(*arguments, real=_log_version):
         version = real(*arguments)
         (stored,) = (store / "mlruns" / "artifacts" / "models").glob("*/artifacts/artifacts/regressor")
-        ridge, summary = load_head(stored)
-        save_head(Ridge(ridge.coef, ridge.intercept + 1, ridge.alpha), summary, stored)
+        head = Head.load(stored)
+        ridge = dataclasses.replace(head.ridge, intercept=head.ridge.intercept + 1)
+        dataclasses.replace(head, ridge=ridge).save(stored)
         return version
 
     monkeypatch.setattr(registration, "_log_version", log_and_spoil)

@@ -18,7 +18,7 @@ from contrique.encoder.weights import load_encoder
 from contrique.metrics import EvaluationError, srcc
 from contrique.registry.registration import register
 from contrique.regressor.adapt import ADAPT_FOLDS, Adaptation, adapt
-from contrique.regressor.head import load_head
+from contrique.regressor.head import Head
 from contrique.regressor.ridge import RegressorError
 from contrique.scoring.scorer import Scorer
 
@@ -158,9 +158,9 @@ def test_the_command_makes_a_model_that_scores(
         [f"{i}.png" for i in range(40)],
         config=RegressorConfig(alphas=(0.01, 1.0)),
     )
-    ridge, summary = load_head(house / "mine/regressor")
-    assert summary == made.summary
-    np.testing.assert_array_equal(ridge.coef, made.ridge.coef)
+    head = Head.load(house / "mine/regressor")
+    assert head.summary == made.summary
+    np.testing.assert_array_equal(head.ridge.coef, made.ridge.coef)
     scorer = Scorer(house / "mine/encoder.safetensors", house / "mine/regressor")
     np.testing.assert_allclose(scorer.raw(pictures), made.ridge.predict(extract(pictures, encoder)), atol=1e-5)
     assert main(["score", "scans/0.png", "scans/39.png", "--model", "mine", "--format", "json"]) == 0

@@ -1,5 +1,6 @@
 """The heat map and the head of distortions, on the real encoder with random weights and on made features."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -12,7 +13,7 @@ from contrique import images
 from contrique.cli.main import main
 from contrique.encoder.features import ImageTooSmall
 from contrique.regressor.diagnosis import ANY, MIN_CONTENTS, PRISTINE, SHRINKAGE, Diagnosis, fit_diagnosis
-from contrique.regressor.head import Companions, load_head, save_head
+from contrique.regressor.head import Head
 from contrique.scoring.explain import explain, explanation_as_dict, overlay
 from contrique.scoring.scorer import Scorer
 
@@ -91,7 +92,7 @@ def test_the_mean_of_the_patches_is_the_pictures_score(scorer, shape):
 def test_each_patch_is_its_own_vector_through_the_ridge(scorer, parts):
     """By hand, at a cell of full scale that lies on one of half scale."""
     picture = tiny_model.picture(2, 192, 256)
-    ridge, _ = load_head(parts.regressor)
+    ridge = Head.load(parts.regressor).ridge
     vectors = []
     for scale, (row, column) in ((picture, (2, 4)), (images.half_scale(picture), (1, 2))):
         batch = torch.from_numpy(scale).permute(2, 0, 1)[None].float() / 255
@@ -138,9 +139,8 @@ def test_the_overlay_is_red_where_it_is_bad_and_blue_where_it_is_good():
 
 def test_the_command(parts, tmp_path, capsys):
     head, _ = fit_diagnosis(*synthesized(width=2 * 512))
-    ridge, summary = load_head(parts.regressor)
     model = tmp_path / "model"
-    save_head(ridge, summary, model / "regressor", Companions(None, head))
+    dataclasses.replace(Head.load(parts.regressor), diagnosis=head).save(model / "regressor")
     (model / "encoder.safetensors").write_bytes(parts.encoder.read_bytes())
     picture = tiny_model.picture(5, 100, 140)
     (tmp_path / "in.png").write_bytes(images.encode_png(picture))

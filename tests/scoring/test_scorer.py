@@ -17,12 +17,12 @@ from contrique import images
 from contrique.data.manifest import write_manifest
 from contrique.encoder.features import extract
 from contrique.encoder.weights import load_encoder
-from contrique.regressor.head import Companions, RegressorSummary, load_head, save_head
+from contrique.regressor.head import DIRECTION, RANGE, Head
 from contrique.regressor.reliability import fit_novelty
 from contrique.regressor.ridge import RegressorError, Ridge
 from contrique.scoring.inputs import AHEAD, BATCH_PIXELS, find_images
 from contrique.scoring.rescore import Rescore
-from contrique.scoring.results import CSV_COLUMNS, DIRECTION, RANGE, Failure, Score, write_results
+from contrique.scoring.results import CSV_COLUMNS, Failure, Score, write_results
 from contrique.scoring.scorer import TOLERANCE, Scorer, ScorerError
 from contrique.sources.folders import Source, import_folder
 
@@ -51,7 +51,7 @@ def folder(tmp_path_factory):
 def by_hand(picture, parts):
     """The raw score from the definition, in float64: two scales, pooled, normalised, weighted."""
     encoder = load_encoder(parts.encoder).double()
-    ridge, _ = load_head(parts.regressor)
+    ridge = Head.load(parts.regressor).ridge
     height, width = picture.shape[:2]
     half = np.asarray(Image.fromarray(picture).resize((width // 2, height // 2), Image.Resampling.BICUBIC))
     features = []
@@ -73,9 +73,9 @@ def test_raw_and_score_follow_the_definition(scorer, parts):
 
 
 def test_scores_stay_in_their_range(parts, tmp_path):
-    ridge, summary = load_head(parts.regressor)
+    head = Head.load(parts.regressor)
     for intercept, score in ((1e6, RANGE[1]), (-1e6, RANGE[0])):
-        save_head(Ridge(ridge.coef, intercept, 1.0), summary, tmp_path / str(intercept))
+        Head(Ridge(head.ridge.coef, intercept, 1.0), head.summary).save(tmp_path / str(intercept))
         scorer = Scorer(parts.encoder, tmp_path / str(intercept))
         assert list(scorer.score([tiny_model.picture(0)])) == [score]
         assert abs(scorer.raw([tiny_model.picture(0)])[0] - intercept) < 1000
@@ -183,15 +183,11 @@ def test_paths_are_taken_a_few_ahead(scorer, folder):
 
 
 def test_parts_that_do_not_belong_together(parts, tmp_path):
-    ridge, summary = load_head(parts.regressor)
-    short = {**summary.__dict__, "features_dim": 100}
-    save_head(Ridge(ridge.coef[:100], 0.0, 1.0), RegressorSummary(**short), tmp_path / "short")
+    head = Head.load(parts.regressor)
+    short = dataclasses.replace(head.summary, features_dim=100)
+    Head(Ridge(head.ridge.coef[:100], 0.0, 1.0), short).save(tmp_path / "short")
     with pytest.raises(ScorerError, match=r"fitted on 100 features, but .* gives 1024"):
         Scorer(parts.encoder, tmp_path / "short")
-    flat = {**summary.__dict__, "label_low": 3.0, "label_high": 3.0}
-    save_head(ridge, RegressorSummary(**flat), tmp_path / "flat")
-    with pytest.raises(ScorerError, match="range of its labels is empty"):
-        Scorer(parts.encoder, tmp_path / "flat")
     with pytest.raises(RegressorError, match="absent"):
         Scorer(parts.encoder, tmp_path / "absent")
 
@@ -292,13 +288,13 @@ def test_rescore_refuses_rows_it_cannot_find(scorer, sets):
 @pytest.fixture(scope="module")
 def contracted(parts, tmp_path_factory):
     """The same model with an interval of 7 points of its scale and a bank of pictures like those of tiny_model."""
-    ridge, summary = load_head(parts.regressor)
+    head = Head.load(parts.regressor)
     pictures = [tiny_model.picture(i) for i in range(100, 140)]
     features = extract(pictures, load_encoder(parts.encoder))
     novelty = fit_novelty(features[:30], [str(i) for i in range(30)], features[30:], ["o"] * 10)
     folder = tmp_path_factory.mktemp("contracted") / "regressor"
-    told = dataclasses.replace(summary, interval=0.07 * 140, interval_n=99)
-    save_head(ridge, told, folder, Companions(novelty))
+    summary = dataclasses.replace(head.summary, interval=0.07 * 140, interval_n=99)
+    Head(head.ridge, summary, novelty).save(folder)
     return Scorer(parts.encoder, folder, version="8")
 
 

@@ -31,7 +31,7 @@ from contrique import images
 from contrique.cli.main import main
 from contrique.config import ServingConfig
 from contrique.regressor.diagnosis import ANY, Diagnosis
-from contrique.regressor.head import Companions, load_head, save_head
+from contrique.regressor.head import Head
 from contrique.regressor.reliability import Novelty
 from contrique.scoring.explain import explain, overlay
 from contrique.scoring.results import CSV_COLUMNS, Failure, flatten
@@ -49,7 +49,7 @@ NAMES = ("jpeg", "lens_blur", "pristine")
 def parts(tmp_path_factory):
     """A model with everything that a score can come with: interval, novelty, a head of distortions."""
     made = tiny_model.build(tmp_path_factory.mktemp("model") / "parts")
-    ridge, summary = load_head(made.regressor)
+    fitted = Head.load(made.regressor)
     known = Scorer(made.encoder, made.regressor)
     bank = np.stack([known.local(tiny_model.picture(i))[0] for i in range(6)])
     rng = np.random.default_rng(0)
@@ -59,12 +59,8 @@ def parts(tmp_path_factory):
         NAMES * 2,
         (ANY,) * 3 + (3, 5, 0),
     )
-    save_head(
-        ridge,
-        dataclasses.replace(summary, interval=11.0),
-        made.regressor,
-        Companions(Novelty(bank, 0.05), head),
-    )
+    summary = dataclasses.replace(fitted.summary, interval=11.0)
+    Head(fitted.ridge, summary, Novelty(bank, 0.05), head).save(made.regressor)
     return made
 
 

@@ -34,14 +34,14 @@ def test_make_targets_exist(command: str) -> None:
 
 @pytest.mark.parametrize("command", commands("contrique"))
 def test_contrique_commands_parse(command: str) -> None:
-    contrique.cli.main._parser().parse_args(shlex.split(command, comments=True)[1:])
+    contrique.cli.main.build_parser().parse_args(shlex.split(command, comments=True)[1:])
 
 
 @pytest.mark.parametrize("command", commands("torchrun"))
 def test_torchrun_commands_parse(command: str) -> None:
     words = shlex.split(command, comments=True)
     assert words[words.index("-m") + 1] == "contrique.cli"
-    contrique.cli.main._parser().parse_args(words[words.index("-m") + 2 :])
+    contrique.cli.main.build_parser().parse_args(words[words.index("-m") + 2 :])
 
 
 @pytest.mark.parametrize("command", commands("python -m pipelines"))

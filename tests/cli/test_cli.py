@@ -100,10 +100,12 @@ def test_version(capsys):
 
 
 @pytest.mark.parametrize("arguments", [[], ["score"], ["paint"], ["score", "a.png", "--format", "xml"]])
-def test_usage_errors_exit_with_2(arguments):
-    with pytest.raises(SystemExit) as ended:
-        call(*arguments)
-    assert ended.value.code == 2
+def test_usage_errors_are_one_line_and_status_2(arguments, capsys):
+    assert call(*arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("contrique: ")
+    assert "--help`" in error
+    assert error.count("\n") == 1
 
 
 def test_score_json(home, photographs, parts, capsys):

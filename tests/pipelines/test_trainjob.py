@@ -9,7 +9,7 @@ from kubeflow_trainer_api import models
 
 from contrique import images
 from contrique import s3 as s3_module
-from contrique.cli.main import _parser
+from contrique.cli.main import build_parser as _parser
 from contrique.cli.main import main as contrique
 from contrique.config import RegistryConfig
 from contrique.encoder.weights import load_encoder

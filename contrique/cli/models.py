@@ -1,0 +1,120 @@
+"""models, history, promote, rollback: the registry."""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from contrique.cli.options import add_command, add_settings, resolve_config
+
+
+def add_parsers(commands: Any) -> None:
+    """Add the commands of this module."""
+    models = add_command(
+        commands, "models", list_models, "list the registered versions, newest first", "contrique models --format json"
+    )
+    history = add_command(
+        commands,
+        "history",
+        list_history,
+        "list every promotion, rollback and hold: who, when, why",
+        "contrique history",
+    )
+    for command in (models, history):
+        command.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
+        add_settings(command)
+
+    promotion = add_command(
+        commands,
+        "promote",
+        promote,
+        "make a registered version champion; the one before stays reachable as `previous`",
+        "contrique promote 3 --reason 'better on our scans'",
+    )
+    promotion.add_argument("version", metavar="VERSION", help="a number from `contrique models`")
+    reversal = add_command(
+        commands,
+        "rollback",
+        rollback,
+        "give the alias back to the champion before this one",
+        "contrique rollback --reason 'scores drift on night shots'",
+    )
+    for command in (promotion, reversal):
+        command.add_argument("--reason", default="", help="for the history")
+        add_settings(command)
+
+
+def list_models(options: argparse.Namespace) -> None:
+    """Print the registered versions."""
+    from contrique.registry import versions
+
+    columns = {
+        "version": "version",
+        "aliases": "alias",
+        "srcc": "SRCC",
+        "interval": "interval",
+        "labels": "labels",
+        "created": "created",
+        "data_hash": "data",
+        "run": "run",
+    }
+    rows = versions.list_models(resolve_config(options).registry)
+    _print_rows(rows, columns, options.format, "no model is registered yet; run the pipeline: python -m pipelines run")
+
+
+def list_history(options: argparse.Namespace) -> None:
+    """Print all changes of the champion."""
+    from contrique.registry.promotion import read_history
+
+    columns = {
+        "time": "time (UTC)",
+        "action": "action",
+        "replaced": "from",
+        "version": "to",
+        "who": "who",
+        "data_hash": "data",
+        "reason": "why",
+    }
+    rows = read_history(resolve_config(options).registry)
+    _print_rows(rows, columns, options.format, "nothing has happened yet")
+
+
+def promote(options: argparse.Namespace) -> None:
+    """Make a version champion."""
+    from contrique.registry import promotion
+
+    champion = promotion.promote(options.version, resolve_config(options).registry, options.reason)
+    print(f"version {champion.version} of '{champion.name}' is {champion.alias}")
+
+
+def rollback(options: argparse.Namespace) -> None:
+    """Make the previous champion champion again."""
+    from contrique.registry import promotion
+
+    champion = promotion.rollback(resolve_config(options).registry, options.reason)
+    print(f"version {champion.version} of '{champion.name}' is {champion.alias} again")
+
+
+def _print_rows(rows: Sequence[Any], columns: dict[str, str], form: str, empty: str) -> None:
+    """Print dataclasses as JSON, or some of their fields as a table.
+
+    Args:
+        rows: dataclasses.
+        columns: field to heading.
+        form: `json` or `table`.
+        empty: printed instead of a table without rows.
+    """
+    if form == "json":
+        print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2, ensure_ascii=False))
+    elif not rows:
+        print(empty)
+    else:
+        from tabulate import tabulate
+
+        cells = [[_format_cell(getattr(row, name)) for name in columns] for row in rows]
+        print(tabulate(cells, list(columns.values()), tablefmt="plain", disable_numparse=True))
+
+
+def _format_cell(value: Any) -> str:
+    return (", ".join(value) if isinstance(value, tuple) else str(value)) or "-"

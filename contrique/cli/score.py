@@ -1,0 +1,129 @@
+"""score, explain, serve: what a model says of pictures."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from contrique.cli.options import (
+    UsageError,
+    add_command,
+    add_model,
+    add_settings,
+    load_model,
+    read_picture,
+    resolve_config,
+)
+
+if TYPE_CHECKING:
+    from contrique.scoring.scorer import Scorer
+
+SOME_FAILED = 1
+
+
+def add_parsers(commands: Any) -> None:
+    """Add the commands of this module."""
+    command = add_command(
+        commands,
+        "score",
+        score,
+        "score pictures, 0 to 100, higher is better",
+        "contrique score photo.jpg holiday/ 'scans/*.tif' --format json\n\n"
+        "exit status: 0 if every picture was scored, 1 if some were not, 2 if there is no model or the usage is wrong",
+    )
+    command.add_argument("paths", nargs="+", metavar="PATH", help="file, folder (all below it) or quoted glob")
+    command.add_argument("--format", choices=("table", "json", "csv"), default="table", help="default: table")
+    add_model(command)
+    add_settings(command)
+
+    command = add_command(
+        commands,
+        "explain",
+        explain,
+        "draw where a picture's quality is lost, and name the likeliest distortion",
+        "contrique explain photo.jpg --out heat.png",
+    )
+    command.add_argument("image", type=Path, metavar="IMAGE")
+    command.add_argument("--out", type=Path, required=True, help="PNG to write: red is bad, blue is good")
+    command.add_argument("--format", choices=("text", "json"), default="text", help="default: text")
+    command.add_argument("--model", default="champion", help="as of `score`; default: champion")
+    add_settings(command)
+
+    command = add_command(
+        commands,
+        "serve",
+        serve,
+        "open a page to drop pictures on, and answer programs in JSON",
+        "contrique serve\n"
+        "  contrique serve --model 3 --port 9000 --set serving.max_images=8\n\n"
+        "The schema of the JSON is at /openapi.json. Limits are `serving` in contrique/config.py.",
+    )
+    command.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; default: 127.0.0.1, for this machine alone"
+    )
+    command.add_argument("--port", type=int, default=8080, help="0 for a free one; default: 8080")
+    add_model(command)
+    add_settings(command)
+
+
+def score(options: argparse.Namespace) -> int:
+    """Print the score of each picture; 1 if some have none."""
+    from tqdm import tqdm
+
+    from contrique.scoring.results import write_results
+
+    model = _load_backed_model(options)
+    results = model.score_paths(options.paths)
+    hidden = True if sys.stdout.isatty() else None  # on a terminal the results themselves show the progress
+    bar = tqdm(results, desc="score", unit="img", file=sys.stderr, disable=hidden)
+    return SOME_FAILED if write_results(bar, sys.stdout, options.format) else 0
+
+
+def explain(options: argparse.Namespace) -> None:
+    """Write the heat map of a picture and print its score and likeliest distortions."""
+    from contrique import images
+    from contrique.files import write_aside
+    from contrique.scoring import explain
+    from contrique.scoring.explain import explanation_as_dict, overlay
+    from contrique.scoring.results import write_results
+
+    picture = read_picture(str(options.image))
+    explanation = explain.explain(load_model(options), picture, str(options.image))
+    with write_aside(options.out) as aside:
+        aside.write_bytes(images.encode_png(overlay(picture, explanation.heat)))
+    if options.format == "json":
+        print(json.dumps(explanation_as_dict(explanation), indent=2, ensure_ascii=False))
+        return
+    write_results([explanation.score], sys.stdout)
+    low, high = explanation.heat.min(), explanation.heat.max()
+    print(f"{options.out}: local scores {low:.1f} to {high:.1f}, red is low, blue is high")
+    if explanation.suspects is None:
+        print("this model was fitted without synthesized pictures: it cannot name distortions")
+        return
+    for suspect in explanation.suspects[:3]:
+        level = f", level {suspect.level}" if suspect.level else ""
+        print(f"{suspect.probability:6.1%}  {suspect.distortion}{level}")
+
+
+def serve(options: argparse.Namespace) -> None:
+    """Serve a model over HTTP until interrupted."""
+    from importlib.util import find_spec
+
+    if missing := [package for package in ("fastapi", "uvicorn") if not find_spec(package)]:
+        raise UsageError(f"serve needs {', '.join(missing)}; run: pip install -e '.[serve]'")
+    from contrique.serving import app
+    from contrique.serving.app import listen
+
+    limits = resolve_config(options).serving
+    with listen(options.host, options.port) as listener:  # before the model: a wrong address is an error at once
+        app.serve(_load_backed_model(options), listener, limits, options.host)
+
+
+def _load_backed_model(options: argparse.Namespace) -> "Scorer":
+    """The model that --model names, run by --backend in --precision."""
+    model = load_model(options)
+    backend = model.use(options.backend, options.precision)
+    if options.backend == "auto":
+        print(f"backend: {backend}", file=sys.stderr)
+    return model

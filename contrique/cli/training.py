@@ -1,0 +1,235 @@
+"""pretrain, adapt, features, import-checkpoint: encoders and heads."""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from contrique.artifacts import ENCODER, REGRESSOR
+from contrique.cli.options import (
+    UsageError,
+    add_command,
+    add_seed,
+    add_settings,
+    load_model,
+    read_picture,
+    resolve_config,
+)
+from contrique.config import PROFILES, Config
+
+
+def add_parsers(commands: Any) -> None:
+    """Add the commands of this module."""
+    command = add_command(
+        commands,
+        "pretrain",
+        pretrain,
+        "train an encoder on pictures without labels",
+        "contrique pretrain --pristine photographs/ --authentic phone/ --out run/ --set pretrain.steps=200\n"
+        "  torchrun --nproc_per_node=8 -m contrique.cli pretrain --profile paper --pristine photographs/ ...",
+    )
+    command.add_argument("--pristine", action="append", default=[], help="folder to distort; repeatable")
+    command.add_argument("--authentic", action="append", default=[], help="folder used as it is; repeatable")
+    command.add_argument("--dataset", help="picture set instead of such folders; it, too, may be an s3:// prefix")
+    command.add_argument("--distorted", help="what `synthesize` made of it; default: it is made here")
+    command.add_argument("--out", type=Path, required=True, help="folder of the run; an interrupted one goes on")
+    command.add_argument("--checkpoints", help="their folder or s3:// prefix, if pretrain.checkpoints names none")
+    command.add_argument("--publish", help="s3:// prefix that gets encoder, history and summary too")
+    command.add_argument("--profile", choices=sorted(PROFILES), default="demo", help="default: demo")
+    command.add_argument("--minutes", type=float, help="to train for, instead of the profile's steps")
+    add_seed(command)
+    add_settings(command)
+
+    command = add_command(
+        commands,
+        "adapt",
+        adapt,
+        "fit a new head to 50 to 500 scores of your own, on the encoder of a model",
+        "contrique adapt --labels scans/my.csv --out adapted/ && contrique score new.png --model adapted/",
+    )
+    command.add_argument(
+        "--labels",
+        type=Path,
+        required=True,
+        help="CSV with the columns image (relative to it), mos or dmos, and reference where pictures share a content",
+    )
+    command.add_argument("--model", default="champion", help="registry version or alias; default: champion")
+    command.add_argument("--out", type=Path, default=Path("adapted"), help="folder to make; default: adapted")
+    add_seed(command)
+    add_settings(command)
+
+    command = add_command(
+        commands,
+        "features",
+        features,
+        "write the frozen two-scale features of pictures",
+        "contrique features a.png b.png --encoder runs/x/encoder.safetensors --out features.npz",
+    )
+    command.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder (all below it) or quoted glob")
+    command.add_argument("--encoder", type=Path, required=True, help="a .safetensors file of a pretraining run")
+    command.add_argument(
+        "--out", type=Path, required=True, help="npz with the arrays `features` (N, 2 x width) and `images` (N,)"
+    )
+
+    command = add_command(
+        commands,
+        "import-checkpoint",
+        import_checkpoint,
+        "turn a checkpoint of the original CONTRIQUE into an encoder file; any other file is refused",
+        "contrique import-checkpoint CONTRIQUE_checkpoint25.tar --out encoder.safetensors",
+    )
+    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="file written by torch.save")
+    command.add_argument("--out", type=Path, required=True, help=".safetensors file to write")
+
+
+def pretrain(options: argparse.Namespace) -> None:
+    """Train an encoder, alone or as a process of torchrun."""
+    from contrique import s3
+    from contrique.artifacts import HISTORY, SUMMARY
+    from contrique.files import write_aside
+    from contrique.pretraining import distributed, pretrain
+    from contrique.tracking.runs import open_current_run
+
+    _check_sources(options)
+    config = _resolve_pretraining(options)
+    with distributed.process_group() as world:
+        dataset, distorted = _prepare_sets(options, config, fetch_here=world.is_local_main)
+        distributed.wait_for_all()
+        track = open_current_run(config).track if world.is_main and "CONTRIQUE_RUN" in os.environ else None
+        # no part of the configuration: an MLflow run takes but one, and the other tasks of the pipeline log theirs
+        checkpoints = config.pretrain.checkpoints or options.checkpoints or ""
+        summary = pretrain.pretrain(
+            dataset,
+            distorted,
+            options.out,
+            config=dataclasses.replace(config.pretrain, checkpoints=checkpoints),
+            seed=options.seed,
+            track=track,
+            synthesis=config.synthesis,
+        )
+        if world.is_main and options.publish:
+            with write_aside(options.out / SUMMARY) as aside:
+                aside.write_text(json.dumps(dataclasses.asdict(summary)))
+            for name in (ENCODER, HISTORY, SUMMARY):
+                s3.upload(options.out / name, options.publish)
+    if world.is_main:
+        print(
+            f"{options.out / ENCODER}: {summary.steps} steps, {summary.crops} crops, "
+            f"loss {summary.loss_first:.3f} to {summary.loss_last:.3f} in {summary.minutes:.1f} minutes"
+        )
+
+
+def _check_sources(options: argparse.Namespace) -> None:
+    from contrique import s3
+
+    if options.publish and not s3.is_s3(options.publish):  # before the days of training, not after
+        raise UsageError(f"--publish {options.publish}: expected s3://BUCKET/PREFIX")
+    if bool(options.dataset) == bool(options.pristine or options.authentic):
+        raise UsageError("give --pristine and --authentic folders of photographs, or else a --dataset")
+    if not options.dataset and not (options.pristine and options.authentic and not options.distorted):
+        raise UsageError("give both --pristine and --authentic; --distorted goes with --dataset")
+
+
+def _resolve_pretraining(options: argparse.Namespace) -> Config:
+    config = resolve_config(options)
+    if options.minutes is None:
+        return config
+    if not 0 < options.minutes < float("inf"):
+        raise UsageError(f"--minutes {options.minutes:g}: give more than 0")
+    return dataclasses.replace(config, pretrain=dataclasses.replace(config.pretrain, minutes=options.minutes))
+
+
+def _prepare_sets(options: argparse.Namespace, config: Config, *, fetch_here: bool) -> tuple[Path, Path]:
+    """Folders of the picture set and of its distorted versions; `fetch_here`: this process fetches or makes them."""
+    from contrique import s3
+    from contrique.data import synthesis
+    from contrique.sources.fetch import fetch
+
+    places = {"dataset": options.dataset, "distorted": options.distorted}
+    folders = {
+        name: options.out / name if not place or s3.is_s3(place) else Path(place) for name, place in places.items()
+    }
+    if fetch_here:
+        for name, place in places.items():
+            if place and s3.is_s3(place):
+                s3.download(place, folders[name])
+        if not options.dataset:
+            fetch(folders["dataset"], pristine=options.pristine, authentic=options.authentic)
+        if config.pretrain.synthesis == "stored" and not options.distorted:
+            synthesis.synthesize(folders["dataset"], folders["distorted"], seed=options.seed, config=config.synthesis)
+    return folders["dataset"], folders["distorted"]
+
+
+def adapt(options: argparse.Namespace) -> None:
+    """Fit a head to a person's scores."""
+    from tqdm import tqdm
+
+    from contrique.encoder.features import extract
+    from contrique.encoder.weights import save_encoder
+    from contrique.files import write_aside
+    from contrique.regressor import adapt
+    from contrique.regressor.head import Head
+    from contrique.sources.folders import read_labels
+
+    if options.out.exists():
+        raise UsageError(f"{options.out}: is there already; remove it, or give another --out")
+    rows = read_labels(options.labels)
+    model = load_model(options)
+    bar = tqdm(rows, desc="features", unit="img", file=sys.stderr, disable=None)
+    features = extract((read_picture(str(options.labels.parent / row["image"])) for row in bar), model.encoder)
+    fit = adapt.adapt(
+        features,
+        [row["mos"] for row in rows],
+        [row["reference"] for row in rows],
+        config=resolve_config(options).regressor,
+        seed=options.seed,
+    )
+    with write_aside(options.out) as aside:
+        aside.mkdir()
+        save_encoder(model.encoder, aside / ENCODER, {"adapted_from": model.version})
+        Head(fit.ridge, fit.summary, fit.novelty, model.head.diagnosis).save(aside / REGRESSOR)
+    print(
+        f"{options.out}: {fit.summary.n} pictures of {fit.summary.contents} contents, alpha {fit.summary.alpha:g}; "
+        f"SRCC out of fold {fit.srcc:.3f} [{fit.low:.3f}, {fit.high:.3f}]"
+    )
+
+
+def features(options: argparse.Namespace) -> None:
+    """Write the features of pictures."""
+    from tqdm import tqdm
+
+    from contrique.encoder.feature_set import save_features
+    from contrique.encoder.features import extract
+    from contrique.encoder.weights import load_encoder
+
+    encoder = load_encoder(options.encoder)
+    names = _list_images(options.images)
+    bar = tqdm(names, desc="features", unit="img", file=sys.stderr, disable=None)
+    values = extract((read_picture(name) for name in bar), encoder)
+    save_features(values, names, options.out)
+    print(f"{options.out}: {len(names)} pictures x {values.shape[1]} features")
+
+
+def _list_images(paths: Iterable[str]) -> list[str]:
+    from contrique.scoring.inputs import find_images
+    from contrique.scoring.results import Failure
+
+    names = []
+    for item in find_images(paths):
+        if isinstance(item, Failure):
+            raise UsageError(item.error)
+        names.append(str(item))
+    return names
+
+
+def import_checkpoint(options: argparse.Namespace) -> None:
+    """Write the encoder of an original checkpoint."""
+    from contrique.encoder import original
+    from contrique.encoder.network import WIDTHS
+
+    arch = original.import_checkpoint(options.checkpoint, options.out)
+    print(f"{options.out}: {arch}, {WIDTHS[arch]} channels, from {options.checkpoint}")

@@ -9,6 +9,7 @@ LINEAGE = "lineage.json"
 FEATURES = "features.npz"
 COEFFICIENTS: Final = "ridge.npz"
 DESCRIPTION: Final = "regressor.json"
+FULL_REFERENCE: Final = "full_reference.npz"  # beside the regressor
 EVALUATION: Final = "evaluation.json"
 TEST_SCORES: Final = "test_scores.parquet"
 ENCODER = "encoder.safetensors"

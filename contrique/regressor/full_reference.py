@@ -1,10 +1,13 @@
 """Full-reference scores: ridge on the distance between a picture's features and its reference's."""
 
+import zipfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from contrique.files import write_aside
 from contrique.regressor.ridge import Array, RegressorError, Ridge, fit_ridge
 
 
@@ -16,11 +19,47 @@ class FullReference:
         coef: loss of quality for each unit of distance. Shape (D,), float64.
         perfect: the score of a picture identical to its reference, exactly; no score is above it.
         alpha: strength of the penalty.
+        worst: the label that counts as 0 points; `perfect` counts as 100.
     """
 
     coef: Array
     perfect: float
     alpha: float
+    worst: float = 0.0
+
+    @classmethod
+    def load(cls, path: Path) -> "FullReference":
+        """Read what `save` wrote.
+
+        Raises:
+            RegressorError: missing, damaged, not finite, or without a range.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                coef = np.asarray(file["coef"], np.float64)
+                head = cls(coef, float(file["perfect"]), float(file["alpha"]), float(file["worst"]))
+        except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+            raise RegressorError(f"{path}: not a readable full-reference head ({error}); fit it again") from error
+        if coef.ndim != 1 or not np.isfinite([*coef, head.perfect, head.worst]).all() or head.perfect <= head.worst:
+            raise RegressorError(
+                f"{path}: coefficients or range of the full-reference head make no sense; fit it again"
+            )
+        return head
+
+    def save(self, path: Path) -> None:
+        """Write an npz file, whole or not at all; the same head gives the same bytes."""
+        with write_aside(path) as aside, aside.open("wb") as file:
+            np.savez(
+                file,
+                coef=self.coef.astype(np.float32),
+                perfect=np.float64(self.perfect),
+                alpha=np.float64(self.alpha),
+                worst=np.float64(self.worst),
+            )
+
+    def to_points(self, raw: Array) -> Array:
+        """Scores from 0 (`worst` or below) to 100 (`perfect`, and that exactly). Of the shape given."""
+        return np.asarray(np.clip(100 - 100 * (self.perfect - raw) / (self.perfect - self.worst), 0, 100))
 
     def predict(self, features: ArrayLike, references: ArrayLike) -> Array:
         """Scores in the unit of the training labels, at most `perfect`.

@@ -104,7 +104,7 @@ class Scorer:
         Raises:
             ImageTooSmall: a side is under 64 pixels.
         """
-        return np.array([self._raw(self._features(picture)) for picture in pictures], dtype=np.float64)
+        return np.array([self._raw(self.features(picture)) for picture in pictures], dtype=np.float64)
 
     def score(self, pictures: Iterable[images.Picture]) -> Scores:
         """Scores in RANGE, higher is better. Arguments and errors as `raw`. Shape (N,), float64."""
@@ -125,7 +125,7 @@ class Scorer:
         """
         from contrique.encoder.features import interpolate, local_products
 
-        features = self._features(picture)
+        features = self.features(picture)
         width = len(features) // 2
         full, half = (
             local_products(scale, self._backend, self.head.ridge.coef[part])
@@ -197,7 +197,8 @@ class Scorer:
         value, interval = float(self.head.to_points(raw)), self.head.interval(raw)
         return Score(name, value, raw, self.version, self.labels, interval, distance, warning)
 
-    def _features(self, picture: images.Picture) -> NDArray[np.float32]:
+    def features(self, picture: images.Picture) -> NDArray[np.float32]:
+        """Frozen two-scale features of a picture. Shape (2 * width,), float32. Arguments and errors as `raw`."""
         from contrique.encoder.features import extract_batch
 
         return np.asarray(extract_batch(picture[None], self._backend)[0])

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import math
 import os
+import re
 import shutil
 import stat
 import uuid
@@ -11,7 +12,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from contrique.errors import ContriqueError
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+MAX_BYTES: Final = 2_000_000_000  # of a file that is read whole
+_SHOWN = 200  # characters of a name that a message repeats
+_UNITS = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 _FULL_WORDS = ("No space left on device (os error 28)", "database or disk is full")  # of safetensors and of SQLite
 
 
@@ -106,16 +110,70 @@ def _replace(path: Path, aside: Path) -> None:
         aside.replace(path)
 
 
+# RE2's syntax as well as Python's, so that columns of names can be searched with it
+UNSAFE_NAME: Final = r"^(\./*)*$|^/|^[A-Za-z]:|(^|/)\.\.(/|$)|[\\\x00]"
+
+
 def inside(name: str, where: str) -> PurePosixPath:
-    """A relative path that stays below the folder it is relative to.
+    """A relative path that stays below the folder it is relative to, on every system.
+
+    Args:
+        name: parts separated by `/`.
+        where: whose name it is, for the message.
+    Returns:
+        the path, without empty parts and single dots.
+    Raises:
+        StorageError: it is empty or absolute, climbs up by `..`, or holds a backslash, a drive letter or a NUL.
+    """
+    if re.search(UNSAFE_NAME, name):
+        shown = repr(name) if len(name) <= _SHOWN else f"{name[:_SHOWN]!r}..."
+        raise StorageError(f"{where}: the name {shown} leads out of its folder; rename it")
+    return PurePosixPath(name)
+
+
+def open_regular(path: Path | str, limit: int = MAX_BYTES) -> BinaryIO:
+    """Open a file that somebody names; a pipe, a device or an endless file is refused at once.
+
+    Args:
+        path: of the file; links are followed.
+        limit: bytes above which it is refused.
+    Raises:
+        StorageError: missing, unreadable, not a regular file, or over `limit`.
+    """
+    try:
+        # without O_NONBLOCK, to open a pipe waits for a writer
+        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise StorageError(f"{path}: cannot be read ({reason}); check the path and its permissions") from error
+    status = os.fstat(file.fileno())
+    if stat.S_ISREG(status.st_mode) and status.st_size <= limit:
+        return file
+    file.close()
+    if not stat.S_ISREG(status.st_mode):
+        raise StorageError(f"{path}: cannot be read (not a regular file); give a file")
+    raise StorageError(f"{path}: {_format_bytes(status.st_size)} is over {_format_bytes(limit)}; check what it is")
+
+
+def read_regular(path: Path | str, limit: int = MAX_BYTES) -> bytes:
+    """The bytes of a file, read as `open_regular` opens it.
 
     Raises:
-        StorageError: it is absolute or climbs up; `where` says whose name it is.
+        StorageError: as `open_regular`, or the file cannot be read or grows while it is.
     """
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts:
-        raise StorageError(f"{where}: the name leads out of its folder; rename it")
-    return path
+    with open_regular(path, limit) as file:
+        try:
+            data = file.read(limit + 1)
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be read ({error.strerror}); check the disk") from error
+    if len(data) > limit:
+        raise StorageError(f"{path}: over {_format_bytes(limit)}; check what it is")
+    return data
+
+
+def _format_bytes(count: int) -> str:
+    unit, name = next(((unit, name) for unit, name in _UNITS if count >= unit), (1, "bytes"))
+    return f"{count / unit:.3g} {name}"
 
 
 def sha256(path: Path) -> str:

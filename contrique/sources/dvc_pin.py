@@ -1,13 +1,17 @@
-"""What `data.dvc` pins: pulled by DVC into a throwaway project and proven, or pushed. The only importer of DVC."""
+"""What `data.dvc` pins: parsed, fetched from a DVC remote, proven by its hashes, or pushed there.
+
+A pin, its list of files and the objects may be a stranger's. So the list is proven by its MD5 before it is believed,
+every name goes through `files.inside`, and an object becomes a file only here, in a folder of this program's own.
+"""
 
 import hashlib
 import json
 import os
+import re
 import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,37 +20,92 @@ import yaml
 from tqdm import tqdm
 
 from contrique.artifacts import PIN
-from contrique.errors import ContriqueError
-from contrique.files import inside
+from contrique.files import inside, read_regular
+from contrique.sources.dvc_remote import FetchError, Remote, open_remote
 
-_CHECK = (
-    "check the remote's URL and its credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL for S3)"
-)
-
-
-class FetchError(ContriqueError):
-    """Data that cannot be fetched or are not what their pin says; the message names the file and the remedy."""
+MAX_PIN = 2**20  # bytes of data.dvc
+_MAX_LIST = 2**30  # bytes of a list of files: ten million names
+_DIRECTORY_HASH = re.compile(r"[0-9a-f]{32}\.dir")
+_FILE_HASH = re.compile(r"[0-9a-f]{32}")
+_TRANSFERS = 16
+# Fields that change nothing here: what they describe is checked, done otherwise, or for people.
+_HARMLESS = {"outs", "md5", "desc", "meta", "labels", "type", "frozen", "wdir"}
+_HARMLESS_OF_OUT = {"md5", "size", "nfiles", "hash", "path", "remote", "desc", "meta", "labels", "type", "persist"}
+_REMEDIES = {
+    "deps": "`dvc import` made it, and its data lie in another project; give that project as data",
+    "files": "a cloud-versioned remote keeps its files elsewhere; `dvc push` to a plain remote",
+    "cache": "DVC keeps no copy of such data; give their folder as data",
+    "push": "such data are in no remote; give their folder as data",
+    "cmd": "a stage makes these data; pin its result with `dvc add data`",
+}
 
 
 @dataclass(frozen=True)
 class Pin:
+    """One folder, pinned.
+
+    Attributes:
+        hash: MD5 of the list of its files, with `.dir` at the end.
+        path: of the folder.
+        remote: the remote that holds it; empty for the project's default.
+    """
+
     hash: str
     path: str
+    remote: str = ""
 
 
 def parse_pin(text: str, location: str) -> Pin:
+    """The pin that a `data.dvc` holds.
+
+    Args:
+        text: of the file.
+        location: the project, for messages.
+    Raises:
+        FetchError: it pins something else than one folder by MD5, or has a field that is not supported.
+    """
+    where = f"{location}/{PIN}"
     try:
-        (out,) = yaml.safe_load(text)["outs"]
-        pin = Pin(str(out["md5"]), str(out["path"]))
-        if out.get("hash") != "md5" or not pin.hash.endswith(".dir"):
-            raise ValueError("it pins no folder by md5")
-        inside(pin.path, f"{location}/{PIN}")
-    except (yaml.YAMLError, TypeError, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise FetchError(
-            f"{location}/{PIN}: not a pin of one folder ({reason}); make it with `dvc add data`"
-        ) from error
+        fields = yaml.safe_load(text)
+        (out,) = fields["outs"]
+        unsupported = [*(fields.keys() - _HARMLESS), *(out.keys() - _HARMLESS_OF_OUT)]
+        pin = Pin(out["md5"], out["path"], out.get("remote", ""))
+        if not all(isinstance(value, str) for value in (*unsupported, *vars(pin).values())):
+            raise ValueError("a field that should be text is not")
+    except (yaml.YAMLError, TypeError, KeyError, ValueError, AttributeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise FetchError(f"{where}: not a pin of one folder ({reason}); make it with `dvc add data`") from error
+    for field in sorted(unsupported):
+        remedy = _REMEDIES.get(field, "make the pin with `dvc add data`")
+        raise FetchError(f"{where}: the field '{field[:40]}' is not supported; {remedy}")
+    if out.get("hash") != "md5" or not _DIRECTORY_HASH.fullmatch(pin.hash):
+        raise FetchError(f"{where}: not a pin of one folder (it pins no folder by md5); make it with `dvc add data`")
+    inside(pin.path, where)
     return pin
+
+
+def read_pin_text(project: Path) -> str:
+    """The text of a project's `data.dvc`; empty if it has none.
+
+    Raises:
+        StorageError: it is not a file, or not a small one of UTF-8 text.
+    """
+    path = project / PIN
+    if not path.exists():
+        return ""
+    return decode_text(read_regular(path, MAX_PIN), str(path))
+
+
+def decode_text(data: bytes, name: str) -> str:
+    """UTF-8 text of a file.
+
+    Raises:
+        FetchError: it is not UTF-8.
+    """
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise FetchError(f"{name}: not UTF-8 text; make it with `dvc add data`") from error
 
 
 def read_pin(project: Path) -> str:
@@ -55,130 +114,133 @@ def read_pin(project: Path) -> str:
     Raises:
         FetchError: there is no `data.dvc`, or it pins something else than one folder.
     """
-    path = project / PIN
-    if not path.is_file():
-        raise FetchError(f"{path}: not found; make it with `dvc add data`")
-    return parse_pin(path.read_text(), str(project)).hash
+    if not (text := read_pin_text(project)):
+        raise FetchError(f"{project / PIN}: not found; make it with `dvc add data`")
+    return parse_pin(text, str(project)).hash
 
 
-def pull(text: str, project: Path, location: str, work: Path) -> Path:
-    """Pull what `data.dvc` pins into a throwaway project and prove every file."""
-    pin = parse_pin(text, location)
-    name = PurePosixPath(pin.path).name
-    with _throwaway(project, work / "project") as repo:
-        remote = repo.config["core"]["remote"]
-        where = f"remote '{remote}' ({repo.config['remote'][remote]['url']})"
-        root = Path(repo.root_dir)
-        (root / PIN).write_text(text)
-        with _translate_errors(f"{location}: cannot pull {PIN} from {where}"):
-            _holds(repo, pin.hash)  # where no server answers, a pull takes half a minute to say so
-        try:
-            repo.pull()
-        except Exception as error:  # DVC and the file systems below it raise many unrelated types
-            cause = _find_fault(repo, pin, name) or f"{' '.join(str(error).split())}; {_CHECK}"
-            raise FetchError(f"{location}: cannot pull {PIN} from {where}: {cause}") from error
-        folder = root / pin.path
-        found = list_files(folder)
-        if dir_hash(found) != pin.hash:
-            cause = _find_fault(repo, pin, name)
-            if not cause:
-                listed = _read_list(repo, pin)
-                wrong = sorted(file for file in listed.keys() | found.keys() if listed.get(file) != found.get(file))
-                objects = ", ".join(listed[file] for file in wrong[:5] if file in listed)
-                cause = f"{_name_files(name, wrong)} differ from {PIN}; delete {objects} from {repo.cache.local.path}"
-            raise FetchError(f"{location}: what {where} gave is not what {PIN} pins: {cause}")
-    return folder
+def parse_list(content: bytes, pin: Pin, location: str) -> dict[str, str]:
+    """The files that a pin's list names, and the MD5 of each.
 
-
-def _read_list(repo: Any, pin: Pin) -> dict[str, str]:
-    """The pinned files and their hashes, from the cache or the remote; empty if neither has the list as pinned."""
-    cached = _object_path(Path(repo.cache.local.path), pin.hash)
-    if cached.is_file():
-        content = cached.read_bytes()
-    else:
-        odb = repo.cloud.get_remote().odb
-        content = odb.fs.cat_file(odb.oid_to_path(pin.hash))
-    if hashlib.md5(content, usedforsecurity=False).hexdigest() + ".dir" != pin.hash:
-        return {}
-    return {entry["relpath"]: entry["md5"] for entry in json.loads(content)}
-
-
-def _object_path(store: Path, md5: str) -> Path:
-    return store / md5[:2] / md5[2:]
-
-
-def _find_fault(repo: Any, pin: Pin, name: str) -> str:
-    """What is wrong with the remote, in words; empty if nothing is."""
+    Args:
+        content: the list's bytes.
+        pin: it.
+        location: for messages.
+    Returns:
+        MD5 by relative path.
+    Raises:
+        FetchError: these are not the bytes that the pin names, or no list of files.
+        StorageError: a name leads out of the folder.
+    """
+    if _md5(content) + ".dir" != pin.hash:
+        raise _DamagedList
+    where = f"{location}: the list of files {pin.hash}"
     try:
-        if not _holds(repo, pin.hash):
-            return f"it does not hold {pin.hash}; run `dvc push` where the data are, or correct the remote's URL"
-        listed = _read_list(repo, pin)
-        if not listed:
-            return f"the list of its files, {pin.hash}, is damaged; delete it there and `dvc push` a good copy"
-        lacking = sorted(
-            file for file in listed if not _object_path(Path(repo.cache.local.path), listed[file]).is_file()
-        )
-        absent = [file for file in lacking if not _holds(repo, listed[file])]
-    except Exception as error:  # as in `_explained`
-        return f"{' '.join(str(error).split())}; {_CHECK}"
-    if absent:
-        return f"{_name_files(name, absent)} not there; run `dvc push` from a good copy"
-    objects = ", ".join(listed[file] for file in lacking[:5])
-    return f"{_name_files(name, lacking)} damaged; delete {objects} there and `dvc push` a good copy" if lacking else ""
+        entries = [(entry["relpath"], entry["md5"]) for entry in json.loads(content)]
+        if not all(isinstance(name, str) and _FILE_HASH.fullmatch(md5) for name, md5 in entries):
+            raise ValueError("a name or a hash is none")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise FetchError(f"{where} cannot be read ({str(error)[:200]}); pin the data with `dvc add data`") from error
+    files: dict[str, str] = {}
+    for name, md5 in entries:
+        path = inside(name, where).as_posix()
+        if path in files:
+            raise FetchError(f"{where} names {path!r} twice; pin the data with `dvc add data`")
+        files[path] = md5
+    for path in files:
+        if taken := next((parent for parent in map(str, PurePosixPath(path).parents) if parent in files), ""):
+            raise FetchError(f"{where} has {taken!r} as a file and as a folder; pin the data with `dvc add data`")
+    return files
 
 
-def _holds(repo: Any, md5: str) -> bool:
-    """Whether the default remote has an object; unlike DVC's own test, a refusal is no absence."""
-    odb = repo.cloud.get_remote().odb
-    return bool(odb.fs.exists(odb.oid_to_path(md5)))
+class _DamagedList(FetchError):
+    """Bytes that are not the list of files that a pin names."""
+
+
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def pull(pin: Pin, project: Path, location: str, folder: Path, *, foreign: bool = False) -> None:
+    """Fetch what `data.dvc` pins, and prove every file.
+
+    Args:
+        pin: what to fetch.
+        project: folder at or below one with `.dvc/config`, which names the remotes.
+        location: the project as the user named it, for messages.
+        folder: to make; its files are those of the pin and no others.
+        foreign: the project is a clone; of its configuration little is obeyed (`dvc_remote.open_remote`).
+    Raises:
+        FetchError: an unreachable remote, a missing or a damaged object, or a pin that cannot be believed.
+        StorageError: a name that leads out of the folder.
+    """
+    remote = open_remote(project, pin.remote, location, foreign=foreign)
+    what = f"{location}: cannot pull {PIN} from {remote}"
+    with remote.translate_errors(what):
+        files = _read_list(remote, pin, location, what)
+        names: dict[str, list[str]] = defaultdict(list)
+        for name, md5 in files.items():
+            names[md5].append(name)
+        folder.mkdir(parents=True)
+        with ThreadPoolExecutor(_TRANSFERS) as pool:
+            try:
+                copies = pool.map(lambda md5: _fetch(remote, md5, [folder / name for name in names[md5]]), names)
+                bar = tqdm(zip(names, copies, strict=True), "fetching", len(names), unit="file", disable=None)
+                faults = {md5: fault for md5, fault in bar if fault}
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+    for fault in ("absent", "cached", "damaged"):
+        objects = [md5 for md5 in names if faults.get(md5) == fault]
+        if objects:
+            shown = _name_files(PurePosixPath(pin.path).name, sorted(names[md5][0] for md5 in objects))
+            raise FetchError(f"{what}: {shown} {_explain(fault, objects, remote)}")
+
+
+def _explain(fault: str, objects: Sequence[str], remote: Remote) -> str:
+    shown = ", ".join(objects[:5])
+    if fault == "absent":
+        return "not there; run `dvc push` from a good copy"
+    if fault == "cached":
+        return f"differ from {PIN}; delete {shown} from {remote.cache}"
+    return f"damaged; delete {shown} there and `dvc push` a good copy"
+
+
+def _read_list(remote: Remote, pin: Pin, location: str, what: str) -> dict[str, str]:
+    if not remote.holds(pin.hash):  # where no server answers, to read takes half a minute to say so
+        remedy = "run `dvc push` where the data are, or correct the remote's URL"
+        raise FetchError(f"{what}: it does not hold {pin.hash}; {remedy}")
+    try:
+        return parse_list(remote.read(pin.hash, _MAX_LIST), pin, location)
+    except _DamagedList:
+        remedy = "delete it there and `dvc push` a good copy"
+        raise FetchError(f"{what}: the list of its files, {pin.hash}, is damaged; {remedy}") from None
+
+
+def _fetch(remote: Remote, md5: str, paths: Sequence[Path]) -> str:
+    """Write one object to every path that it stands at; what is wrong with it, or nothing."""
+    first, *others = paths
+    try:
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(exist_ok=False)
+    except (FileExistsError, NotADirectoryError):
+        raise FetchError(f"{path}: this file system does not tell its name from another one's; rename one") from None
+    try:
+        # what arrives otherwise than it lies there, arrives otherwise the second time too
+        if not any(remote.copy(md5, first) == md5 for _ in range(2)):
+            return "cached" if remote.is_cached(md5) else "damaged"
+    except FileNotFoundError:
+        return "absent"
+    for path in others:
+        shutil.copyfile(first, path)
+    remote.keep(md5, first)
+    return ""
 
 
 def _name_files(folder: str, files: Sequence[str]) -> str:
     shown = ", ".join(f"{folder}/{file}" for file in files[:5])
     return shown if len(files) <= 5 else f"{shown} and {len(files) - 5} more"
-
-
-@contextmanager
-def _throwaway(project: Path, root: Path) -> Iterator[Any]:
-    """An empty DVC project without git that has another one's remotes; its default remote is verified on reading.
-
-    It works where there is no git, leaves the other project and its cache alone, and DVC refuses a damaged object.
-    """
-    from dvc.config import Config
-    from dvc.exceptions import NotDvcRepoError
-    from dvc.repo import Repo
-
-    try:
-        home = Path(Repo.find_root(str(project)))
-    except NotDvcRepoError:
-        raise FetchError(
-            f"{project}: no .dvc/config there or above, so no remote is known; copy it beside {PIN}"
-        ) from None
-    theirs = Config(dvc_dir=str(home / ".dvc"))
-    remote = theirs["core"].get("remote")
-    if remote not in theirs["remote"]:
-        raise FetchError(f"{home}/.dvc/config: no default remote; run `dvc remote add --default NAME URL`")
-    remotes = {name: dict(options) for name, options in theirs["remote"].items()}
-    remotes[remote]["verify"] = True
-    ours: dict[str, Any] = {"core": {"remote": remote, "no_scm": True}, "remote": remotes}
-    if "dir" in theirs["cache"]:
-        ours["cache"] = {"dir": theirs["cache"]["dir"]}
-    (root / ".dvc").mkdir(parents=True)
-    ours["core"]["site_cache_dir"] = str(root / ".dvc" / "site")
-    (root / ".dvc" / "config").touch()
-    with Repo(str(root), config=ours) as repo:
-        # fsspec keeps file systems, their credentials and their listings, for the life of the process
-        type(repo.cloud.get_remote().fs.fs).clear_instance_cache()
-        yield repo
-
-
-@contextmanager
-def _translate_errors(what: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # DVC and the file systems below it raise many unrelated types
-        reason = " ".join(str(error).split())
-        raise FetchError(f"{what}: {reason}; {_CHECK}") from error
 
 
 def publish(folder: Path, project: Path) -> str:
@@ -192,23 +254,24 @@ def publish(folder: Path, project: Path) -> str:
     Raises:
         FetchError: the project has no remote, or the remote does not take the objects.
     """
-    with tempfile.TemporaryDirectory() as scratch, _throwaway(project, Path(scratch)) as repo:
-        shutil.copytree(folder, Path(scratch) / "data")
-        with _translate_errors(f"{project}: cannot push to its remote '{repo.config['core']['remote']}'"):
-            repo.add(str(Path(scratch) / "data"))
-            repo.push()
-        return (Path(scratch) / PIN).read_text()
+    files = list_files(folder)
+    listing = _write_list(files)
+    pinned = _md5(listing) + ".dir"
+    remote = open_remote(project, "", str(project))
+    with remote.translate_errors(f"{project}: cannot push to {remote}"):
+        remote.write({md5: folder / name for name, md5 in files.items()})
+        remote.write_bytes(pinned, listing)  # last: who finds it finds the files
+    size = sum((folder / name).stat().st_size for name in files)
+    out: dict[str, Any] = {"md5": pinned, "size": size, "nfiles": len(files), "hash": "md5", "path": "data"}
+    return yaml.safe_dump({"outs": [out]}, sort_keys=False)
 
 
 def is_published(project: Path) -> bool:
-    """Whether a project's default remote holds what its `data.dvc` pins (the list, which DVC writes last)."""
-    pin = read_pin(project)
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        _throwaway(project, Path(scratch)) as repo,
-        _translate_errors(f"{project}: cannot read its remote '{repo.config['core']['remote']}'"),
-    ):
-        return _holds(repo, pin)
+    """Whether a project's remote holds what its `data.dvc` pins (the list, which is written last)."""
+    pin = parse_pin(read_pin_text(project), str(project))
+    remote = open_remote(project, pin.remote, str(project))
+    with remote.translate_errors(f"{project}: cannot read {remote}"):
+        return remote.holds(pin.hash)
 
 
 def list_files(folder: Path) -> dict[str, str]:
@@ -224,12 +287,15 @@ def list_files(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): value for path, value in zip(paths, hashes, strict=True)}
 
 
-def dir_hash(files: dict[str, str]) -> str:
+def dir_hash(files: Mapping[str, str]) -> str:
     """The hash by which DVC 3 pins a folder: MD5 of the JSON list of its files, with `.dir` at the end.
 
     Args:
-        files: the MD5 of each file by relative path, as `listing` gives.
+        files: the MD5 of each file by relative path, as `list_files` gives.
     """
+    return _md5(_write_list(files)) + ".dir"
+
+
+def _write_list(files: Mapping[str, str]) -> bytes:
     entries = [{"md5": files[name], "relpath": name} for name in sorted(files)]
-    text = json.dumps(entries, sort_keys=True).encode()
-    return hashlib.md5(text, usedforsecurity=False).hexdigest() + ".dir"
+    return json.dumps(entries, sort_keys=True).encode()

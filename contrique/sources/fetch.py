@@ -8,10 +8,8 @@ points the same `data.dvc` there:
 
 import hashlib
 import json
-import os
 import re
 import shutil
-import subprocess
 import tempfile
 import uuid
 from collections.abc import Sequence
@@ -26,15 +24,21 @@ from contrique import s3
 from contrique.artifacts import LINEAGE, MANIFEST, PIN
 from contrique.data.manifest import as_manifest, read_manifest, write_manifest
 from contrique.files import inside, write_aside
-from contrique.sources import public_sets
-from contrique.sources.dvc_pin import FetchError, dir_hash, list_files, parse_pin, pull
+from contrique.sources import git, public_sets
+from contrique.sources.dvc_pin import (
+    MAX_PIN,
+    Pin,
+    decode_text,
+    dir_hash,
+    list_files,
+    parse_pin,
+    pull,
+    read_pin_text,
+)
+from contrique.sources.dvc_remote import FetchError
 from contrique.sources.folders import Source, import_folder
 
 _FRESH = "fresh-"  # begins a fingerprint that stands for no content
-
-
-class _GitRefused(FetchError):
-    """git ran and failed."""
 
 
 @dataclass(frozen=True)
@@ -100,58 +104,98 @@ def fetch(
         storage.StorageError: an S3 location that cannot be read.
     """
     refuse_credentials(data, *pristine, *authentic)
-    if not (data or pristine or authentic):
+    requests = [_Request(data, "labelled", revision)] if data else []
+    requests += [_Request(folder, "pristine") for folder in pristine]
+    requests += [_Request(folder, "authentic") for folder in authentic]
+    if not requests:
         raise FetchError("nothing to fetch; give data, or folders of pristine or authentic pictures")
-    asked: list[tuple[str, Literal["labelled", "pristine", "authentic"]]] = [(data, "labelled")] if data else []
-    asked += [(folder, "pristine") for folder in pristine] + [(folder, "authentic") for folder in authentic]
     with write_aside(out) as aside, tempfile.TemporaryDirectory(prefix=".fetch-", dir=out.parent) as scratch:
-        commit, sources = "", {}
-        parts: list[tuple[Path, pd.DataFrame]] = []
-        for number, (location, role) in enumerate(asked):
-            work = Path(scratch) / str(number)
-            work.mkdir()
-            public, path = public_sets.split_name(location) if role == "labelled" else ("", location)
-            if public:
-                if revision:
-                    raise FetchError(f"{location}: a public set has no revision '{revision}'; leave the revision out")
-                folder, pinned = _local(path, work), ""
-            elif role == "labelled":
-                folder, commit, pinned = _open(location, revision, work)
-            else:
-                folder, pinned = _local(location, work), ""
-            sources[location] = pinned or dir_hash(list_files(folder))
-            is_set = role == "labelled" and not public and (folder / MANIFEST).is_file()
-            if pinned and is_set and len(asked) == 1:
-                folder.replace(aside)  # as pinned, to the byte
-                frame = read_manifest(aside)
-            else:
-                if public:
-                    frame = public_sets.read(public, folder)
-                elif is_set:
-                    frame = read_manifest(folder)
-                else:
-                    frame = import_folder(Source(folder, role))
-                parts.append((folder, frame))
-        if parts:
+        parts = [_bring(request, Path(scratch) / str(number)) for number, request in enumerate(requests)]
+        whole = parts[0] if len(parts) == 1 and parts[0].pinned else None
+        if whole and (whole.folder / MANIFEST).is_file():
+            whole.folder.replace(aside)  # as pinned, to the byte
+            frame = whole.rows
+        else:
             frame = _merge(parts, aside)
-        files = list_files(aside)
-        counts = (frame["split"] + "/" + frame["kind"]).value_counts()
-        lineage = Lineage(
-            source=data,
-            revision=commit,
-            hash=dir_hash(files),
-            sources=sources,
-            files=len(files),
-            bytes=sum((aside / name).stat().st_size for name in files),
-            rows=len(frame),
-            counts={str(name): int(counts[name]) for name in sorted(counts.index)},
-        )
+        lineage = _describe(aside, frame, data, parts)
         (aside / LINEAGE).write_text(json.dumps(asdict(lineage), indent=2) + "\n")
         if expected and not expected.startswith(_FRESH):
             now = fingerprint(data=data, revision=revision, pristine=pristine, authentic=authentic)
             if now != expected:
                 raise FetchError(f"{data or pristine or authentic}: changed while they were fetched; run again")
     return lineage
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A source as it was asked for."""
+
+    location: str
+    role: Literal["labelled", "pristine", "authentic"]
+    revision: str = ""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A source, brought here.
+
+    Attributes:
+        location: as asked for.
+        folder: of its pictures.
+        name: of the set.
+        rows: its manifest, relative to the folder.
+        hash: what vouches for its content.
+        pinned: whether a pin does.
+        commit: of the pin.
+    """
+
+    location: str
+    folder: Path
+    name: str
+    rows: pd.DataFrame
+    hash: str
+    pinned: bool = False
+    commit: str = ""
+
+
+def _bring(request: _Request, work: Path) -> _Part:
+    """Download, unpack or pull a source, and read its manifest or make one."""
+    work.mkdir()
+    location = request.location
+    public, path = public_sets.split_name(location) if request.role == "labelled" else ("", location)
+    if public:
+        if request.revision:
+            raise FetchError(f"{location}: a public set has no revision '{request.revision}'; leave the revision out")
+        folder = _local(path, work)
+        return _Part(location, folder, folder.name, public_sets.read(public, folder), dir_hash(list_files(folder)))
+    if request.role != "labelled":
+        folder = _local(path, work)
+        rows = import_folder(Source(folder, request.role))
+        return _Part(location, folder, folder.name, rows, dir_hash(list_files(folder)))
+    project = _find(location, request.revision, work)
+    folder, pin = project.folder, project.pin
+    if pin:
+        folder = work / "pulled" / PurePosixPath(pin.path).name
+        pull(pin, project.folder, location, folder, foreign=project.foreign)
+    is_set = (folder / MANIFEST).exists()
+    rows = read_manifest(folder) if is_set else import_folder(Source(folder, "labelled"))
+    content = pin.hash if pin else dir_hash(list_files(folder))
+    return _Part(location, folder, folder.name, rows, content, bool(pin), project.commit)
+
+
+def _describe(folder: Path, rows: pd.DataFrame, data: str, parts: Sequence[_Part]) -> Lineage:
+    files = list_files(folder)
+    counts = (rows["split"] + "/" + rows["kind"]).value_counts()
+    return Lineage(
+        source=data,
+        revision=next((part.commit for part in parts if part.commit), ""),
+        hash=dir_hash(files),
+        sources={part.location: part.hash for part in parts},
+        files=len(files),
+        bytes=sum((folder / name).stat().st_size for name in files),
+        rows=len(rows),
+        counts={str(name): int(counts[name]) for name in sorted(counts.index)},
+    )
 
 
 def fingerprint(
@@ -171,7 +215,7 @@ def fingerprint(
     """
     refuse_credentials(data, *pristine, *authentic)
     contents = [_read_pinned_content(data, revision)] if data else []
-    contents += [s3.fingerprint(one) if s3.is_s3(one) else "" for one in (*pristine, *authentic)]
+    contents += [s3.fingerprint(folder) if s3.is_s3(folder) else "" for folder in (*pristine, *authentic)]
     if not all(contents):
         return _FRESH + uuid.uuid4().hex
     described = json.dumps([data, list(pristine), list(authentic), contents])
@@ -181,14 +225,36 @@ def fingerprint(
 def refuse_credentials(*locations: str) -> None:
     """Locations are logged and kept as lineage and parameters, so that what opens them must not stand in them.
 
+    Of `ssh://USER@host` and `USER@host:path` the user is no secret, and git cannot do without.
+
     Raises:
         FetchError: a URL with credentials, which the message does not repeat.
     """
-    for found in filter(None, (re.match(r"https?://.*@([^/@]*)", location) for location in locations)):
-        raise FetchError(
-            f"the URL of data on {found[1]} holds credentials, which would be logged; leave them out and give them to "
-            f"git by its credential helper (on a cluster, use s3://)"
-        )
+    for location in locations:
+        if _holds_credentials(location):
+            host = re.split(r"[/?#:]", location.rpartition("@")[2].rpartition("://")[2])[0]
+            raise FetchError(
+                f"the URL of data on {host} holds credentials or a query, which would be logged; leave them out and "
+                "give them to git by its credential helper (on a cluster, use s3://)"
+            )
+
+
+_SECRET_QUERY = re.compile(r"(?i)\?.*(token|secret|key|password|signature|credential)[^=&]*=")
+
+
+def _holds_credentials(location: str) -> bool:
+    url = re.match(r"(?:\w+:)?([A-Za-z][A-Za-z0-9+.-]*)://(.*)", location, re.DOTALL)
+    if not url:  # user@host:path, as git takes it
+        return bool(re.match(r"[^/:@]+:[^/@]+@[^/:@]+:", location))
+    scheme, rest = url[1].lower(), url[2]
+    userinfo, at, host = re.split(r"[/?#]", rest)[0].rpartition("@")
+    if _SECRET_QUERY.search(rest) or not re.fullmatch(r"[^:]*(:\d*)?|\[[0-9a-fA-F:]+\](:\d*)?", host):
+        return True
+    if scheme in ("s3", "file"):  # names there may hold @ and ?
+        return bool(at)
+    if scheme == "ssh":
+        return ":" in userinfo or "?" in rest
+    return "@" in rest or "?" in rest
 
 
 def _read_pinned_content(location: str, revision: str) -> str:
@@ -199,13 +265,13 @@ def _read_pinned_content(location: str, revision: str) -> str:
     if public:
         return ""
     with tempfile.TemporaryDirectory() as work:
-        _, text, _ = _find(path, revision, Path(work))
-    return parse_pin(text, location).hash if text else ""
+        pin = _find(path, revision, Path(work)).pin
+    return pin.hash if pin else ""
 
 
-def _merge(parts: Sequence[tuple[Path, pd.DataFrame]], out: Path) -> pd.DataFrame:
+def _merge(parts: Sequence[_Part], out: Path) -> pd.DataFrame:
     """Copy the pictures of several folders below one, and write the manifest of them all."""
-    names = [folder.name for folder, _ in parts]
+    names = [part.name for part in parts]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise FetchError(
@@ -213,15 +279,15 @@ def _merge(parts: Sequence[tuple[Path, pd.DataFrame]], out: Path) -> pd.DataFram
         )
     frames: list[pd.DataFrame] = []
     copies: dict[str, Path] = {}
-    for folder, rows in parts:
+    for part in parts:
         prefix = {"image": "", "shard": ""}
         if len(parts) > 1:
-            prefix = {"image": f"images/{folder.name}/", "shard": f"shards/{folder.name}/"}
-        frame = rows.copy()
+            prefix = {"image": f"images/{part.name}/", "shard": f"shards/{part.name}/"}
+        frame = part.rows.copy()
         column = frame["shard"].astype(bool).map({True: "shard", False: "image"})
         for kind in ("image", "shard"):
             stored = frame.loc[column == kind, kind]
-            copies |= {prefix[kind] + name: folder / name for name in stored.unique()}
+            copies |= {prefix[kind] + name: part.folder / name for name in stored.unique()}
             frame.loc[column == kind, kind] = prefix[kind] + stored
         frames.append(frame)
     for name, source in tqdm(copies.items(), desc="copying", unit="file", disable=None):
@@ -248,71 +314,69 @@ def _local(location: str, work: Path) -> Path:
     return folder
 
 
-def _open(location: str, revision: str, work: Path) -> tuple[Path, str, str]:
-    """The folder of the data, and for a DVC project the commit and the hash that pin it."""
-    project, text, commit = _find(location, revision, work)
-    if not text:
-        return project, "", ""
-    return pull(text, project, location, work), commit, parse_pin(text, location).hash
+@dataclass(frozen=True)
+class _Project:
+    """Where labelled data are asked for.
+
+    Attributes:
+        folder: of the data themselves, or of the DVC project that pins them.
+        pin: of a DVC project; None if the folder holds the data.
+        commit: git commit of the pin, with `-dirty` if the pin differs from it; empty outside git.
+        foreign: it is a clone.
+    """
+
+    folder: Path
+    pin: Pin | None
+    commit: str = ""
+    foreign: bool = False
 
 
-def _find(location: str, revision: str, work: Path) -> tuple[Path, str, str]:
-    """The folder of a source, for a DVC project the text of its `data.dvc` and its commit, both else empty."""
-    if re.match(r"(https?|ssh|git|file)://|git@", location) or location.endswith(".git"):
-        project = work / "clone"
-        _git("clone", "--quiet", "--", location, str(project))
+def _find(location: str, revision: str, work: Path) -> _Project:
+    if re.match(r"(https?|ssh|git|file)://|[^/@:]+@[^/:]+:", location) or location.endswith(".git"):
+        return _clone(location, revision, work)
+    folder = _local(location, work)
+    text = read_pin_text(folder)
+    if not text and not revision:
+        return _Project(folder, None)
+    with git.open_work_tree(folder) as tree:
+        if tree is None:
+            if revision:
+                raise FetchError(f"{location}: no git revision '{revision}' there, for it is not in git; leave it out")
+            return _Project(folder, parse_pin(text, location))
+        repository, prefix = tree
         if revision:
-            _git("checkout", "--quiet", "--detach", _commit(project, revision, location), cwd=project)
-        pin = project / PIN
-        text = pin.read_text() if pin.is_file() else ""
-        commit = _commit(project, "HEAD", location)
-    else:
-        project = _local(location, work)
-        pin = project / PIN
-        if revision:
-            commit = _commit(project, revision, location)
-            text = _git("show", f"{commit}:./{PIN}", cwd=project)
-        else:
-            text, commit = (pin.read_text(), _describe(project)) if pin.is_file() else ("", "")
-        return project, text, commit
-    if not text:
-        raise FetchError(f"{location}: no {PIN} in it; run `dvc add data` there and commit {PIN}")
-    return project, text, commit
-
-
-def _git(*arguments: str, cwd: Path | None = None) -> str:
-    environment = os.environ | {"GIT_TERMINAL_PROMPT": "0"}
-    try:
-        done = subprocess.run(["git", *arguments], cwd=cwd, capture_output=True, text=True, env=environment, check=True)
-    except FileNotFoundError:
-        raise FetchError("git is not installed, but a revision or a git URL was asked for; install git") from None
-    except subprocess.CalledProcessError as error:
-        lines = error.stderr.strip().splitlines() or ["no reason given"]
-        reason = next((line for line in lines if line.startswith("fatal: ")), lines[-1])
-        raise _GitRefused(f"git {arguments[0]} failed: {reason}; check the address and the revision") from error
-    return done.stdout
-
-
-def _commit(project: Path, revision: str, location: str) -> str:
-    """The commit that a revision names: a commit, a tag, a branch, or a branch of the origin."""
-    for name in (revision, f"origin/{revision}"):
+            commit = _find_commit(repository, revision, location)
+            return _Project(folder, parse_pin(_read(repository, commit, prefix + PIN, location), location), commit)
         try:
-            return _git(
-                "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}", cwd=project
-            ).strip()
-        except _GitRefused as error:
-            reason = error
-    raise FetchError(
-        f"{location}: no git revision '{revision}' there; check `git log` and `git fetch --tags`"
-    ) from reason
+            commit = repository.find_commit("HEAD")
+            committed = repository.read(commit, prefix + PIN, MAX_PIN)
+        except git.GitError:  # without a commit, or one of another format
+            return _Project(folder, parse_pin(text, location))
+        same = committed is not None and committed.splitlines() == text.encode().splitlines()
+        return _Project(folder, parse_pin(text, location), commit if same else f"{commit}-dirty")
 
 
-def _describe(project: Path) -> str:
-    """The commit of a project's working tree, `-dirty` if the pin differs from it; empty where git knows none."""
-    if shutil.which("git") is None:
-        return ""
+def _clone(location: str, revision: str, work: Path) -> _Project:
+    """What DVC needs of a clone: the pin, the configuration, and the objects of a remote inside the repository."""
+    repository = git.clone(location, work / "clone")
+    commit = _find_commit(repository, revision or "HEAD", location)
+    pin = parse_pin(_read(repository, commit, PIN, location), location)
+    folder = work / "project"
+    folder.mkdir()
+    repository.extract(commit, lambda path: path == ".dvc/config" or "files/md5/" in path, folder)
+    return _Project(folder, pin, commit, foreign=True)
+
+
+def _read(repository: git.Repository, commit: str, path: str, location: str) -> str:
+    content = repository.read(commit, path, MAX_PIN)
+    if content is None:
+        raise FetchError(f"{location}: no {PIN} in it; run `dvc add data` there and commit {PIN}")
+    return decode_text(content, f"{location}/{PIN}")
+
+
+def _find_commit(repository: git.Repository, revision: str, location: str) -> str:
     try:
-        commit = _git("rev-parse", "--verify", "--quiet", "HEAD", cwd=project).strip()
-    except _GitRefused:  # not a work tree, or one without a commit
-        return ""
-    return commit + ("-dirty" if _git("status", "--porcelain", "--", PIN, cwd=project) else "")
+        return repository.find_commit(revision)
+    except git.GitError as error:
+        message = f"{location}: no git revision '{revision}' there; check `git log` and `git fetch --tags`"
+        raise FetchError(message) from error

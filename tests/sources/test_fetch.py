@@ -9,61 +9,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from dvc_projects import dvc_project, files, flip, git, picture, picture_set
 
 from contrique import images
 from contrique import s3 as s3_module
 from contrique.data.manifest import (
     DatasetError,
-    as_manifest,
-    inspect_file,
     read_manifest,
     read_picture_bytes,
     write_manifest,
 )
 from contrique.files import StorageError
-from contrique.sources.dvc_pin import FetchError, dir_hash, is_published, list_files, publish, read_pin
+from contrique.sources.dvc_pin import dir_hash, is_published, list_files, publish, read_pin
+from contrique.sources.dvc_remote import FetchError
 from contrique.sources.fetch import fetch, fingerprint, read_lineage
-
-NAMES = ("apple", "pear", "plum", "über the hedge")
-
-
-def picture(folder: Path, name: str, seed: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (64, 80, 3), dtype=np.uint8)
-    (folder / f"{name}.png").write_bytes(images.encode_png(pixels))
-
-
-def picture_set(folder: Path, seed: int = 0) -> Path:
-    rows = []
-    for number, name in enumerate(NAMES):
-        picture(folder / "images", name, seed + number)
-        row = {
-            "image": f"images/{name}.png",
-            "reference": name,
-            "kind": "pristine",
-            "split": "pretrain",
-            "dataset": "f",
-        }
-        rows.append(row | inspect_file(folder / "images" / f"{name}.png"))
-    write_manifest(as_manifest(rows), folder)
-    return folder
-
-
-def git(project: Path, *arguments: str) -> str:
-    options = ["-c", "user.name=t", "-c", "user.email=t@t"]
-    return subprocess.run(["git", *options, *arguments], cwd=project, check=True, capture_output=True, text=True).stdout
-
-
-def dvc_project(folder: Path, url: str, options: str = "") -> Path:
-    (folder / ".dvc").mkdir(parents=True)
-    config = f"[core]\n    remote = team\n    analytics = false\n['remote \"team\"']\n    url = {url}\n{options}"
-    (folder / ".dvc" / "config").write_text(config)
-    (folder / ".gitignore").write_text("/.dvc/cache\n/.dvc/tmp\n/store\n/data\n")
-    (folder / "data.dvc").write_text(publish(picture_set(folder.parent / "built"), folder))
-    git(folder, "init", "--quiet", "--initial-branch", "main")
-    git(folder, "add", ".")
-    git(folder, "commit", "--quiet", "--message", "data")
-    return folder
 
 
 @pytest.fixture
@@ -75,19 +34,6 @@ def project(tmp_path: Path) -> Path:
 def remote_object(project: Path, file: str) -> Path:
     md5 = list_files(project.parent / "built")[file]
     return project / "store" / "files" / "md5" / md5[:2] / md5[2:]
-
-
-def flip(path: Path) -> None:
-    """Change one byte in place, as a failing disk does."""
-    path.chmod(0o644)
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-    path.chmod(0o444)
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_the_pinned_files_arrive_with_their_lineage(project, tmp_path):
@@ -155,7 +101,8 @@ def test_a_failed_fetch_leaves_what_was_there_before(project, tmp_path):
     assert files(tmp_path / "out") == before
 
 
-def test_a_damaged_object_in_a_shared_cache_fails_and_names_the_file(project, tmp_path):
+def test_a_damaged_object_in_a_shared_cache_fails_and_names_the_file(project, tmp_path, monkeypatch):
+    monkeypatch.chdir(project)
     subprocess.run(
         ["dvc", "cache", "dir", "--local", str(tmp_path / "cache")], cwd=project, check=True, env=with_tools()
     )
@@ -404,7 +351,7 @@ def test_publishing_to_a_remote_that_refuses(s3, tmp_path, monkeypatch):
     project = dvc_project(tmp_path / "project", f"{s3.bucket}/refusing")
     assert is_published(project)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    with pytest.raises(FetchError, match="cannot push to its remote 'team'"):
+    with pytest.raises(FetchError, match="cannot push to remote 'team'"):
         publish(picture_set(tmp_path / "newer", seed=5), project)
     with pytest.raises(FetchError, match="remote 'team'"):
         is_published(project)

@@ -1,0 +1,55 @@
+"""Text for people: control characters are shown instead of obeyed, and secrets are hidden."""
+
+import re
+import unicodedata
+
+_UNSAFE = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories: controls, halves of surrogate pairs, separators of lines
+_BIDIRECTIONAL = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+MASK = "***"
+
+# What stands before the last @ of an address: a user, a token, or a user and a password, which may hold : / ? # and @.
+_USERINFO = re.compile(r"(?<=://)(?:[^\s:/?#@]*:(?:(?!://)\S)*|[^\s/?#]*)@")
+# name=value, as in a query or a connection string, and "name": "value", as in JSON or a repr.
+_NAME = r"token|secret|password|passwd|passphrase|pwd|signature|sig|credentials?|(?:api|access|secret|private)[-_]?key"
+_ASSIGNMENT = re.compile(rf"(?i)((?:{_NAME})(?:=|%3d))(?!\*)(?:\"[^\"]*\"|'[^']*'|[^\s&;,'\"<>)\]}}]+)")
+_ITEM = re.compile(rf"(?i)((?:{_NAME})(?P<name>[\"'])\s*:\s*(?P<value>[\"']))(?:(?!(?P=value)).)*")
+_HEADER = re.compile(r"(?i)\b((?:bearer|basic)\s+)[\w.~+/=-]{8,}")
+
+
+def escape_control(text: str, keep: str = "") -> str:
+    r"""Text that a terminal, a log or a table shows as it is and never obeys.
+
+    Control characters (ESC, CR, newline, tab, ...), marks that reorder text, separators of lines and paragraphs and
+    bytes of a file name that are not UTF-8 become `\x1b`, `\n`, `\u202e`, ... ; everything else stays, also other
+    scripts and backslashes.
+
+    Args:
+        text: any string, also one that cannot be encoded.
+        keep: characters that stay, such as "\n" for a message of several lines.
+
+    >>> print(escape_control("sky\x1b[2J\rkitchen.png"))
+    sky\x1b[2J\rkitchen.png
+    """
+    return "".join(
+        char if char in keep or not _is_unsafe(char) else char.encode("unicode_escape").decode() for char in text
+    )
+
+
+def _is_unsafe(char: str) -> bool:
+    return unicodedata.category(char) in _UNSAFE or char in _BIDIRECTIONAL
+
+
+def mask_secrets(text: str) -> str:
+    """Text for logs, errors and pages: secrets in it become `***`.
+
+    Hidden are what stands before the @ of an address (`scheme://user:password@host`, `https://TOKEN@host`), values of
+    secret names (`?token=...`, `password=...`, `X-Amz-Signature=...`, `"api_key": "..."`) and the value of an
+    Authorization header. Where it is unclear how far a password reaches, more is hidden rather than less.
+
+    >>> mask_secrets("https://user:p@ss@host/repo?token=abc&page=2")
+    'https://***@host/repo?token=***&page=2'
+    """
+    text = _USERINFO.sub(f"{MASK}@", text)
+    text = _ASSIGNMENT.sub(rf"\1{MASK}", text)
+    text = _ITEM.sub(rf"\1{MASK}", text)
+    return _HEADER.sub(rf"\1{MASK}", text)

@@ -196,12 +196,6 @@ def check_regular(path: Path, limit: int) -> None:
         raise StorageError(f"{path}: {state.st_size} bytes are more than the {limit} that such a file may have")
 
 
-def read_regular(path: Path, limit: int) -> bytes:
-    """The bytes of a file. Arguments and errors as `check_regular`."""
-    check_regular(path, limit)
-    return path.read_bytes()
-
-
 def read_arrays(path: Path, limit: int) -> "dict[str, NDArray[Any]]":
     """Every array of an `.npz`, without pickles; what it claims to hold is added up before memory is asked for.
 

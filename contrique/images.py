@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from contrique.errors import ContriqueError
+from contrique.files import StorageError, read_regular
 
 EXTENSIONS = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".qoi", ".tif", ".tiff", ".webp"})
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # of Pillow's; others can run programs
@@ -142,14 +142,9 @@ def read_bytes(path: Path | str) -> bytes:
         BadImage: missing, unreadable, not a regular file (a pipe, a device), or over MAX_BYTES.
     """
     try:
-        found = Path(path).stat()
-        if not stat.S_ISREG(found.st_mode):
-            raise BadImage(f"{path}: cannot be read (not a regular file); give an image file")
-        if found.st_size > MAX_BYTES:
-            raise BadImage(f"{path}: {found.st_size / 1e9:.1f} GB is over {MAX_BYTES / 1e9:.0f} GB; convert it first")
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise BadImage(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
+        return read_regular(path, MAX_BYTES)
+    except StorageError as error:
+        raise BadImage(str(error)) from error
 
 
 def read(path: Path | str) -> Picture:

@@ -257,7 +257,7 @@ def _read_foreign(root: Path, name: str, location: str, *, inside: bool) -> _Set
     from dvc.config import Config
 
     where = f"{location}/.dvc/config"
-    users = Config()  # the system's and the user's own level
+    users = Config(validate=False)  # the system's and the user's own level; of a remote it may hold credentials alone
     chosen, theirs = _pick(_load(root / ".dvc" / "config"), name, where)
     own = dict(users["remote"].get(chosen, {}))
     if "url" in own:

@@ -54,8 +54,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(PIP) install --quiet --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
 
-data: setup ## build the sample photographs if need be, and pull them with DVC
-	@$(BIN)/python -m contrique.sources.sample
+data: setup ## pull the sample photographs with DVC
 	@$(BIN)/dvc pull
 
 demo: setup data ## the whole pipeline on the sample photographs, minutes on a laptop

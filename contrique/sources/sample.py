@@ -1,10 +1,14 @@
 """The sample data: real photographs out of the installed wheels of scikit-image, scikit-learn and matplotlib.
 
-    python -m contrique.sources.sample [PROJECT] [--repin]     then     dvc pull
+    dvc pull
 
-The first fills the project's DVC remote (by default the folder `.dvc-remote`) if it does not hold yet what `data.dvc`
-pins; the second takes the data from there, as a team takes its own from S3. The sample has no human scores: the
-pipeline judges it by full-reference metrics of distorted versions, weak labels as in KADIS-700k.
+restores them from the project's default remote, the folder `.dvc-remote`, which is committed with it. How they came about:
+
+    python -m contrique.sources.sample [PROJECT] [--repin]
+
+builds them from those wheels and puts them into a project's remote if it does not hold yet what `data.dvc` pins, as into
+the S3 of a team. The sample has no human scores: the pipeline judges it by full-reference metrics of distorted versions,
+weak labels as in KADIS-700k.
 """
 
 import argparse

@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from dvc_projects import flip
 
 from contrique import images
 from contrique.data.manifest import read_manifest
 from contrique.sources.dvc_pin import dir_hash, list_files, read_pin
+from contrique.sources.dvc_remote import FetchError
+from contrique.sources.fetch import fetch
 from contrique.sources.sample import MAX_SIDE, build, write
 
 ROOT = Path(__file__).parents[2]
@@ -74,6 +77,43 @@ def test_dvc_pull_restores_the_data_in_a_fresh_clone(clone, photographs):
         assert list_files(clone / "data") == list_files(photographs)
         shutil.rmtree(clone / "data")
     assert (clone / "data.dvc").read_bytes() == (ROOT / "data.dvc").read_bytes()
+
+
+@pytest.fixture
+def whole_clone(clone: Path) -> Path:
+    """A fresh clone with the remote that is committed."""
+    listed = subprocess.run(["git", "ls-files", ".dvc-remote"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in listed.stdout.split():
+        (clone / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, clone / name)
+    return clone
+
+
+def test_dvc_pull_alone_restores_the_data_after_a_clone(whole_clone, photographs):
+    pulled = run(whole_clone, "dvc", "pull")
+    assert pulled.returncode == 0, pulled.stderr
+    assert list_files(whole_clone / "data") == list_files(photographs)
+
+
+def test_a_byte_flipped_in_the_committed_remote_is_refused_and_named(whole_clone, photographs, tmp_path):
+    md5 = list_files(photographs)["images/rocket.png"]
+    flip(whole_clone / ".dvc-remote" / "files" / "md5" / md5[:2] / md5[2:])
+    pulled = run(whole_clone, "dvc", "pull")
+    assert pulled.returncode != 0
+    assert not (whole_clone / "data" / "images" / "rocket.png").exists()
+    with pytest.raises(FetchError, match=r"data/images/rocket\.png damaged"):
+        fetch(tmp_path / "out", data=str(whole_clone))
+
+
+def test_a_remote_of_the_team_that_cannot_be_reached_is_one_line(whole_clone, tmp_path):
+    for arguments in (("add", "--default", "team", "http://127.0.0.1:9/store"), ("modify", "team", "verify", "true")):
+        assert run(whole_clone, "dvc", "remote", *arguments).returncode == 0
+    with pytest.raises(
+        FetchError, match=r"cannot pull data\.dvc from remote 'team' \(http://127.0.0.1:9/store\)"
+    ) as error:
+        fetch(tmp_path / "out", data=str(whole_clone))
+    assert "\n" not in str(error.value)
+    assert run(whole_clone, "dvc", "pull", "--remote", "local").returncode == 0
 
 
 def test_nothing_is_built_where_the_remote_holds_the_data(clone):

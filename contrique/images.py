@@ -17,8 +17,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from contrique.errors import ContriqueError
 from contrique.files import StorageError, read_regular
+from contrique.walk import SUFFIXES
 
-EXTENSIONS = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".qoi", ".tif", ".tiff", ".webp"})
+EXTENSIONS = SUFFIXES
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # of Pillow's; others can run programs
 MAX_PIXELS = 200_000_000  # a decompression bomb is refused before a pixel is decoded
 MAX_BYTES = 2_000_000_000  # of a file

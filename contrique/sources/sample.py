@@ -2,13 +2,13 @@
 
     dvc pull
 
-restores them from the project's default remote, the folder `.dvc-remote`, which is committed with it. How they came about:
+restores them from the project's default remote, the folder `.dvc-remote`, which is committed with it.
 
     python -m contrique.sources.sample [PROJECT] [--repin]
 
-builds them from those wheels and puts them into a project's remote if it does not hold yet what `data.dvc` pins, as into
-the S3 of a team. The sample has no human scores: the pipeline judges it by full-reference metrics of distorted versions,
-weak labels as in KADIS-700k.
+built them from those wheels, and puts them into a project's remote if it does not hold yet what `data.dvc` pins: into
+the S3 of a team, say. The sample has no human scores: the pipeline judges it by full-reference metrics of distorted
+versions, weak labels as in KADIS-700k.
 """
 
 import argparse

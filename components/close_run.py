@@ -15,6 +15,6 @@ def close_run(status: dsl.PipelineTaskFinalStatus, profile: str, overrides: dict
         overrides: options that differ from the profile.
     """
     from contrique import config
-    from contrique.tracking.runs import close_failed, current_pipeline_run
+    from contrique.tracking.runs import Runs, current_pipeline_run
 
-    close_failed(current_pipeline_run(), config=config.resolve(profile, overrides).registry, state=status.state)
+    Runs(config.resolve(profile, overrides).registry).close_failed(current_pipeline_run(), status.state)

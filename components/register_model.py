@@ -36,21 +36,23 @@ def register_model(
     from pathlib import Path
 
     from contrique.config import resolve
-    from contrique.registry.registration import register
+    from contrique.registry.registration import Candidate, register
     from contrique.reports.report import model_card, trained_here
 
     return vars(
         register(
-            Path(encoder.path, "encoder.safetensors"),
-            Path(regressor.path),
-            Path(evaluation.path, "evaluation.json"),
-            Path(verdict.path),
-            Path(dataset.path, "lineage.json"),
+            Candidate(
+                Path(encoder.path, "encoder.safetensors"),
+                Path(regressor.path),
+                Path(evaluation.path, "evaluation.json"),
+                Path(verdict.path),
+                Path(dataset.path, "lineage.json"),
+                sets=[Path(dataset.path), Path(distorted.path)],
+                card=model_card(
+                    trained_here(dataset, encoder, regressor, evaluation, verdict, profile=profile, overrides=overrides)
+                ),
+            ),
             config=resolve(profile, overrides).registry,
             page=Path(tracking.path),
-            sets=[Path(dataset.path), Path(distorted.path)],
-            card=model_card(
-                trained_here(dataset, encoder, regressor, evaluation, verdict, profile=profile, overrides=overrides)
-            ),
         )
     )

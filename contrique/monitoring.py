@@ -173,39 +173,40 @@ def score_set(pictures: str, out: Path, *, model: str, config: RegistryConfig) -
     from tqdm import tqdm
 
     from contrique import s3
-    from contrique.registry.versions import fetch_files
+    from contrique.registry.versions import Registry
     from contrique.scoring.inputs import find_images
     from contrique.scoring.scorer import Scorer
 
-    with tempfile.TemporaryDirectory() as scratch, fetch_files(model, config) as (encoder, fitted, version):
+    with tempfile.TemporaryDirectory() as scratch, Registry(config).fetch(model) as files:
         folder = Path(pictures)
         if s3.is_s3(pictures):
             folder = Path(scratch, "pictures")
             s3.download(pictures, folder)
-        scorer, reference = Scorer(encoder, fitted, version), read_reference(fitted)
-        found = tqdm(list(find_images([folder])), desc="scoring", unit="img", file=sys.stderr, disable=None)
-        rows = [_scored(one, folder, scorer, reference) for one in found]
+        scorer = Scorer(files.encoder, files.regressor, files.version)
+        reference = read_reference(files.regressor)
+        paths = tqdm(list(find_images([folder])), desc="scoring", unit="img", file=sys.stderr, disable=None)
+        rows = [_score_row(path, folder, scorer, reference) for path in paths]
         with write_aside(out) as aside:
             aside.mkdir()
             pd.DataFrame(rows).to_parquet(aside / SCORES, index=False)
-            shutil.copyfile(fitted / DRIFT_REFERENCE, aside / DRIFT_REFERENCE)
+            shutil.copyfile(files.regressor / DRIFT_REFERENCE, aside / DRIFT_REFERENCE)
     failed = sum(bool(row["error"]) for row in rows)
     if failed == len(rows):
         raise DriftError(f"{pictures}: no picture could be scored, first: {rows[0]['error']}")
-    return ScoredSummary(version, len(rows) - failed, failed)
+    return ScoredSummary(files.version, len(rows) - failed, failed)
 
 
-def _scored(found: "Path | Failure", folder: Path, scorer: "Scorer", reference: Reference) -> dict[str, Any]:
+def _score_row(path: "Path | Failure", folder: Path, scorer: "Scorer", reference: Reference) -> dict[str, Any]:
     """A row of `scores.parquet`."""
     from contrique import images
     from contrique.encoder.features import extract_one
     from contrique.scoring.results import Failure, flatten
 
-    if isinstance(found, Failure):
-        return flatten(found)
-    name = found.name if found == folder else found.relative_to(folder).as_posix()
+    if isinstance(path, Failure):
+        return flatten(path)
+    name = path.name if path == folder else path.relative_to(folder).as_posix()
     try:
-        features = extract_one(images.read(found), scorer.encoder)[None]
+        features = extract_one(images.read(path), scorer.encoder)[None]
         row = flatten(scorer.contract(name, features[0]))
     except ContriqueError as error:
         return flatten(Failure(name, str(error)))

@@ -1,6 +1,7 @@
 """A real model, small: a ResNet-18 with random weights and a ridge whose scores spread over the whole scale."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from contrique.encoder.features import extract
 from contrique.encoder.network import Encoder
 from contrique.encoder.weights import save_encoder
 from contrique.images import Picture
+from contrique.registry.candidate import Candidate
 from contrique.regressor.head import Head, RegressorSummary
 from contrique.regressor.ridge import Ridge
 
@@ -68,3 +70,12 @@ def build(folder: Path, seed: int = 0, labels: str = "human") -> Parts:
     parts.verdict.write_text(json.dumps({"promote": True, "reason": "promote: meets the floor"}))
     parts.lineage.write_text(json.dumps({"hash": f"data{seed}.dir", "revision": "abc", "source": "here"}))
     return parts
+
+
+def candidate(parts: Parts, expected: str | None = None, sets: Sequence[Path] = ()) -> Candidate:
+    """A model as the registry takes it; the gate judged it against version `expected`, if that is said."""
+    verdict = parts.verdict
+    if expected is not None:
+        verdict = verdict.with_name(f"verdict-{expected}.json")
+        verdict.write_text(json.dumps(json.loads(parts.verdict.read_text()) | {"champion_version": expected}))
+    return Candidate(parts.encoder, parts.regressor, parts.evaluation, verdict, parts.lineage, sets)

@@ -47,7 +47,7 @@ def add_parsers(commands: Any) -> None:
 
 def list_models(options: argparse.Namespace) -> None:
     """Print the registered versions."""
-    from contrique.registry import versions
+    from contrique.registry.versions import Registry
 
     columns = {
         "version": "version",
@@ -59,13 +59,14 @@ def list_models(options: argparse.Namespace) -> None:
         "data_hash": "data",
         "run": "run",
     }
-    rows = versions.list_models(resolve_config(options).registry)
+    rows = Registry(resolve_config(options).registry).list_versions()
     _print_rows(rows, columns, options.format, "no model is registered yet; run the pipeline: python -m pipelines run")
 
 
 def list_history(options: argparse.Namespace) -> None:
     """Print all changes of the champion."""
     from contrique.registry.promotion import read_history
+    from contrique.registry.versions import Registry
 
     columns = {
         "time": "time (UTC)",
@@ -76,23 +77,25 @@ def list_history(options: argparse.Namespace) -> None:
         "data_hash": "data",
         "reason": "why",
     }
-    rows = read_history(resolve_config(options).registry)
+    rows = read_history(Registry(resolve_config(options).registry))
     _print_rows(rows, columns, options.format, "nothing has happened yet")
 
 
 def promote(options: argparse.Namespace) -> None:
     """Make a version champion."""
     from contrique.registry import promotion
+    from contrique.registry.versions import Registry
 
-    champion = promotion.promote(options.version, resolve_config(options).registry, options.reason)
+    champion = promotion.promote(Registry(resolve_config(options).registry), options.version, options.reason)
     print(f"version {champion.version} of '{champion.name}' is {champion.alias}")
 
 
 def rollback(options: argparse.Namespace) -> None:
     """Make the previous champion champion again."""
     from contrique.registry import promotion
+    from contrique.registry.versions import Registry
 
-    champion = promotion.rollback(resolve_config(options).registry, options.reason)
+    champion = promotion.rollback(Registry(resolve_config(options).registry), options.reason)
     print(f"version {champion.version} of '{champion.name}' is {champion.alias} again")
 
 

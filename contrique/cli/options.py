@@ -2,10 +2,8 @@
 
 import argparse
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from contrique.artifacts import ENCODER, REGRESSOR
 from contrique.config import Config, resolve
 from contrique.errors import ContriqueError
 
@@ -97,22 +95,9 @@ def add_model(command: argparse.ArgumentParser) -> None:
 
 def load_model(options: argparse.Namespace) -> "Scorer":
     """The version, alias or folder of `contrique adapt` that --model names."""
-    from contrique.registry import versions
-    from contrique.scoring.scorer import Scorer
-    from contrique.tracking.client import RegistryError
+    from contrique.registry.load import load_model
 
-    folder = Path(options.model)
-    if (folder / ENCODER).is_file():
-        return Scorer(folder / ENCODER, folder / REGRESSOR, version=str(folder))
-    config = resolve_config(options).registry
-    if options.model != config.alias:
-        return versions.load_model(options.model, config)
-    model = versions.load_champion(config)
-    if model is None:
-        raise RegistryError(
-            f"model '{config.model}' has no {config.alias} yet; run the pipeline first, or set MLFLOW_TRACKING_URI"
-        )
-    return model
+    return load_model(options.model, resolve_config(options).registry)
 
 
 def read_picture(path: str) -> "Picture":

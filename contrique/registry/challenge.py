@@ -5,7 +5,7 @@ from pathlib import Path
 
 from contrique.config import Config
 from contrique.evaluation.evaluate import Evaluation, evaluate_set
-from contrique.registry.versions import load_champion
+from contrique.registry.versions import Registry
 from contrique.scoring.rescore import Rescore
 
 
@@ -25,7 +25,7 @@ def evaluate_challenger(
         RegistryError: the registry cannot be reached, or the champion's files cannot be fetched.
         EvaluationError, LeakError: as `evaluate_set`.
     """
-    champion = load_champion(config.registry)
+    champion = Registry(config.registry).load_champion()
     return evaluate_set(
         features,
         regressor,

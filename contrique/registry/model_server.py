@@ -16,12 +16,12 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from contrique.errors import ContriqueError
+from contrique.tracking.store import RegistryError
 
 _LOG_LINES = 8
 
 
-class NotServed(ContriqueError):
+class NotServed(RegistryError):
     """The server did not come up or did not answer in time; the message ends with the last lines of its log."""
 
 
@@ -63,8 +63,8 @@ def ask_server(model: str, images: Sequence[bytes], *, store: str, seconds: floa
 def _read_last_words(log: Path) -> str:
     """The end of a log, without the frames of stack traces: the servers around the model add two of their own."""
     lines = log.read_text(errors="replace").splitlines()
-    said = [line for line in lines if line.strip() and not line[0].isspace() and not line.startswith("Traceback")]
-    return "".join(f"\n  {line}" for line in said[-_LOG_LINES:])
+    messages = [line for line in lines if line.strip() and not line[0].isspace() and not line.startswith("Traceback")]
+    return "".join(f"\n  {line}" for line in messages[-_LOG_LINES:])
 
 
 @contextmanager

@@ -4,36 +4,18 @@ import json
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from contrique.config import RegistryConfig
-from contrique.registry.versions import champion_version, complete_version, model_tags, read_aliases, read_json
-from contrique.tracking.client import (
-    RegistryError,
-    connect,
-    connect_existing,
-    current_time,
-    current_user,
-    hold_lock,
-    store_exists,
-    store_uri,
-    translate_errors,
-)
-from contrique.tracking.runs import (
-    PIPELINE_RUN,
-    current_pipeline_run,
-    describe_run,
-    experiment_id,
-    open_run,
-    search_tags,
-)
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
+from contrique.registry.candidate import read_json
+from contrique.registry.versions import Registry
+from contrique.text import escape_control
+from contrique.tracking.runs import PIPELINE_RUN, current_pipeline_run
+from contrique.tracking.store import RegistryError, current_time, current_user
 
 PREVIOUS = "previous"  # alias of the champion before this one
 _EVENT = "contrique.event."  # prefix of the tags of the registered model that are its history
+_REASON_CHARS = 2000  # kept of a reason: MLflow's tags have a limit
 
 
 class ChampionMoved(RegistryError):
@@ -51,7 +33,7 @@ class Registered:
 
 @dataclass(frozen=True)
 class Event:
-    """One decision: who, when, what and why.
+    """One decision: who, when, what and why. Control characters in its texts are escaped.
 
     Attributes:
         time: UTC, ISO 8601.
@@ -83,16 +65,16 @@ def keep_champion(
         verdict: JSON of a Verdict.
         lineage: `lineage.json` of the training data.
         config: names.
-        run: the pipeline run, as `open_run` takes it; default: the one that this process is a step of.
+        run: the pipeline run, as `Runs.open` takes it; default: the one that this process is a step of.
         page: Markdown file to write, that says where the MLflow run is.
     Returns:
         the champion that stays, None if there is none.
     """
     decision, origin = read_json(verdict), read_json(lineage)
     run = run or current_pipeline_run()
-    mlrun = open_run(run, config)
-    client = connect(config)
-    current = champion_version(client, config)
+    registry = Registry(config)
+    mlrun = registry.runs.open(run)
+    champion = registry.champion()
     mlrun.log_file(verdict, "judgement")
     mlrun.log_file(lineage, "judgement")
     mlrun.set_tags(
@@ -102,102 +84,112 @@ def keep_champion(
             "verdict.time": current_time(),
             "verdict.who": current_user(),
             "data.hash": origin.get("hash", ""),
-            "champion": current,
+            "champion": champion,
         }
     )
     mlrun.close()
     if page:
-        page.write_text(describe_run(run, config))
-    return Registered(config.model, current, config.alias) if current else None
+        page.write_text(registry.runs.describe(run))
+    return Registered(config.model, champion, config.alias) if champion else None
 
 
-def promote(version: str, config: RegistryConfig, reason: str = "") -> Registered:
+def promote(registry: Registry, version: str, reason: str = "") -> Registered:
     """Make a version champion by hand. The one before stays reachable as alias `previous`.
 
     Args:
-        version: a number.
-        config: names.
+        registry: of the model.
+        version: a number, or an alias.
         reason: for the history.
     Raises:
         RegistryError: there is no such version, or it was never complete.
         ChampionMoved: another version became champion meanwhile.
     """
-    return _set_champion(version, config, "promote", reason or "by hand")
+    return _set_champion(registry, version, "promote", reason or "by hand")
 
 
-def rollback(config: RegistryConfig, reason: str = "") -> Registered:
+def rollback(registry: Registry, reason: str = "") -> Registered:
     """Give the alias back to the champion before this one; twice gives it back again.
 
     Raises:
         RegistryError: there is no previous champion.
     """
-    previous = read_aliases(connect(config), config).get(PREVIOUS) if store_exists(store_uri()) else None
+    previous = registry.read_aliases().get(PREVIOUS) if registry.store.exists else None
     if not previous:
-        raise RegistryError(f"model '{config.model}' has no previous champion to go back to; see `contrique models`")
-    return _set_champion(previous, config, "rollback", reason or "by hand")
+        model = registry.config.model
+        raise RegistryError(f"model '{model}' has no previous champion to go back to; see `contrique models`")
+    return _set_champion(registry, previous, "rollback", reason or "by hand")
 
 
-def read_history(config: RegistryConfig) -> list[Event]:
+def read_history(registry: Registry) -> list[Event]:
     """Every promotion, rollback and hold, oldest first; empty if there is no registry yet."""
-    if not store_exists(store_uri()):
+    if not registry.store.exists:
         return []
-    client = connect(config)
-    with translate_errors("reading the history"):
-        tags = model_tags(client, config)
-        held = search_tags(client, experiment_id(client, config), "tags.verdict = 'hold'")
-    events = [Event(**json.loads(value)) for key, value in tags.items() if key.startswith(_EVENT)]
+    events = [json.loads(value) for key, value in registry.read_tags().items() if key.startswith(_EVENT)]
     events += [
-        Event(
-            time=item["verdict.time"],
-            action="hold",
-            version=item.get("champion", ""),
-            replaced=item.get("champion", ""),
-            who=item.get("verdict.who", ""),
-            reason=item.get("verdict.reason", ""),
-            data_hash=item.get("data.hash", ""),
-            run=item.get(PIPELINE_RUN, ""),
-        )
-        for item in held
+        {
+            "time": tags["verdict.time"],
+            "action": "hold",
+            "version": tags.get("champion", ""),
+            "replaced": tags.get("champion", ""),
+            "who": tags.get("verdict.who", ""),
+            "reason": tags.get("verdict.reason", ""),
+            "data_hash": tags.get("data.hash", ""),
+            "run": tags.get(PIPELINE_RUN, ""),
+        }
+        for tags in registry.runs.search_tags("tags.verdict = 'hold'")
     ]
-    return sorted(events, key=lambda event: event.time)
+    escaped = [
+        Event(
+            **{  # type: ignore[arg-type]
+                name: escape_control(text) for name, text in event.items()
+            }
+        )
+        for event in events
+    ]
+    return sorted(escaped, key=lambda event: event.time)
 
 
-def check_champion(current: str, expected: str, config: RegistryConfig) -> None:
-    if current != expected:
-        now, then = (f"version {v}" if v else "no version" for v in (current, expected))
+def check_champion(registry: Registry, expected: str) -> None:
+    """Raise ChampionMoved if another version than `expected` is champion; empty stands for none."""
+    champion = registry.champion()
+    if champion != expected:
+        now, then = (f"version {version}" if version else "no version" for version in (champion, expected))
         raise ChampionMoved(
-            f"{now} of '{config.model}' is champion, but the gate judged against {then}: another run was faster; "
-            "run the pipeline again to be judged against it"
+            f"{now} of '{registry.config.model}' is champion, but the gate judged against {then}: another run was "
+            "faster; run the pipeline again to be judged against it"
         )
 
 
-def _set_champion(version: str, config: RegistryConfig, action: str, reason: str) -> Registered:
-    client = connect_existing(config)
-    current = champion_version(client, config)
-    complete_version(client, config, version)
-    if version != current:
-        move_alias(client, config, version, current, action, reason)
-    return Registered(config.model, version, config.alias)
+def _set_champion(registry: Registry, name: str, action: str, reason: str) -> Registered:
+    registry.store.require()
+    champion = registry.champion()
+    version = str(registry.find_version(name).version)
+    if version != champion:
+        move_alias(registry, version, champion, action, reason)
+    return Registered(registry.config.model, version, registry.config.alias)
 
 
-def move_alias(
-    client: "MlflowClient", config: RegistryConfig, version: str, expected: str, action: str, reason: str
-) -> None:
-    """Compare and set: move the alias to `version` if it is still at `expected`."""
-    with translate_errors(f"making version {version} champion"), hold_lock(client, config.model):
-        check_champion(champion_version(client, config), expected, config)
-        tags = client.get_model_version(config.model, version).tags
+def move_alias(registry: Registry, version: str, expected: str, action: str, reason: str) -> None:
+    """Compare and set: move the champion's alias to `version` if it is still at `expected`.
+
+    Raises:
+        ChampionMoved: it is not.
+    """
+    client, model, alias = registry.store.client, registry.config.model, registry.config.alias
+    with registry.store.translate_errors(f"making version {version} champion"), registry.store.hold_lock(model):
+        check_champion(registry, expected)
+        tags = client.get_model_version(model, version).tags
         event = {
             "time": current_time(),
             "action": action,
             "version": version,
             "replaced": expected,
             "who": current_user(),
-            "reason": reason[:2000],
+            "reason": escape_control(reason)[:_REASON_CHARS],
             "data_hash": tags.get("data.hash", ""),
             "run": tags.get(PIPELINE_RUN, ""),
         }
         if expected:
-            client.set_registered_model_alias(config.model, PREVIOUS, expected)
-        client.set_registered_model_alias(config.model, config.alias, version)
-        client.set_registered_model_tag(config.model, _EVENT + uuid.uuid4().hex, json.dumps(event))
+            client.set_registered_model_alias(model, PREVIOUS, expected)
+        client.set_registered_model_alias(model, alias, version)
+        client.set_registered_model_tag(model, _EVENT + uuid.uuid4().hex, json.dumps(event))

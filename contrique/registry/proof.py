@@ -5,11 +5,12 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from contrique.config import RegistryConfig
-from contrique.tracking.client import STORE_REMEDY, RegistryError, store_uri, translate_errors
+from contrique.artifacts import TEST_SCORES
+from contrique.registry.candidate import Candidate
+from contrique.registry.versions import Registry
+from contrique.tracking.store import STORE_REMEDY, RegistryError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,55 +52,64 @@ def input_example() -> "pd.DataFrame":
     return pd.DataFrame({"image": [base64.b64encode(encode_png(picture)).decode()]})
 
 
-def score_example(scorer: "Scorer", encoder: Path) -> Known:
-    """The input example, scored by the given files before anything of them is logged."""
+def score_example(scorer: "Scorer", candidate: Candidate) -> Known:
+    """The input example, scored by the files of a candidate before anything of them is logged."""
     from contrique.scoring.results import Failure
 
     data = base64.b64decode(input_example()["image"][0])
     result = scorer.judge(data, "the input example")
     if isinstance(result, Failure):
-        raise RegistryError(f"{encoder}: the model cannot score a picture ({result.error}); train it again")
+        raise RegistryError(f"{candidate.encoder}: the model cannot score a picture ({result.error}); train it again")
     return Known(data, result.raw, LOADED_TOLERANCE * scorer.head.point)
 
 
-def read_known_pictures(evaluation: Path, regressor: Path, sets: Sequence[Path]) -> list[Known]:
+def read_known_pictures(candidate: Candidate) -> list[Known]:
     """Pictures of the test part, from worst to best, with the scores that the evaluation wrote down."""
-    if not sets:
+    if not candidate.sets:
         return []
     import numpy as np
     import pandas as pd
 
-    from contrique.artifacts import TEST_SCORES
     from contrique.data.manifest import read_manifest, read_picture
     from contrique.images import encode_png
     from contrique.regressor.head import Head
 
-    tolerance = SERVED_TOLERANCE * Head.load(regressor).point
-    scores = pd.read_parquet(evaluation.with_name(TEST_SCORES)).sort_values(["challenger", "image"])
-    places = np.linspace(0, len(scores) - 1, min(_KNOWN_PICTURES, len(scores))).astype(int)
-    found = {
+    scores = pd.read_parquet(candidate.evaluation.with_name(TEST_SCORES)).sort_values(["challenger", "image"])
+    ranks = np.linspace(0, len(scores) - 1, min(_KNOWN_PICTURES, len(scores))).astype(int)
+    tolerance = SERVED_TOLERANCE * Head.load(candidate.regressor).point
+    places_of = {
         (row.image, row.reference, row.distortion): (folder, row)
-        for folder in sets
+        for folder in candidate.sets
         for row in read_manifest(folder).itertuples()
     }
     known = []
-    for row in scores.iloc[places].itertuples():
-        place = found.get((row.image, row.reference, row.distortion))
+    for row in scores.iloc[ranks].itertuples():
+        place = places_of.get((row.image, row.reference, row.distortion))
         if place is None:
-            raise RegistryError(f"{row.image}: judged by {evaluation}, but in none of the picture sets; give its set")
+            raise RegistryError(
+                f"{row.image}: judged by {candidate.evaluation}, but in none of the picture sets; give its set"
+            )
         known.append(Known(encode_png(read_picture(*place)), float(row.challenger), tolerance))
     return known
 
 
-def prove(version: str, known: Sequence[Known], config: RegistryConfig) -> str:
-    """Have a version score pictures, pickles forbidden, and compare with their known scores; says how near it came."""
+def prove(registry: Registry, version: str, known: Sequence[Known]) -> str:
+    """Have a version score pictures, pickles forbidden, and compare with their known scores.
+
+    Returns:
+        how the version was asked and how near it came, in words.
+    Raises:
+        RegistryError: a score differs by more than its tolerance, or there is none.
+    """
     from contrique.registry.model_server import ask_server
 
-    model, images = f"models:/{config.model}/{version}", [item.data for item in known]
+    config = registry.config
+    model, pictures = f"models:/{config.model}/{version}", [item.data for item in known]
     if config.serve_seconds > 0:
-        how, answers = "served by MLflow", ask_server(model, images, store=store_uri(), seconds=config.serve_seconds)
+        how = "served by MLflow"
+        answers = ask_server(model, pictures, store=registry.store.uri, seconds=config.serve_seconds)
     else:
-        how, answers = "loaded back", _ask_loaded(model, images)
+        how, answers = "loaded back", _ask_loaded(registry, model, pictures)
     for number, (answer, item) in enumerate(zip(answers, known, strict=True)):
         right = not answer["error"] and abs(answer["raw"] - item.raw) <= item.tolerance
         if not right or answer["model"] != version:
@@ -113,7 +123,7 @@ def prove(version: str, known: Sequence[Known], config: RegistryConfig) -> str:
     return f"{how}: {len(known)} pictures within {furthest:.2g} of their known raw scores"
 
 
-def _ask_loaded(model: str, images: Sequence[bytes]) -> list[dict[str, Any]]:
+def _ask_loaded(registry: Registry, model: str, pictures: Sequence[bytes]) -> list[dict[str, Any]]:
     """Answers of a version that this process loads from the registry."""
     import mlflow
     import pandas as pd
@@ -121,8 +131,8 @@ def _ask_loaded(model: str, images: Sequence[bytes]) -> list[dict[str, Any]]:
     path, pickles = sys.path.copy(), os.environ.get(_PICKLES)
     os.environ[_PICKLES] = "false"
     try:
-        with translate_errors(f"loading {model} back", STORE_REMEDY):
-            answers = mlflow.pyfunc.load_model(model).predict(pd.DataFrame({"image": images}))
+        with registry.store.translate_errors(f"loading {model} back", STORE_REMEDY):
+            answers = mlflow.pyfunc.load_model(model).predict(pd.DataFrame({"image": pictures}))
     finally:
         sys.path[:] = path  # MLflow puts the model's copy of the code in front
         if pickles is None:

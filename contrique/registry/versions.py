@@ -1,6 +1,5 @@
-"""The versions of a model in MLflow's registry."""
+"""The versions of a model in MLflow's registry: listed, found, fetched and loaded."""
 
-import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,20 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from contrique.artifacts import ENCODER, REGRESSOR
 from contrique.config import RegistryConfig
-from contrique.tracking.client import (
-    STORE_REMEDY,
-    RegistryError,
-    connect,
-    connect_existing,
-    find_or_none,
-    store_exists,
-    store_uri,
-    translate_errors,
-)
-from contrique.tracking.runs import PIPELINE_RUN
+from contrique.tracking.runs import PIPELINE_RUN, Runs
+from contrique.tracking.store import STORE_REMEDY, RegistryError, find_or_none
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
     from contrique.scoring.scorer import Scorer
@@ -49,116 +38,134 @@ class ModelInfo:
     run: str
 
 
-def load_champion(config: RegistryConfig) -> "Scorer | None":
-    """The champion, None if there is none. See `load_model`."""
-    if not store_exists(store_uri()):
-        return None
-    current = champion_version(connect(config), config)
-    return load_model(current, config) if current else None
+@dataclass(frozen=True)
+class FetchedModel:
+    """The files of a version on this machine.
+
+    Attributes:
+        encoder: `encoder.safetensors`.
+        regressor: folder with `ridge.npz` and `regressor.json`.
+        version: number in the registry.
+    """
+
+    encoder: Path
+    regressor: Path
+    version: str
 
 
-def load_model(version: str, config: RegistryConfig) -> "Scorer":
-    """A registered version, ready to score; nothing of it stays on disk.
+class Registry:
+    """The registered model that a configuration names. Reading makes no store where there is none.
 
     Args:
-        version: a number, or an alias such as `champion` or `previous`.
         config: names.
-    Raises:
-        RegistryError: there is no such version, or its files cannot be fetched.
+
+    Attributes:
+        config: the same.
+        runs: the MLflow runs that its versions come from.
+        store: MLflow.
     """
-    from contrique.scoring.scorer import Scorer
 
-    with fetch_files(version, config) as (encoder, regressor, number):
-        return Scorer(encoder, regressor, version=number)
+    def __init__(self, config: RegistryConfig) -> None:
+        self.config = config
+        self.runs = Runs(config)
+        self.store = self.runs.store
+
+    def list_versions(self) -> list[ModelInfo]:
+        """Every complete version, newest first; empty if there is no registry yet."""
+        if not self.store.exists:
+            return []
+        aliases = self.read_aliases()
+        with self.store.translate_errors("listing versions"):
+            versions = self.store.client.search_model_versions(f"name='{self.config.model}'")
+        return [
+            _describe_version(version, aliases)
+            for version in sorted(versions, key=lambda version: -int(version.version))
+            if version.tags.get(STATE) == COMPLETE
+        ]
+
+    def champion(self) -> str:
+        """Number of the version that holds the champion's alias; empty if none does."""
+        return self.read_aliases().get(self.config.alias, "")
+
+    def read_aliases(self) -> dict[str, str]:
+        """Alias to version; empty if there is no model yet."""
+        model = self._read_model()
+        return {alias: str(version) for alias, version in model.aliases.items()} if model else {}
+
+    def read_tags(self) -> dict[str, str]:
+        """Tags of the registered model; empty if there is none yet."""
+        model = self._read_model()
+        return dict(model.tags) if model else {}
+
+    def find_version(self, name: str) -> "ModelVersion":
+        """A complete version, as MLflow describes it.
+
+        Args:
+            name: a number, or an alias such as `champion` or `previous`.
+        Raises:
+            RegistryError: there is no such version, or it was never completed.
+        """
+        self.store.require()
+        model = self.config.model
+        number = str(int(name)) if name.isdecimal() else self.read_aliases().get(name, "")
+        if not number and name == self.config.alias:
+            raise RegistryError(
+                f"model '{model}' has no {name} yet; run the pipeline first, or set MLFLOW_TRACKING_URI"
+            )
+        with self.store.translate_errors("reading the registry"):
+            version = find_or_none(self.store.client.get_model_version, model, number) if int(number or 0) else None
+        if version is None:
+            raise RegistryError(f"model '{model}' has no version '{name}'; see `contrique models`")
+        if version.tags.get(STATE) != COMPLETE:
+            raise RegistryError(f"version {number} of '{model}' was never completed; delete it and train again")
+        return version
+
+    @contextmanager
+    def fetch(self, name: str) -> Iterator[FetchedModel]:
+        """The files of a version, for as long as the block lasts.
+
+        Args:
+            name: a number, or an alias such as `champion` or `previous`.
+        Raises:
+            RegistryError: there is no such version, or its files cannot be fetched.
+        """
+        version = self.find_version(name)
+        from mlflow.artifacts import download_artifacts
+
+        with tempfile.TemporaryDirectory() as scratch:
+            with self.store.translate_errors(f"fetching version {version.version}", STORE_REMEDY):
+                # the sub-folder alone: fetching a whole model makes MLflow write into a local store
+                address = f"models:/{self.config.model}/{version.version}/artifacts"
+                folder = Path(download_artifacts(artifact_uri=address, dst_path=scratch))
+            yield FetchedModel(folder / ENCODER, folder / REGRESSOR, str(version.version))
+
+    def load(self, name: str) -> "Scorer":
+        """A version, ready to score; nothing of it stays on disk. Arguments and errors as `fetch`."""
+        from contrique.scoring.scorer import Scorer
+
+        with self.fetch(name) as model:
+            return Scorer(model.encoder, model.regressor, version=model.version)
+
+    def load_champion(self) -> "Scorer | None":
+        """The champion, ready to score; None if there is none yet. Errors as `fetch`."""
+        version = self.champion() if self.store.exists else ""
+        return self.load(version) if version else None
+
+    def _read_model(self) -> Any:
+        with self.store.translate_errors("reading the registry"):
+            return find_or_none(self.store.client.get_registered_model, self.config.model)
 
 
-@contextmanager
-def fetch_files(version: str, config: RegistryConfig) -> Iterator[tuple[Path, Path, str]]:
-    """The files of a registered version, for as long as the block lasts. Arguments and errors as `load_model`.
-
-    Yields:
-        the encoder, the regressor's folder and the version's number.
-    """
-    client = connect_existing(config)
-    number = str(int(version)) if version.isdecimal() else read_aliases(client, config).get(version, "")
-    if not number:
-        raise RegistryError(f"model '{config.model}' has no version '{version}'; see `contrique models`")
-    complete_version(client, config, number)
-    from mlflow.artifacts import download_artifacts
-
-    with tempfile.TemporaryDirectory() as fetched:
-        with translate_errors(f"fetching version {number}", STORE_REMEDY):
-            # the sub-folder alone: fetching a whole model makes MLflow write into a local store
-            address = f"models:/{config.model}/{number}/artifacts"
-            folder = Path(download_artifacts(artifact_uri=address, dst_path=fetched))
-        yield folder / ENCODER, folder / REGRESSOR, number
-
-
-def list_models(config: RegistryConfig) -> list[ModelInfo]:
-    """Every version, newest first; empty if there is no registry yet."""
-    if not store_exists(store_uri()):
-        return []
-    client = connect(config)
-    aliases = read_aliases(client, config)
-    with translate_errors("listing versions"):
-        found = client.search_model_versions(f"name='{config.model}'")
-    return [
-        ModelInfo(
-            version=str(item.version),
-            aliases=tuple(sorted(alias for alias, version in aliases.items() if version == str(item.version))),
-            created=datetime.fromtimestamp(item.creation_timestamp / 1000, UTC).isoformat(timespec="seconds"),
-            srcc=item.tags.get("srcc", ""),
-            interval=item.tags.get("srcc.interval", ""),
-            labels=item.tags.get("labels", ""),
-            data_hash=item.tags.get("data.hash", ""),
-            code_revision=item.tags.get("code.revision", ""),
-            run=item.tags.get(PIPELINE_RUN, ""),
-        )
-        for item in sorted(found, key=lambda item: -int(item.version))
-        if item.tags.get(STATE) == COMPLETE
-    ]
-
-
-def model_tags(client: "MlflowClient", config: RegistryConfig) -> dict[str, str]:
-    model = _read_model(client, config)
-    return dict(model.tags) if model else {}
-
-
-def read_aliases(client: "MlflowClient", config: RegistryConfig) -> dict[str, str]:
-    model = _read_model(client, config)
-    return {alias: str(version) for alias, version in model.aliases.items()} if model else {}
-
-
-def _read_model(client: "MlflowClient", config: RegistryConfig) -> Any:
-    with translate_errors("reading the registry"):
-        return find_or_none(client.get_registered_model, config.model)
-
-
-def champion_version(client: "MlflowClient", config: RegistryConfig) -> str:
-    return read_aliases(client, config).get(config.alias, "")
-
-
-def complete_version(client: "MlflowClient", config: RegistryConfig, version: str) -> "ModelVersion":
-    number = version if version.isdecimal() else "0"  # MLflow counts from 1 and refuses what is no number
-    with translate_errors("reading the registry"):
-        found = find_or_none(client.get_model_version, config.model, number)
-    if found is None:
-        raise RegistryError(f"model '{config.model}' has no version '{version}'; see `contrique models`")
-    if found.tags.get(STATE) != COMPLETE:
-        raise RegistryError(f"version {version} of '{config.model}' was never completed; delete it and train again")
-    return found
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object that an earlier stage wrote.
-
-    Raises:
-        RegistryError: missing, or no JSON object.
-    """
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise RegistryError(f"{path}: not a readable JSON file ({error}); run its step again") from error
-    if not isinstance(content, dict):
-        raise RegistryError(f"{path}: not a JSON object; run its step again")
-    return content
+def _describe_version(version: "ModelVersion", aliases: dict[str, str]) -> ModelInfo:
+    tags = version.tags
+    return ModelInfo(
+        version=str(version.version),
+        aliases=tuple(sorted(alias for alias, number in aliases.items() if number == str(version.version))),
+        created=datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).isoformat(timespec="seconds"),
+        srcc=tags.get("srcc", ""),
+        interval=tags.get("srcc.interval", ""),
+        labels=tags.get("labels", ""),
+        data_hash=tags.get("data.hash", ""),
+        code_revision=tags.get("code.revision", ""),
+        run=tags.get(PIPELINE_RUN, ""),
+    )

@@ -139,7 +139,7 @@ def trained_here(
     Raises:
         RegistryError: this is no step of a pipeline run.
     """
-    from contrique.tracking.client import read_code_revision
+    from contrique.tracking.revision import read_code_revision
     from contrique.tracking.runs import current_pipeline_run
 
     return Trained(

@@ -5,38 +5,30 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from contrique.config import Config, RegistryConfig
-from contrique.tracking.client import (
-    STORE_REMEDY,
-    RegistryError,
-    connect,
-    hold_lock,
-    mask_password,
-    read_code_revision,
-    store_exists,
-    store_uri,
-    translate_errors,
-)
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
+from contrique.text import mask_secrets
+from contrique.tracking.revision import read_code_revision
+from contrique.tracking.store import STORE_REMEDY, RegistryError, Store
 
 PIPELINE_RUN = "contrique.pipeline_run"  # tag of an MLflow run
 
 
 class Run:
-    """The one MLflow run of a pipeline run. Make it with `open_run`.
+    """The one MLflow run of a pipeline run, as `Runs.open` gives it.
+
+    Args:
+        store: where it is.
+        run_id: of the MLflow run.
 
     Attributes:
         id: of the MLflow run.
     """
 
-    def __init__(self, client: "MlflowClient", run_id: str) -> None:
+    def __init__(self, store: Store, run_id: str) -> None:
         self.id = run_id
-        self._client = client
+        self._store = store
 
     def log_config(self, config: Config) -> None:
         """Log the resolved configuration: as `config.json` and, option by option, as parameters."""
@@ -44,20 +36,19 @@ class Run:
 
         values = dataclasses.asdict(config)
         options = {f"{stage}.{name}": value for stage, section in values.items() for name, value in section.items()}
-        with translate_errors("logging the configuration", STORE_REMEDY):
-            self._client.log_dict(self.id, values, "config.json")
-        with translate_errors("logging the configuration"):
-            self._client.log_batch(self.id, params=[Param(name, str(value)) for name, value in options.items()])
+        with self._store.translate_errors("logging the configuration", STORE_REMEDY):
+            self._store.client.log_dict(self.id, values, "config.json")
+        with self._store.translate_errors("logging the configuration"):
+            self._store.client.log_batch(self.id, params=[Param(name, str(value)) for name, value in options.items()])
 
     def log_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Log numbers at a step."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        with translate_errors("logging metrics"):
-            self._client.log_batch(
-                self.id, metrics=[Metric(name, float(value), now, step) for name, value in values.items()]
-            )
+        metrics = [Metric(name, float(value), now, step) for name, value in values.items()]
+        with self._store.translate_errors("logging metrics"):
+            self._store.client.log_batch(self.id, metrics=metrics)
 
     def track(self, values: dict[str, float], step: int) -> None:
         """`log_metrics` in the form that `pretrain` calls."""
@@ -65,46 +56,109 @@ class Run:
 
     def log_file(self, path: Path, folder: str = "") -> None:
         """Keep a file with the run."""
-        with translate_errors(f"logging {path.name}", STORE_REMEDY):
-            self._client.log_artifact(self.id, str(path), folder or None)
+        with self._store.translate_errors(f"logging {path.name}", STORE_REMEDY):
+            self._store.client.log_artifact(self.id, str(path), folder or None)
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Set tags; values are written as text."""
         from mlflow.entities import RunTag
 
-        with translate_errors("tagging the run"):
-            self._client.log_batch(self.id, tags=[RunTag(name, str(value)[:5000]) for name, value in tags.items()])
+        with self._store.translate_errors("tagging the run"):
+            self._store.client.log_batch(
+                self.id, tags=[RunTag(name, str(value)[:5000]) for name, value in tags.items()]
+            )
 
     def close(self, status: Literal["FINISHED", "FAILED"] = "FINISHED") -> None:
         """Say that the pipeline run is over. Logging afterwards still works."""
-        with translate_errors("closing the run"):
-            self._client.set_terminated(self.id, status)
+        with self._store.translate_errors("closing the run"):
+            self._store.client.set_terminated(self.id, status)
 
 
-def open_run(pipeline_run: str, config: RegistryConfig) -> Run:
-    """Find the MLflow run of a pipeline run, or make it.
+class Runs:
+    """The MLflow runs of the experiment that a configuration names.
 
     Args:
-        pipeline_run: identifies the pipeline run (KFP's run id).
         config: names.
-    Returns:
-        the same run for every step that asks with the same name, also for steps that ask at the same time.
-    Raises:
-        RegistryError: MLflow cannot be reached, or `pipeline_run` is empty.
+
+    Attributes:
+        store: where they are.
     """
-    if not pipeline_run or "'" in pipeline_run:
-        raise RegistryError(f"pipeline run {pipeline_run!r}: needs a name without quotes")
-    client = connect(config)
-    with translate_errors("opening the run"):
-        experiment = experiment_id(client, config)
-        run_id = _find_run_id(client, experiment, pipeline_run)
-        if not run_id:
-            with hold_lock(client, f"{config.experiment}.runs"):
-                run_id = _find_run_id(client, experiment, pipeline_run)
-                if not run_id:
-                    tags = {PIPELINE_RUN: pipeline_run, "code.revision": read_code_revision()}
-                    run_id = client.create_run(experiment, tags=tags, run_name=pipeline_run).info.run_id
-        return Run(client, run_id)
+
+    def __init__(self, config: RegistryConfig) -> None:
+        self.store = Store(config)
+
+    def open(self, pipeline_run: str) -> Run:
+        """Find the MLflow run of a pipeline run, or make it.
+
+        Args:
+            pipeline_run: identifies the pipeline run (KFP's run id).
+        Returns:
+            the same run for every step that asks with the same name, also for steps that ask at the same time.
+        Raises:
+            RegistryError: MLflow cannot be reached, or `pipeline_run` is empty.
+        """
+        if not pipeline_run or "'" in pipeline_run:
+            raise RegistryError(f"pipeline run {pipeline_run!r}: needs a name without quotes")
+        client = self.store.client
+        with self.store.translate_errors("opening the run"):
+            if run := self._find(pipeline_run):
+                return run
+            with self.store.hold_lock(f"{self.store.config.experiment}.runs"):
+                if run := self._find(pipeline_run):
+                    return run
+                tags = {PIPELINE_RUN: pipeline_run, "code.revision": read_code_revision()}
+                created = client.create_run(self.store.experiment_id(), tags=tags, run_name=pipeline_run)
+                return Run(self.store, created.info.run_id)
+
+    def close_failed(self, pipeline_run: str, state: str) -> None:
+        """Close the MLflow run of a pipeline run that did not succeed; nothing to do if it did, or opened none.
+
+        Args:
+            pipeline_run: as `open` takes it.
+            state: how it ended, in KFP's words: SUCCEEDED, FAILED or CANCELLED.
+        Raises:
+            RegistryError: MLflow cannot be reached.
+        """
+        if state == "SUCCEEDED" or not self.store.exists:
+            return
+        with self.store.translate_errors("closing the run"):
+            run = self._find(pipeline_run)
+        if run:
+            run.set_tags({"pipeline.state": state})
+            run.close("FAILED")
+
+    def describe(self, pipeline_run: str) -> str:
+        """Where a person finds the MLflow run of a pipeline run, in Markdown.
+
+        `CONTRIQUE_MLFLOW_UI` is the address for people, where it differs from the one for programs.
+
+        Raises:
+            RegistryError: as `open`.
+        """
+        run = self.open(pipeline_run)
+        base = mask_secrets(os.environ.get("CONTRIQUE_MLFLOW_UI") or self.store.uri)
+        if not base.startswith("http"):
+            return f"MLflow run `{run.id}` in `{base}`: `make ui` shows it.\n"
+        with self.store.translate_errors("opening the run"):
+            experiment = self.store.experiment_id()
+        return f"[MLflow run {run.id}]({base.rstrip('/')}/#/experiments/{experiment}/runs/{run.id})\n"
+
+    def search_tags(self, query: str) -> list[dict[str, str]]:
+        """Tags of every run that fits MLflow's query, page by page."""
+        tags: list[dict[str, str]] = []
+        token = None
+        with self.store.translate_errors("searching runs"):
+            experiment = self.store.experiment_id()
+            while True:
+                page = self.store.client.search_runs([experiment], query, max_results=1000, page_token=token)
+                tags += [dict(run.data.tags) for run in page]
+                if not (token := page.token):
+                    return tags
+
+    def _find(self, pipeline_run: str) -> Run | None:
+        query = f"tags.`{PIPELINE_RUN}` = '{pipeline_run}'"
+        matches = self.store.client.search_runs([self.store.experiment_id()], query, order_by=["start_time ASC"])
+        return Run(self.store, matches[0].info.run_id) if matches else None
 
 
 def current_pipeline_run() -> str:
@@ -121,64 +175,7 @@ def current_pipeline_run() -> str:
 
 
 def open_current_run(config: Config) -> Run:
-    """The MLflow run of `this_pipeline_run`, the resolved configuration logged to it."""
-    run = open_run(current_pipeline_run(), config.registry)
+    """The MLflow run of `current_pipeline_run`, the resolved configuration logged to it."""
+    run = Runs(config.registry).open(current_pipeline_run())
     run.log_config(config)
     return run
-
-
-def close_failed(run: str, *, config: RegistryConfig, state: str) -> None:
-    """Close the MLflow run of a pipeline run that did not succeed; nothing to do if it did, or opened none.
-
-    Args:
-        run: the pipeline run, as given to `open_run`.
-        config: names.
-        state: how it ended, in KFP's words: SUCCEEDED, FAILED or CANCELLED.
-    Raises:
-        RegistryError: MLflow cannot be reached.
-    """
-    if state == "SUCCEEDED" or not store_exists(store_uri()):
-        return
-    client = connect(config)
-    with translate_errors("closing the run"):
-        run_id = _find_run_id(client, experiment_id(client, config), run)
-    if run_id:
-        failed = Run(client, run_id)
-        failed.set_tags({"pipeline.state": state})
-        failed.close("FAILED")
-
-
-def describe_run(run: str, config: RegistryConfig) -> str:
-    """Where a person finds the MLflow run of a pipeline run, in Markdown.
-
-    `CONTRIQUE_MLFLOW_UI` is the address for people, where it differs from the one for programs.
-
-    Raises:
-        RegistryError: as `open_run`.
-    """
-    mlrun = open_run(run, config)
-    base = mask_password(os.environ.get("CONTRIQUE_MLFLOW_UI") or store_uri())
-    if not base.startswith("http"):
-        return f"MLflow run `{mlrun.id}` in `{base}`: `make ui` shows it.\n"
-    with translate_errors("opening the run"):
-        experiment = experiment_id(connect(config), config)
-    return f"[MLflow run {mlrun.id}]({base.rstrip('/')}/#/experiments/{experiment}/runs/{mlrun.id})\n"
-
-
-def experiment_id(client: "MlflowClient", config: RegistryConfig) -> str:
-    return str(client.get_experiment_by_name(config.experiment).experiment_id)
-
-
-def _find_run_id(client: "MlflowClient", experiment: str, pipeline_run: str) -> str:
-    found = client.search_runs([experiment], f"tags.`{PIPELINE_RUN}` = '{pipeline_run}'", order_by=["start_time ASC"])
-    return found[0].info.run_id if found else ""
-
-
-def search_tags(client: "MlflowClient", experiment: str, query: str) -> list[dict[str, str]]:
-    """Tags of every run that fits, page by page."""
-    found, token = [], None
-    while True:
-        page = client.search_runs([experiment], query, max_results=1000, page_token=token)
-        found += [dict(run.data.tags) for run in page]
-        if not (token := page.token):
-            return found

@@ -9,7 +9,8 @@ from typing import Any
 
 from contrique.artifacts import SCORES
 from contrique.reports.report import LABELS, METRICS
-from contrique.tracking.client import DEFAULT_URI, mask_password
+from contrique.text import mask_secrets
+from contrique.tracking.address import DEFAULT_URI
 from pipelines.laptop.runner import Run
 
 
@@ -86,7 +87,7 @@ def _next_steps() -> list[tuple[str, str]]:
     programs = Path(sys.executable).parent
     if programs.is_relative_to(Path.cwd()):
         programs = programs.relative_to(Path.cwd())
-    store = mask_password(os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI)
+    store = mask_secrets(os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI)
     ui = f"{programs}/mlflow ui --backend-store-uri {store}" if store.startswith("sqlite:") else f"open {store}"
     return [
         ("see runs and models", ui),

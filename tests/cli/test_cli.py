@@ -39,7 +39,7 @@ def house(tmp_path_factory, parts):
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.chdir(folder)
         for run, champion in (("monday", ""), ("tuesday", "1")):
-            register(*vars(parts).values(), config=RegistryConfig(serve_seconds=0), run=run, expected_champion=champion)
+            register(tiny_model.candidate(parts, champion), config=RegistryConfig(serve_seconds=0), run=run)
     return folder
 
 

@@ -15,9 +15,9 @@ from contrique import images
 from contrique.artifacts import EVALUATION, MANIFEST, TEST_SCORES
 from contrique.errors import ContriqueError
 from contrique.registry.promotion import read_history
-from contrique.registry.versions import list_models
-from contrique.tracking.client import RegistryError, connect
-from contrique.tracking.runs import current_pipeline_run, open_run
+from contrique.registry.versions import Registry
+from contrique.tracking.runs import Runs, current_pipeline_run
+from contrique.tracking.store import RegistryError, Store
 from pipelines.cluster.resources import STAGES
 
 SETTINGS = {"profile": "demo", "overrides": {}}
@@ -128,8 +128,8 @@ def test_keep_champion_leaves_the_registry_alone(fetched, evaluation, tmp_path, 
     assert re.match(r"MLflow run `[0-9a-f]{32}` in `sqlite:///", Path(tracking.path).read_text())
     from contrique.config import RegistryConfig
 
-    assert list_models(RegistryConfig()) == []
-    (event,) = read_history(RegistryConfig())
+    assert Registry(RegistryConfig()).list_versions() == []
+    (event,) = read_history(Registry(RegistryConfig()))
     assert (event.action, event.run, event.data_hash) == ("hold", "a-run", fetched.metadata["hash"])
 
 
@@ -143,9 +143,9 @@ def test_close_run_closes_what_a_failure_left_open(state, status, tmp_path, monk
     assert not (tmp_path / "mlruns").exists(), "nothing was open, and nothing is made"
     from contrique.config import RegistryConfig
 
-    opened = open_run("a-run", RegistryConfig())
+    opened = Runs(RegistryConfig()).open("a-run")
     component("close_run").python_func(status=ended, **SETTINGS)
-    assert connect(RegistryConfig()).get_run(opened.id).info.status == status
+    assert Store(RegistryConfig()).client.get_run(opened.id).info.status == status
 
 
 def test_a_step_without_its_run_says_so(monkeypatch):

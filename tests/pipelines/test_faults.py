@@ -34,9 +34,10 @@ from contrique import s3 as s3_module
 from contrique.config import RegistryConfig
 from contrique.pretraining.checkpoints import Checkpoints
 from contrique.registry.promotion import read_history
+from contrique.registry.versions import Registry
 from contrique.sources.dvc_pin import list_files
-from contrique.tracking.client import connect
 from contrique.tracking.runs import PIPELINE_RUN
+from contrique.tracking.store import Store
 from pipelines.__main__ import main
 from pipelines.laptop import runner
 from pipelines.laptop.stack import BUCKET, Service, Stack
@@ -153,7 +154,7 @@ def race(gate: str, me: str, *command: str) -> int:
 
 def registered() -> tuple[dict[str, str], list[str]]:
     """Aliases, and every version there is, half-made ones too, as MLflow itself tells them."""
-    connect(CONFIG)
+    assert Store(CONFIG).client
     client = mlflow.MlflowClient()
     aliases = client.get_registered_model(CONFIG.model).aliases
     versions = sorted(str(item.version) for item in client.search_model_versions(f"name='{CONFIG.model}'"))
@@ -442,7 +443,7 @@ class TestATaskKilled:
         assert killed.err == f"error: Pretrain the encoder: {reason}\nThe whole log: {killed.root / 'run.log'}\n"
 
     def test_the_mlflow_run_is_closed_as_failed(self, killed):
-        client = connect(CONFIG)
+        client = Store(CONFIG).client
         experiment = client.get_experiment_by_name(CONFIG.experiment).experiment_id
         (found,) = client.search_runs([experiment], f"tags.`{PIPELINE_RUN}` = '{killed.root.name}'")
         assert found.info.status == "FAILED"
@@ -535,7 +536,7 @@ class TestAfterEveryFault:
         aliases, versions = battered.seen["registered"]
         assert aliases["previous"] == before
         assert versions == sorted([before, aliases["champion"]])
-        assert [event.run for event in read_history(CONFIG)] == [raced[0].root.name, battered.root.name]
+        assert [event.run for event in read_history(Registry(CONFIG))] == [raced[0].root.name, battered.root.name]
 
     def test_the_distorted_set_is_that_of_a_run_without_faults(self, raced, battered):
         one, two = (next(told.root.glob("*/synthesize-distortions/distorted")) for told in (raced[0], battered))

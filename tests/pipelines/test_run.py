@@ -23,10 +23,10 @@ from kfp.local.logging_utils import indented_print, local_logger_context
 from contrique import images
 from contrique.config import RegistryConfig
 from contrique.data.manifest import as_manifest, inspect_file, read_manifest, write_manifest
-from contrique.registry.versions import list_models, load_champion
+from contrique.registry.versions import Registry
 from contrique.sources.dvc_pin import list_files, publish, read_pin
-from contrique.tracking.client import connect
 from contrique.tracking.runs import PIPELINE_RUN
+from contrique.tracking.store import Store
 from pipelines.__main__ import main
 from pipelines.laptop import runner
 
@@ -118,8 +118,8 @@ class Finished:
 
 def finished(place: Path, *flags: str, **options: Any) -> Finished:
     status, out, err = run(place / "project", *flags, **options)
-    model = load_champion(CONFIG)
-    versions = [model.version for model in list_models(CONFIG)]
+    model = Registry(CONFIG).load_champion()
+    versions = [model.version for model in Registry(CONFIG).list_versions()]
     return Finished(status, out, err, max((place / "runs").iterdir()), model.version if model else "", versions)
 
 
@@ -170,7 +170,7 @@ class TestPromote:
         assert (promoted.champion, promoted.versions) == ("1", ["1"])
 
     def test_one_mlflow_run_with_loss_and_configuration(self, place, promoted):
-        client = connect(CONFIG)
+        client = Store(CONFIG).client
         experiment = client.get_experiment_by_name(CONFIG.experiment).experiment_id
         (found,) = client.search_runs([experiment], f"tags.`{PIPELINE_RUN}` = '{promoted.root.name}'")
         assert {"loss", "lr"} <= found.data.metrics.keys()
@@ -321,7 +321,7 @@ class TestFailures:
         status, _, err = run(place / "project", **{"regressor.alphas": [-1.0]})
         assert status == 2
         assert err.startswith("error: Fit the regressor: alphas must be positive")
-        client = connect(CONFIG)
+        client = Store(CONFIG).client
         experiment = client.get_experiment_by_name(CONFIG.experiment).experiment_id
         name = max((place / "runs").iterdir()).name
         (found,) = client.search_runs([experiment], f"tags.`{PIPELINE_RUN}` = '{name}'")

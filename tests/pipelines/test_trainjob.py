@@ -14,8 +14,8 @@ from contrique.cli.main import main as contrique
 from contrique.config import RegistryConfig
 from contrique.encoder.weights import load_encoder
 from contrique.pretraining.launch import FOLDER
-from contrique.tracking.client import connect
-from contrique.tracking.runs import open_run
+from contrique.tracking.runs import Runs
+from contrique.tracking.store import Store
 from pipelines.__main__ import main
 
 COMMAND = ["trainjob", "--name", "big", "--nodes", "4", "--pristine", "s3://b/p", "--authentic", "s3://b/a"]
@@ -99,5 +99,5 @@ def test_command_trains_from_s3_to_s3(tmp_path, s3, monkeypatch):
     assert s3_module.list_names(f"{s3.bucket}/trained/checkpoints") == ["step-00000002"]
     s3_module.download(f"{s3.bucket}/trained", tmp_path / "back")
     assert load_encoder(tmp_path / "back" / "encoder.safetensors").arch == "resnet18"
-    run = open_run("big", RegistryConfig())
-    assert connect(RegistryConfig()).get_run(run.id).data.metrics["loss"] > 0
+    run = Runs(RegistryConfig()).open("big")
+    assert Store(RegistryConfig()).client.get_run(run.id).data.metrics["loss"] > 0

@@ -35,8 +35,8 @@ from contrique.config import RegistryConfig
 from contrique.errors import ContriqueError
 from contrique.pretraining import distributed, launch
 from contrique.pretraining.launch import FOLDER, NAMESPACE, RESULT, LaunchError, fill_in
-from contrique.tracking.client import connect
-from contrique.tracking.runs import open_run
+from contrique.tracking.runs import Runs
+from contrique.tracking.store import Store
 from pipelines.cluster.trainjob import manifest
 from pipelines.laptop import runner
 
@@ -75,8 +75,8 @@ def pretrained(sets: tuple[Path, Path], out: Path, changed: dict[str, Any] | Non
 
 
 def tracked_loss() -> float:
-    run = open_run(RUN, RegistryConfig())
-    loss: float = connect(RegistryConfig()).get_run(run.id).data.metrics["loss"]
+    run = Runs(RegistryConfig()).open(RUN)
+    loss: float = Store(RegistryConfig()).client.get_run(run.id).data.metrics["loss"]
     return loss
 
 

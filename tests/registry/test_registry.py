@@ -37,20 +37,16 @@ from contrique.registry.promotion import (
 )
 from contrique.registry.proof import read_known_pictures
 from contrique.registry.registration import _log_version
-from contrique.registry.versions import COMPLETE, STATE, list_models, load_champion, load_model
+from contrique.registry.versions import COMPLETE, STATE, Registry
 from contrique.regressor.head import Head
 from contrique.scoring.results import CSV_COLUMNS
 from contrique.scoring.scorer import Scorer
-from contrique.tracking import client as tracking_client
-from contrique.tracking.client import (
-    RegistryError,
-    _read_lock_time,
-    connect,
-    mask_password,
-    read_code_revision,
-    store_uri,
-)
-from contrique.tracking.runs import open_run
+from contrique.text import mask_secrets
+from contrique.tracking import store as store_module
+from contrique.tracking.address import store_uri
+from contrique.tracking.revision import read_code_revision
+from contrique.tracking.runs import Runs
+from contrique.tracking.store import RegistryError, Store, _read_lock_time
 
 SERVED = RegistryConfig(serve_seconds=500)  # of a busy machine
 CONFIG = RegistryConfig(serve_seconds=0)  # starting MLflow's server takes seconds, and most tests are not about it
@@ -87,11 +83,11 @@ def stack(whole_stack, tmp_path, monkeypatch):
     """The MLflow server on PostgreSQL, artifacts in S3, emptied; this client knows its address and nothing else."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", whole_stack.environment["MLFLOW_TRACKING_URI"])
     monkeypatch.chdir(tmp_path)
-    client = connect(CONFIG)
+    client = Store(CONFIG).client
     for model in client.search_registered_models():
         client.delete_registered_model(model.name)
     client.rename_experiment(client.get_experiment_by_name("contrique").experiment_id, uuid.uuid4().hex)
-    connect(CONFIG)
+    assert Store(CONFIG).client
     yield whole_stack
     assert not (tmp_path / "mlruns").exists()
 
@@ -103,17 +99,7 @@ def either(request):
 
 
 def register(parts, run, expected=None, config=CONFIG, sets=()):
-    return registration.register(
-        parts.encoder,
-        parts.regressor,
-        parts.evaluation,
-        parts.verdict,
-        parts.lineage,
-        config=config,
-        run=run,
-        sets=sets,
-        expected_champion=expected,
-    )
+    return registration.register(tiny_model.candidate(parts, expected, sets), config=config, run=run)
 
 
 def state():
@@ -136,11 +122,11 @@ def test_the_installed_mlflow_is_not_shadowed_by_the_folder():
 
 def test_the_walk(either, models):
     """Register, register again, roll back, promote; each with what it leaves behind."""
-    assert load_champion(CONFIG) is None
+    assert Registry(CONFIG).load_champion() is None
     assert register(models[0], "monday", expected="") == Registered("contrique", "1", "champion")
     assert state() == ({"champion": "1"}, ["1"])
 
-    champion = load_champion(CONFIG)
+    champion = Registry(CONFIG).load_champion()
     assert champion.version == "1"
     pictures = [tiny_model.picture(i) for i in range(3)]
     assert list(champion.raw(pictures)) == list(Scorer(models[0].encoder, models[0].regressor).raw(pictures))
@@ -152,7 +138,8 @@ def test_the_walk(either, models):
     assert tags["verdict"] == "promote"
     assert tags["backend.onnx.float32"].startswith("within ")
     assert tags["backend.openvino.bfloat16"].startswith(("within ", "refused: backend openvino in bfloat16 differs"))
-    assert json.loads(tags["verdict.json"]) == json.loads(models[0].verdict.read_text())
+    verdict = json.loads(models[0].verdict.read_text())
+    assert json.loads(tags["verdict.json"]) == verdict | {"champion_version": ""}
     assert tags["code.revision"] == read_code_revision()
 
     assert register(models[0], "monday", expected="").version == "1"  # the step, tried again
@@ -160,26 +147,26 @@ def test_the_walk(either, models):
 
     assert register(models[1], "tuesday", expected="1").version == "2"
     assert state() == ({"champion": "2", "previous": "1"}, ["1", "2"])
-    assert load_model("previous", CONFIG).version == "1"
-    assert [(item.version, item.aliases) for item in list_models(CONFIG)] == [
+    assert Registry(CONFIG).load("previous").version == "1"
+    assert [(item.version, item.aliases) for item in Registry(CONFIG).list_versions()] == [
         ("2", ("champion",)),
         ("1", ("previous",)),
     ]
 
-    assert rollback(CONFIG, "drifts").version == "1"
+    assert rollback(Registry(CONFIG), "drifts").version == "1"
     assert state()[0] == {"champion": "1", "previous": "2"}
-    assert promote("2", CONFIG, "better after all").version == "2"
-    assert promote("2", CONFIG).version == "2"  # it is already: nothing moves
+    assert promote(Registry(CONFIG), "2", "better after all").version == "2"
+    assert promote(Registry(CONFIG), "2").version == "2"  # it is already: nothing moves
     assert state()[0] == {"champion": "2", "previous": "1"}
 
-    told = [(e.action, e.replaced, e.version, e.reason, e.data_hash, e.run) for e in read_history(CONFIG)]
+    told = [(e.action, e.replaced, e.version, e.reason, e.data_hash, e.run) for e in read_history(Registry(CONFIG))]
     assert told == [
         ("register", "", "1", "promote: meets the floor", "data0.dir", "monday"),
         ("register", "1", "2", "promote: meets the floor", "data1.dir", "tuesday"),
         ("rollback", "2", "1", "drifts", "data0.dir", "monday"),
         ("promote", "1", "2", "better after all", "data1.dir", "tuesday"),
     ]
-    assert all(event.who and event.time for event in read_history(CONFIG))
+    assert all(event.who and event.time for event in read_history(Registry(CONFIG)))
 
 
 def test_the_version_is_complete_and_without_pickles(store, models):
@@ -254,20 +241,11 @@ def test_on_hold_the_registry_stays_as_it_is(either, models, tmp_path):
     kept = keep_champion(verdict, models[1].lineage, config=CONFIG, run="tuesday")
     assert kept == Registered("contrique", "1", "champion")
     assert state() == before
-    held = read_history(CONFIG)[-1]
+    held = read_history(Registry(CONFIG))[-1]
     assert (held.action, held.version, held.reason) == ("hold", "1", "hold: below the floor")
     assert (held.data_hash, held.run) == ("data1.dir", "tuesday")
     with pytest.raises(RegistryError, match="does not say promote"):
-        registration.register(
-            models[1].encoder,
-            models[1].regressor,
-            models[1].evaluation,
-            verdict,
-            models[1].lineage,
-            config=CONFIG,
-            run="tuesday",
-            expected_champion="1",
-        )
+        register(tiny_model.Parts(**vars(models[1]) | {"verdict": verdict}), "tuesday")
     assert state() == before
 
 
@@ -275,7 +253,7 @@ def test_hold_without_any_champion(store, models, tmp_path):
     verdict = tmp_path / "hold.json"
     verdict.write_text(json.dumps({"promote": False, "reason": "hold: below the floor"}))
     assert keep_champion(verdict, models[0].lineage, config=CONFIG, run="monday") is None
-    assert list_models(CONFIG) == []
+    assert Registry(CONFIG).list_versions() == []
     assert mlflow.MlflowClient().search_registered_models() == []
 
 
@@ -301,9 +279,10 @@ from pathlib import Path
 import torch; torch.set_num_threads(1)
 import mlflow
 from contrique.registry import registration
+from contrique.registry.candidate import Candidate
 from contrique.config import RegistryConfig
 folder, gate, me = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-names = ("encoder.safetensors", "regressor", "evaluation.json", "verdict.json", "lineage.json")
+names = ("encoder.safetensors", "regressor", "evaluation.json", "verdict-.json", "lineage.json")
 parts = [folder / name for name in names]
 def prove(*arguments, real=registration.prove):
     said = real(*arguments)
@@ -312,7 +291,7 @@ def prove(*arguments, real=registration.prove):
         time.sleep(0.01)
     return said
 registration.prove = prove
-print(registration.register(*parts, config=RegistryConfig(serve_seconds=0), run=me, expected_champion=""))
+print(registration.register(Candidate(*parts), config=RegistryConfig(serve_seconds=0), run=me))
 """
 
 
@@ -321,6 +300,8 @@ def test_two_runs_racing_for_the_alias(either, models, tmp_path):
     """Two processes, both judged against no champion, both with a complete version: one wins."""
     gate = tmp_path / "gate"
     gate.mkdir()
+    for parts in models:
+        tiny_model.candidate(parts, "")
     racers = [
         subprocess.Popen(
             [sys.executable, "-c", RACER, str(parts.encoder.parent), str(gate), f"racer{i}"],
@@ -339,24 +320,24 @@ def test_two_runs_racing_for_the_alias(either, models, tmp_path):
     won, lost = sorted(ends, key=lambda end: end[2])
     assert (won[2], lost[2]) == (0, 1), ends
     assert "ChampionMoved" in lost[1]
-    connect(CONFIG)
+    assert Store(CONFIG).client
     aliases, versions = state()
     assert versions == [aliases["champion"]]  # the loser's version is gone
     assert set(aliases) == {"champion"}
     assert f"version='{aliases['champion']}'" in won[0]
-    assert load_champion(CONFIG).version == aliases["champion"]
+    assert Registry(CONFIG).load_champion().version == aliases["champion"]
 
 
 def test_of_many_moves_from_one_champion_one_succeeds(either):
-    client = connect(CONFIG)
+    client = Store(CONFIG).client
     client.create_registered_model("contrique")
-    run = open_run("monday", CONFIG).id
+    run = Runs(CONFIG).open("monday").id
     for _ in range(6):
         client.create_model_version("contrique", f"runs:/{run}/x", run, tags={STATE: COMPLETE})
 
     def move(version):
         try:
-            move_alias(client, CONFIG, str(version), "", "register", "race")
+            move_alias(Registry(CONFIG), str(version), "", "register", "race")
         except ChampionMoved as error:
             return str(error)
         return ""
@@ -367,36 +348,36 @@ def test_of_many_moves_from_one_champion_one_succeeds(either):
     winner = ends.index("") + 1
     assert state()[0] == {"champion": str(winner)}
     assert all(f"version {winner} of 'contrique' is champion" in end for end in ends if end)
-    assert len(read_history(CONFIG)) == 1
+    assert len(read_history(Registry(CONFIG))) == 1
     assert [model.name for model in client.search_registered_models()] == ["contrique"]  # the lock is gone
 
 
 def test_a_lock_whose_holder_died_is_broken(store, monkeypatch, capsys):
-    client = connect(CONFIG)
+    client = Store(CONFIG).client
     client.create_registered_model("contrique")
     client.create_model_version("contrique", "runs:/0/x", tags={STATE: COMPLETE})
     client.create_registered_model("contrique.lock")
-    monkeypatch.setattr(tracking_client, "LOCK_SECONDS", 0.3)
-    assert promote("1", CONFIG).version == "1"
+    monkeypatch.setattr(store_module, "LOCK_SECONDS", 0.3)
+    assert promote(Registry(CONFIG), "1").version == "1"
     assert "breaking contrique.lock" in capsys.readouterr().err
     assert [model.name for model in client.search_registered_models()] == ["contrique"]
 
 
 def test_a_lock_that_is_given_back_while_it_is_looked_at_is_nobodys(store, monkeypatch, capsys):
     """Whoever finds it taken, and then gone, must not take its holder for dead: the next lock is another's."""
-    client = connect(CONFIG)
+    client = Store(CONFIG).client
     client.create_registered_model("contrique")
     client.create_model_version("contrique", "runs:/0/x", tags={STATE: COMPLETE})
     client.create_registered_model("contrique.lock")
     real = _read_lock_time
 
     def give_back_first(*arguments):
-        monkeypatch.setattr(tracking_client, "_read_lock_time", real)
+        monkeypatch.setattr(store_module, "_read_lock_time", real)
         client.delete_registered_model("contrique.lock")
         return real(*arguments)
 
-    monkeypatch.setattr(tracking_client, "_read_lock_time", give_back_first)
-    assert promote("1", CONFIG).version == "1"
+    monkeypatch.setattr(store_module, "_read_lock_time", give_back_first)
+    assert promote(Registry(CONFIG), "1").version == "1"
     assert "breaking" not in capsys.readouterr().err
 
 
@@ -417,12 +398,12 @@ def test_a_failure_midway_leaves_no_half_version(store, models, table):
     aliases, versions = state()
     assert versions == before[1]
     assert aliases["champion"] == "1"
-    assert load_champion(CONFIG).version == "1"
-    assert [item.version for item in list_models(CONFIG)] == ["1"]
+    assert Registry(CONFIG).load_champion().version == "1"
+    assert [item.version for item in Registry(CONFIG).list_versions()] == ["1"]
     for event in ("INSERT", "UPDATE"):
         sql(store, f"DROP TRIGGER fail_{event}")
     assert register(models[1], "tuesday", expected="1").version == "3"
-    assert load_champion(CONFIG).version == "3"
+    assert Registry(CONFIG).load_champion().version == "3"
 
 
 def test_a_failure_after_the_alias_moved_keeps_the_champion(store, models):
@@ -462,60 +443,60 @@ def test_a_version_that_scores_otherwise_than_it_was_judged_is_deleted(store, mo
     with pytest.raises(RegistryError, match="version 1 of 'contrique', loaded back, scores the input example"):
         register(models[0], "monday", expected="")
     assert state() == ({}, [])
-    assert load_champion(CONFIG) is None
+    assert Registry(CONFIG).load_champion() is None
 
 
 def test_a_version_that_was_never_completed_is_no_champion(store, models):
     """A version made by others, or left half by a crash, cannot be promoted."""
-    client = connect(CONFIG)
+    client = Store(CONFIG).client
     client.create_registered_model("contrique")
     client.create_model_version("contrique", "runs:/0/x")
     with pytest.raises(RegistryError, match="version 1 of 'contrique' was never completed"):
-        promote("1", CONFIG)
+        promote(Registry(CONFIG), "1")
     for version in ("9", "0", "nine"):
         with pytest.raises(RegistryError, match=f"no version '{version}'"):
-            promote(version, CONFIG)
+            promote(Registry(CONFIG), version)
     with pytest.raises(RegistryError, match="no version 'best'"):
-        load_model("best", CONFIG)
+        Registry(CONFIG).load("best")
     with pytest.raises(RegistryError, match="no previous champion"):
-        rollback(CONFIG)
-    assert list_models(CONFIG) == []
+        rollback(Registry(CONFIG))
+    assert Registry(CONFIG).list_versions() == []
 
 
 def test_lost_artifacts_are_named(store, models):
     register(models[0], "monday", expected="")
     shutil.rmtree(store / "mlruns" / "artifacts" / "models")
     with pytest.raises(RegistryError, match=r"fetching version 1 failed .* check the artifact store"):
-        load_champion(CONFIG)
+        Registry(CONFIG).load_champion()
 
 
 def test_reading_makes_no_store(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
-    assert load_champion(CONFIG) is None
-    assert list_models(CONFIG) == []
-    assert read_history(CONFIG) == []
-    for command in (lambda: promote("1", CONFIG), lambda: load_model("1", CONFIG)):
+    assert Registry(CONFIG).load_champion() is None
+    assert Registry(CONFIG).list_versions() == []
+    assert read_history(Registry(CONFIG)) == []
+    for command in (lambda: promote(Registry(CONFIG), "1"), lambda: Registry(CONFIG).load("1")):
         with pytest.raises(RegistryError, match="no registry there"):
             command()
     with pytest.raises(RegistryError, match="no previous champion"):
-        rollback(CONFIG)
+        rollback(Registry(CONFIG))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_step_finds_the_run_of_its_pipeline(store):
     with ThreadPoolExecutor(6) as pool:
-        ids = list(pool.map(lambda _: open_run("monday", CONFIG).id, range(6)))
+        ids = list(pool.map(lambda _: Runs(CONFIG).open("monday").id, range(6)))
     assert len(set(ids)) == 1
-    assert open_run("tuesday", CONFIG).id not in ids
-    assert open_run("monday", CONFIG).id == ids[0]
+    assert Runs(CONFIG).open("tuesday").id not in ids
+    assert Runs(CONFIG).open("monday").id == ids[0]
     with pytest.raises(RegistryError, match="needs a name"):
-        open_run("", CONFIG)
+        Runs(CONFIG).open("")
 
 
 def test_what_a_run_keeps(store, tmp_path):
     config = resolve("demo", {"pretrain.steps": 7})
-    run = open_run("monday", CONFIG)
+    run = Runs(CONFIG).open("monday")
     run.log_config(config)
     run.log_config(config)  # the step, tried again
     for step, loss in enumerate([3.0, 2.5, 2.0]):
@@ -549,7 +530,7 @@ def test_a_server_that_is_not_there(monkeypatch, models):
     address = f"http://127.0.0.1:{free_port()}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    for ask in (lambda: load_champion(CONFIG), lambda: register(models[0], "monday", expected="")):
+    for ask in (lambda: Registry(CONFIG).load_champion(), lambda: register(models[0], "monday", expected="")):
         with pytest.raises(RegistryError, match=rf"MLflow at {address}: connecting failed .*MLFLOW_TRACKING_URI"):
             ask()
 
@@ -557,26 +538,26 @@ def test_a_server_that_is_not_there(monkeypatch, models):
 def test_no_password_is_told(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://people:s3cret@127.0.0.1:{free_port()}")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(RegistryError, match=r"http://people:\*\*\*@127\.0\.0\.1:\d+: connecting failed") as told:
-        load_champion(CONFIG)
+    with pytest.raises(RegistryError, match=r"http://\*\*\*@127\.0\.0\.1:\d+: connecting failed") as told:
+        Registry(CONFIG).load_champion()
     assert "s3cret" not in str(told.value)
     database = "postgresql+psycopg2://people:s3/cret@db:5432/mlflow"
-    assert mask_password(database) == "postgresql+psycopg2://people:***@db:5432/mlflow"
+    assert mask_secrets(database) == "postgresql+psycopg2://***@db:5432/mlflow"
     plain = "http://localhost:5000 and sqlite:////home/a@b/mlflow.db"
-    assert mask_password(plain) == plain
+    assert mask_secrets(plain) == plain
 
 
 def test_a_database_that_is_none(store):
     (store / "mlruns" / "mlflow.db").write_text("this is no database " * 100)
     with pytest.raises(RegistryError, match=r"mlflow\.db: connecting failed"):
-        load_champion(CONFIG)
+        Registry(CONFIG).load_champion()
 
 
 def test_a_deleted_experiment_is_named(store):
-    client = connect(CONFIG)
+    client = Store(CONFIG).client
     client.delete_experiment(client.get_experiment_by_name("contrique").experiment_id)
     with pytest.raises(RegistryError, match="experiment 'contrique' was deleted; restore it"):
-        open_run("monday", CONFIG)
+        Runs(CONFIG).open("monday")
 
 
 @pytest.fixture
@@ -639,7 +620,7 @@ def test_a_candidate_that_answers_otherwise_than_it_was_judged_is_withdrawn(stor
     with pytest.raises(RegistryError, match=r"version 2 of 'contrique', served by MLflow, scores known picture 4 of 4"):
         register(parts, "tuesday", "1", SERVED, [folder])
     assert state() == before
-    assert load_champion(CONFIG).version == "1"
+    assert Registry(CONFIG).load_champion().version == "1"
     assert survivors(mark) == []
 
 
@@ -669,14 +650,14 @@ def test_a_server_that_takes_too_long_is_killed(store, models, mark):
 
 def test_the_known_pictures_are_the_evaluations_from_worst_to_best(judged, tmp_path):
     parts, folder = judged
-    known = read_known_pictures(parts.evaluation, parts.regressor, [folder])
+    known = read_known_pictures(tiny_model.candidate(parts, sets=[folder]))
     scores = sorted(pd.read_parquet(parts.evaluation.with_name(TEST_SCORES))["challenger"])
     assert [item.raw for item in known] == [scores[i] for i in (0, 1, 3, 5)]
     assert [item.tolerance for item in known] == pytest.approx([0.5 * 1.4] * 4)
     shutil.rmtree(folder)
     write_manifest(as_manifest([]), tmp_path / "other")
     with pytest.raises(RegistryError, match=r"images/\d.png: judged by .* in none of the picture sets"):
-        read_known_pictures(parts.evaluation, parts.regressor, [tmp_path / "other"])
+        read_known_pictures(tiny_model.candidate(parts, sets=[tmp_path / "other"]))
 
 
 @pytest.mark.slow
@@ -708,19 +689,19 @@ class TestFaults:
         assert "\n" not in str(told.value)
 
     def still_monday(self):
-        assert load_champion(CONFIG).version == "1"
-        assert [item.version for item in list_models(CONFIG)] == ["1"]
-        assert [event.run for event in read_history(CONFIG)] == ["monday"]
+        assert Registry(CONFIG).load_champion().version == "1"
+        assert [item.version for item in Registry(CONFIG).list_versions()] == ["1"]
+        assert [event.run for event in read_history(Registry(CONFIG))] == ["monday"]
 
     def tuesday_wins(self, models):
         version = register(models[1], "tuesday", "1").version
         aliases, versions = state()
         assert aliases == {"champion": version, "previous": "1"}
         assert versions == ["1", version]
-        assert [event.run for event in read_history(CONFIG)] == ["monday", "tuesday"]
+        assert [event.run for event in read_history(Registry(CONFIG))] == ["monday", "tuesday"]
         picture = tiny_model.picture(1)
         expected = Scorer(models[1].encoder, models[1].regressor).raw([picture])
-        assert list(load_champion(CONFIG).raw([picture])) == list(expected)
+        assert list(Registry(CONFIG).load_champion().raw([picture])) == list(expected)
 
     def mended(self, service, models):
         service.start()
@@ -732,7 +713,7 @@ class TestFaults:
         stack.s3.stop(0)
         self.refused(models[1], "check the artifact store behind it")
         with pytest.raises(RegistryError, match=r"fetching version 1 failed .* check the artifact store behind it"):
-            load_champion(CONFIG)
+            Registry(CONFIG).load_champion()
         self.mended(stack.s3, models)
 
     def test_mlflow_is_down(self, stack, models):
@@ -752,7 +733,7 @@ class TestFaults:
             self.refused(models[1], "making version 2 champion failed")
         stack.mlflow.start()
         stack.mlflow.wait()
-        assert load_champion(CONFIG).version == "1"
+        assert Registry(CONFIG).load_champion().version == "1"
         self.tuesday_wins(models)
         assert state()[1] == ["1", "2"]
 

@@ -127,7 +127,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.chdir(folder)
-        register(*vars(parts).values(), config=RegistryConfig(serve_seconds=0), run="monday", expected_champion="")
+        register(tiny_model.candidate(parts, ""), config=RegistryConfig(serve_seconds=0), run="monday")
     (folder / "scans").mkdir()
     lines = ["image,dmos"]
     for i in range(40):

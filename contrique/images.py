@@ -2,19 +2,20 @@
 
 import hashlib
 import io
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-import cv2
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
+from contrique import completeness, tiff
 from contrique.errors import ContriqueError
 from contrique.files import StorageError, read_regular
 from contrique.walk import SUFFIXES
@@ -24,8 +25,19 @@ FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # of
 MAX_PIXELS = 200_000_000  # a decompression bomb is refused before a pixel is decoded
 MAX_BYTES = 2_000_000_000  # of a file
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # Pillow's own limit, which is lower, would warn of scans and panoramas
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # what is over the limit is refused here
-_QOI = b"qoif"
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of metadata; what is wrong with a picture is refused here
+tiff.silence_libtiff()
+_STRIP: Final = 2**22  # pixels that are converted at once
+_FLOAT_SLACK: Final = 1 / 512  # beyond 0 and 1, as rounding leaves it
+_ORIENTATION: Final = 0x0112
+_JPEG_COLOURS: Final = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}  # by Pillow's mode
+_DAMAGED: Final = "damaged or truncated ({}); fetch the file again"
+_PNM_KINDS: Final = b"0123456fy"  # as Pillow tells them apart, by their second byte
+_PLAIN_PNM: Final = (b"P1", b"P2", b"P3")
+_PNM_HEADER_BYTES: Final = 2**16
+_PNM_NUMBER = rb"(?:\s|#[^\r\n]*[\r\n])+[\d.+-]+"
+_PNM_HEADER = re.compile(rb"(?:P[14](?:%b){2}|P(?:0CMYK|y\w+|[2356f])(?:%b){3})\s" % (_PNM_NUMBER, _PNM_NUMBER))
+_PNM_COMMENT = re.compile(rb"#[^\r\n]*")
 
 Picture = NDArray[np.uint8]
 
@@ -60,17 +72,28 @@ def decode(data: bytes, name: str = "image", max_pixels: int = MAX_PIXELS) -> De
     Returns:
         the picture, RGB, uint8.
     Raises:
-        BadImage: empty, truncated, not an image, or more than `max_pixels`.
+        BadImage: empty, truncated, damaged, not an image, of a kind that is not supported, transparent throughout, or
+            more than `max_pixels`.
     """
     with _explained(data, name):
-        if data[:4] == _QOI:
+        if data[:4] == completeness.QOI:
             return _decode_qoi(data, name, max_pixels)
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(_without_comments(data)), formats=FORMATS) as image:
             _refuse_bomb(image.width, image.height, name, max_pixels)
-            image.load()
             channels = len(image.getbands())
+            if image.format in ("JPEG", "MPO") and (pixels := _decode_jpeg(data, image)) is not None:
+                return Decoded(pixels, channels)
+            if isinstance(image, TiffImagePlugin.TiffImageFile):
+                tiff.check_kind(image, max_pixels)
+                tiff.check_data(image, data)
+            if image.format == "WEBP":
+                completeness.check_webp(data)
+            _scale_key(image)
+            image.load()
             ImageOps.exif_transpose(image, in_place=True)  # a copy of 100 megapixels would be 400 MB
-            return Decoded(np.array(_to_rgb(image, name)), channels)
+            pixels = _to_rgb(image, name)
+            _refuse_invisible(pixels, image, name)
+            return Decoded(pixels, channels)
 
 
 def declared_size(data: bytes, name: str = "image") -> tuple[int, int]:
@@ -80,9 +103,9 @@ def declared_size(data: bytes, name: str = "image") -> tuple[int, int]:
         BadImage: as `decode`, as far as the header shows.
     """
     with _explained(data, name):
-        if data[:4] == _QOI:
+        if data[:4] == completeness.QOI:
             return int.from_bytes(data[4:8], "big"), int.from_bytes(data[8:12], "big")
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(_without_comments(data)), formats=FORMATS) as image:
             return image.size
 
 
@@ -95,22 +118,62 @@ def _explained(data: bytes, name: str) -> Iterator[None]:
         yield
     except BadImage:
         raise
+    except completeness.Unsupported as error:
+        raise BadImage(f"{name}: {error} is not supported; convert it to an 8-bit PNG") from None
     except Image.DecompressionBombError:  # more than twice MAX_PIXELS
         raise BadImage(f"{name}: over {2 * MAX_PIXELS // 10**6} megapixels; downscale it first") from None
     except UnidentifiedImageError:
+        if data.startswith(tiff.MAGIC):
+            kind = tiff.describe(data)
+            what = f"{kind} is not supported; convert it to an 8-bit PNG" if kind else _DAMAGED.format("no TIFF tags")
+            raise BadImage(f"{name}: {what}") from None
         raise BadImage(f"{name}: not an image in a known format; remove it or convert it to PNG") from None
     except Exception as error:  # Pillow and imagecodecs raise many types for damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise BadImage(f"{name}: damaged or truncated ({reason}); fetch the file again") from error
+        raise BadImage(f"{name}: {_DAMAGED.format(reason)}") from error
+
+
+def _without_comments(data: bytes) -> bytes:
+    """A PNM without the comments that Pillow takes long over; anything else as it is."""
+    if data[:1] != b"P" or data[1:2] not in _PNM_KINDS:
+        return data
+    header = _PNM_HEADER.match(data, 0, _PNM_HEADER_BYTES)
+    if not header:
+        raise ValueError(f"no header in its first {_PNM_HEADER_BYTES} bytes")
+    body = data[header.end() :]
+    if data[:2] in _PLAIN_PNM:
+        body = _PNM_COMMENT.sub(b"", body)
+    return b" ".join(_PNM_COMMENT.sub(b"", header[0]).split()) + b"\n" + body
 
 
 def _decode_qoi(data: bytes, name: str, max_pixels: int) -> Decoded:
     _refuse_bomb(int.from_bytes(data[4:8], "big"), int.from_bytes(data[8:12], "big"), name, max_pixels)
-    if not data.endswith(b"\0\0\0\0\0\0\0\1"):  # the decoder fills what is missing with black, and says nothing
-        raise ValueError("no end marker")
-    pixels = imagecodecs.qoi_decode(data)
-    channels = pixels.shape[2]
-    return Decoded(pixels if channels == 3 else np.array(_to_rgb(Image.fromarray(pixels), name)), channels)
+    pixels = completeness.decode_qoi(data)
+    if pixels.shape[-1] == 3:
+        return Decoded(pixels, 3)
+    image = Image.fromarray(pixels)
+    rgb = _to_rgb(image, name)
+    _refuse_invisible(rgb, image, name)
+    return Decoded(rgb, 4)
+
+
+def _decode_jpeg(data: bytes, image: Image.Image) -> Picture | None:
+    """Shape (H, W, 3), upright; None if Pillow alone can make RGB of it."""
+    pixels = completeness.decode_jpeg(data, _JPEG_COLOURS[image.mode])
+    if pixels is None or image.mode == "CMYK":
+        return None
+    if image.mode == "L":
+        pixels = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
+    return np.ascontiguousarray(_turn_upright(pixels, image.getexif().get(_ORIENTATION)))
+
+
+def _turn_upright(pixels: Picture, orientation: object) -> Picture:
+    """By EXIF's number; any other value leaves the picture as it is."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return pixels[:, ::-1] if orientation in (2, 3, 6, 7) else pixels
 
 
 def _refuse_bomb(width: int, height: int, name: str, max_pixels: int) -> None:
@@ -118,22 +181,79 @@ def _refuse_bomb(width: int, height: int, name: str, max_pixels: int) -> None:
         raise BadImage(f"{name}: {width}x{height} is over {max_pixels / 10**6:g} megapixels; downscale it first")
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        if not np.isfinite(values).all():
-            raise BadImage(f"{name}: holds NaN or infinite values; replace them, or convert it to PNG")
-        scale = 255.0 / 65535.0 if image.mode.startswith("I") else 255.0
-        return Image.fromarray(np.clip(values * scale + 0.5, 0, 255).astype(np.uint8)).convert("RGB")
+def _refuse_invisible(pixels: Picture, image: Image.Image, name: str) -> None:
+    """Some writers of BMP and TIFF leave an alpha of 0 in pictures that have none."""
+    if not _has_alpha(image) or pixels.min() < 255:
+        return
+    rgba = image if image.mode == "RGBA" else image.convert("RGBA")
+    if rgba.getchannel("A").getextrema() == (0, 0):
+        raise BadImage(f"{name}: transparent throughout; remove its alpha channel")
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return image.mode in ("RGBA", "LA", "PA", "RGBa") or (image.mode in "1LPRGB" and "transparency" in image.info)
+
+
+def _scale_key(image: ImageFile.ImageFile) -> None:
+    """Bring the transparent level of a grey PNG of 2 or 4 bits to the scale to which Pillow brings its pixels."""
+    key, stored = image.info.get("transparency"), str(image.tile[0].args) if image.tile else ""
+    if image.format != "PNG" or key is None:
+        return
+    if stored == "RGB;16B":
+        raise completeness.Unsupported("a PNG with a transparent colour of 16 bits")
+    if stored in ("L;2", "L;4"):
+        image.info["transparency"] = key * (85 if stored == "L;2" else 17)
+
+
+def _to_rgb(image: Image.Image, name: str) -> Picture:
+    """Shape (H, W, 3). Strip by strip: several whole copies of 200 megapixels would be gigabytes."""
     if image.mode in ("LAB", "HSV"):
         raise BadImage(f"{name}: stored in the colour space {image.mode}; convert it to RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    convert = _choose_conversion(image, name)
+    rows = max(1, _STRIP // image.width)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        whole = rows >= image.height
+        pixels[top:bottom] = convert(image if whole else image.crop((0, top, image.width, bottom)))
+    return pixels
+
+
+def _choose_conversion(image: Image.Image, name: str) -> Callable[[Image.Image], NDArray[Any]]:
+    """What makes RGB, or grey of shape (h, w, 1), of a strip of the picture."""
+    if image.mode.startswith("I"):
+        levels = _list_levels(image)
+        return lambda strip: levels[np.clip(np.asarray(strip), 0, len(levels) - 1)][..., None]
+    if image.mode == "F":
+        white = 0.0 if tiff.is_inverted(image) else 1.0
+        return lambda strip: _scale_floats(strip, white, name)[..., None]
+    if _has_alpha(image) or image.mode == "La":
+        return _compose_over_white
+    return lambda strip: np.asarray(strip.convert("RGB"))
+
+
+def _list_levels(image: Image.Image) -> Picture:
+    """The 8-bit level of each value of an integer picture: scaled, white if it stands for transparency."""
+    top = 2 ** tiff.count_bits(image) - 1
+    levels: Picture = np.floor(np.arange(top + 1) * (255 / top) + 0.5).astype(np.uint8)
+    if isinstance(key := image.info.get("transparency"), int):
+        levels[min(key, top)] = 255
+    return levels[::-1] if tiff.is_inverted(image) else levels
+
+
+def _scale_floats(strip: Image.Image, white: float, name: str) -> Picture:
+    values = np.asarray(strip, dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise BadImage(f"{name}: holds NaN or infinite values; replace them, or convert it to PNG")
+    if values.min() < -_FLOAT_SLACK or values.max() > 1 + _FLOAT_SLACK:
+        raise BadImage(f"{name}: holds floats outside 0 to 1; scale them, or convert it to PNG")
+    return np.clip(np.abs(1 - white - values) * 255 + 0.5, 0, 255).astype(np.uint8)
+
+
+def _compose_over_white(strip: Image.Image) -> Picture:
+    rgba = (strip.convert("LA") if strip.mode == "La" else strip).convert("RGBA")
+    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+    return np.asarray(Image.alpha_composite(white, rgba).convert("RGB"))
 
 
 def read_bytes(path: Path | str) -> bytes:
@@ -225,6 +345,8 @@ def perceptual_hash(pixels: Picture) -> str:
     The 8 x 8 lowest frequencies of the 32 x 32 grey picture, each against their median (Zauner 2010; the
     construction of ImageHash's `phash`, with an orthonormal DCT).
     """
+    import cv2
+
     grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
     small = cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float64)
     low = cv2.dct(small)[:8, :8]

@@ -92,6 +92,8 @@ def _readable() -> Iterator[tuple[str, bytes]]:
     yield "grey.jpg", _encode(grey, "JPEG")
     yield "grey_16_bit.png", _encode(Image.fromarray(np.asarray(grey).astype(np.uint16) * 257), "PNG")
     yield "grey_16_bit.tif", _encode(Image.fromarray(np.asarray(grey).astype(np.uint16) * 257), "TIFF")
+    white = np.asarray(grey).astype(np.uint16) * 257
+    yield "white_is_zero.tif", _encode(Image.fromarray(65535 - white), "TIFF", tiffinfo={262: 0})
     yield "float.tif", _encode(Image.fromarray(np.asarray(grey).astype(np.float32) / 255), "TIFF")
     yield "one_bit.png", _encode(picture.convert("1"), "PNG")
     yield "cmyk.jpg", _encode(picture.convert("CMYK"), "JPEG")
@@ -136,6 +138,12 @@ def _broken() -> Iterator[tuple[str, bytes]]:
     yield "one_pixel.png", _encode(picture.crop((0, 0, 1, 1)), "PNG")
     yield "thin_3000x63.png", _encode(picture.resize((3000, 63)), "PNG")
     yield "empty.png", b""
+    jpeg, webp = _encode(picture, "JPEG"), _encode(picture, "WEBP")
+    yield "hole.jpg", jpeg[:1300] + jpeg[-200:]
+    yield "first_scan.jpg", progressive[: progressive.index(b"\xff\xc4", progressive.index(b"\xff\xda"))] + b"\xff\xd9"
+    yield "hole.qoi", qoi[:5000] + qoi[-5000:]
+    yield "zero_tail.webp", webp[: len(webp) // 2] + bytes(len(webp) - len(webp) // 2)
+    yield "transparent.png", _encode(Image.new("RGBA", picture.size, (9, 9, 9, 0)), "PNG")
 
 
 def _foreign() -> Iterator[tuple[str, bytes]]:
@@ -148,6 +156,7 @@ def _foreign() -> Iterator[tuple[str, bytes]]:
     yield "archive.zip", b"PK\3\4" + bytes(60)
     yield "film.mp4", b"\0\0\0\x20ftypisom" + bytes(60)
     yield "phone.heic", b"\0\0\0\x20ftypheic" + bytes(60)
+    yield "signed.tif", _encode(Image.fromarray(photo()[..., 0].astype(np.int32)), "TIFF")
     yield "icon.ico", _encode(Image.fromarray(photo()), "ICO")
     yield "zeros.jpg", bytes(1000)
     yield "noise.png", np.random.default_rng(1).bytes(2000)

@@ -13,7 +13,10 @@ ROOT = Path(__file__).parents[1]
 LAYERS = ("contrique", "components", "pipelines")
 # A package of `contrique` imports only those above its own line; modules at the root of it are the first line.
 ORDER = (
-    ("", "config", "errors", "images", "metrics", "pages", "artifacts", "files", "integrity", "walk", "s3", "text"),
+    (
+        *("", "config", "errors", "images", "completeness", "tiff", "metrics"),
+        *("pages", "artifacts", "files", "integrity", "walk", "s3", "text"),
+    ),
     ("distortions", "tracking"),
     ("data",),
     ("sources", "encoder"),

@@ -72,12 +72,17 @@ def score(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from contrique.scoring.results import write_results
+    from contrique.walk import Skipped, summarize_skipped
 
     model = _load_backed_model(options)
-    results = model.score_paths(options.paths)
+    skipped: list[Skipped] = []
+    results = model.score_paths(options.paths, skipped)
     hidden = True if sys.stdout.isatty() else None  # on a terminal the results themselves show the progress
     bar = tqdm(results, desc="score", unit="img", file=sys.stderr, disable=hidden)
-    return SOME_FAILED if write_results(bar, sys.stdout, options.format) else 0
+    failures = write_results(bar, sys.stdout, options.format)
+    if skipped:
+        print(f"contrique: {summarize_skipped(skipped)}", file=sys.stderr)
+    return SOME_FAILED if failures else 0
 
 
 def explain(options: argparse.Namespace) -> None:

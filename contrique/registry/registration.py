@@ -27,6 +27,7 @@ _REQUIREMENTS = (
     "pillow",
     "safetensors",
     "scipy",
+    "simplejpeg",
     "torch",
     "torchvision",
     "tqdm",

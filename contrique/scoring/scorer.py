@@ -13,6 +13,7 @@ from contrique.files import sha256
 from contrique.regressor.head import Head
 from contrique.scoring.inputs import BATCH_PIXELS, Named, batch_pictures, decode_ahead, find_images
 from contrique.scoring.results import Failure, Score
+from contrique.walk import Skipped
 
 if TYPE_CHECKING:
     from contrique.encoder.backends import Backend
@@ -146,16 +147,26 @@ class Scorer:
             pixels = images.decode(data, name, max_pixels).pixels
         except ContriqueError as error:
             return Failure.of(name, error)
+        return self.judge_pixels(pixels, name)
+
+    def judge_pixels(self, pixels: images.Picture, name: str) -> Score | Failure:
+        """As `judge`, of a decoded picture. RGB, shape (H, W, 3), uint8."""
         return next(self._judged([(name, pixels)]))
 
-    def score_paths(self, paths: Iterable[str | Path]) -> Iterator[Score | Failure]:
+    def score_paths(
+        self, paths: Iterable[str | Path], skipped: list[Skipped] | None = None
+    ) -> Iterator[Score | Failure]:
         """Score files, folders and globs, in order, at bounded memory: the next few are decoded meanwhile.
 
         Folders give every image file below them, sorted by path. A path that does not exist, a folder without
         images and a file that is not an image each give a Failure, and the rest goes on.
+
+        Args:
+            paths: as `find_images` takes them.
+            skipped: takes what folders hold besides pictures.
         """
         budget = BATCH_PIXELS[self._device]
-        for batch in batch_pictures(decode_ahead(find_images(paths)), budget):
+        for batch in batch_pictures(decode_ahead(find_images(paths, skipped)), budget):
             if isinstance(batch, Failure):
                 yield batch
             else:

@@ -65,7 +65,30 @@ def test_a_bad_file_does_not_fail_its_neighbours(alone, corpus, scorer):
             assert item == single
 
 
-def test_a_folder_gives_its_image_files_and_no_pipe(corpus):
-    found = {Path(str(path)).name for path in find_images([corpus])}
-    assert {"same_png.png", "text.png", "loop.png"} - found == {"loop.png"}
-    assert not {"pipe.png", "folder.png", "archive.zip"} & found
+def test_a_folder_gives_its_image_files_and_names_what_it_cannot_read(corpus):
+    skipped = []
+    items = list(find_images([corpus], skipped))
+    files = {item.name for item in items if isinstance(item, Path)}
+    failures = {Path(item.path).name: item.error for item in items if isinstance(item, Failure)}
+    assert {"same_png.png", "text.png"} <= files
+    assert not {"loop.png", "pipe.png", "folder.png", "archive.zip"} & files
+    assert "not a regular file" in failures["pipe.png"]
+    assert "links to nothing" in failures["dangling.png"]
+    assert "a format that is not supported (.heic" in failures["phone.heic"]
+    assert {entry.path.name for entry in skipped} >= {"archive.zip", "film.mp4"}
+
+
+def test_a_folder_is_walked_through_links_and_every_suffix(tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "in").mkdir()
+    for name in ("other/a.jfif", "other/b.gif", "in/c.jp2", "in/D.JPE"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "in" / "year").symlink_to("../other")
+    names = [str(path.relative_to(tmp_path / "in")) for path in find_images([tmp_path / "in"])]
+    assert names == ["D.JPE", "c.jp2", "year/a.jfif", "year/b.gif"]
+
+
+def test_an_empty_path_is_not_the_folder_around(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.png").write_bytes(b"x")
+    assert list(find_images([""])) == [Failure("", "a path is empty; give a file, a folder or a pattern")]

@@ -10,6 +10,7 @@ from contrique.files import sha256
 
 MODEL_HASH = "model.hash"  # of what scores: the encoder and the regressor
 REFERENCE_HASH = "reference.hash"  # of what drift is measured against, for a model that has it
+HASHES = (MODEL_HASH, REFERENCE_HASH)
 
 
 class ModelChanged(ContriqueError):
@@ -47,7 +48,7 @@ def check_model(encoder: Path, regressor: Path, expected: Mapping[str, str], mod
         hashes = hash_model(encoder, regressor)
     except OSError as error:
         raise ModelChanged(f"{model}: {error.filename} cannot be read ({error.strerror}); {remedy}") from error
-    kept = {name: expected.get(name, "") for name in (MODEL_HASH, REFERENCE_HASH)}
+    kept = {name: expected.get(name, "") for name in HASHES}
     if not kept[MODEL_HASH]:
         raise ModelChanged(f"{model}: {keeper} has no {MODEL_HASH} of it; register the model again")
     for name, files in (

@@ -2,16 +2,20 @@
 
 import re
 import unicodedata
+from urllib.parse import unquote
 
 _UNSAFE = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories: controls, halves of surrogate pairs, separators of lines
 _BIDIRECTIONAL = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 MASK = "***"
+_PIECE_CHARS = 4  # a shorter piece of a password is part of many words
 
 # What stands before the last @ of an address: a user, a token, or a user and a password, which may hold : / ? # and @.
 _USERINFO = re.compile(r"(?<=://)(?:[^\s:/?#@]*:(?:(?!://)\S)*|[^\s/?#]*)@")
 # name=value, as in a query or a connection string, and "name": "value", as in JSON or a repr.
 _NAME = r"token|secret|password|passwd|passphrase|pwd|signature|sig|credentials?|(?:api|access|secret|private)[-_]?key"
-_ASSIGNMENT = re.compile(rf"(?i)((?:{_NAME})(?:=|%3d))(?!\*)(?:\"[^\"]*\"|'[^']*'|[^\s&;,'\"<>)\]}}]+)")
+_ASSIGNMENT = re.compile(
+    rf"(?i)((?:{_NAME})(?:=|%3d))(?!\*)(?:\"[^\"]*\"|'[^']*'|[^\s&;,'\"<>)\]}}]*[^\s&;,'\"<>)\]}}:])"
+)
 _ITEM = re.compile(rf"(?i)((?:{_NAME})(?P<name>[\"'])\s*:\s*(?P<value>[\"']))(?:(?!(?P=value)).)*")
 _HEADER = re.compile(r"(?i)\b((?:bearer|basic)\s+)[\w.~+/=-]{8,}")
 
@@ -39,12 +43,17 @@ def _is_unsafe(char: str) -> bool:
     return unicodedata.category(char) in _UNSAFE or char in _BIDIRECTIONAL
 
 
-def mask_secrets(text: str) -> str:
+def mask_secrets(text: str, address: str = "") -> str:
     """Text for logs, errors and pages: secrets in it become `***`.
 
     Hidden are what stands before the @ of an address (`scheme://user:password@host`, `https://TOKEN@host`), values of
     secret names (`?token=...`, `password=...`, `X-Amz-Signature=...`, `"api_key": "..."`) and the value of an
     Authorization header. Where it is unclear how far a password reaches, more is hidden rather than less.
+
+    Args:
+        text: any string.
+        address: what a library was given, and may have taken apart: pieces of its password are hidden wherever they
+            stand in the text.
 
     >>> mask_secrets("https://user:p@ss@host/repo?token=abc&page=2")
     'https://***@host/repo?token=***&page=2'
@@ -52,4 +61,15 @@ def mask_secrets(text: str) -> str:
     text = _USERINFO.sub(f"{MASK}@", text)
     text = _ASSIGNMENT.sub(rf"\1{MASK}", text)
     text = _ITEM.sub(rf"\1{MASK}", text)
-    return _HEADER.sub(rf"\1{MASK}", text)
+    text = _HEADER.sub(rf"\1{MASK}", text)
+    for piece in sorted(_split_password(address), key=len, reverse=True):
+        text = text.replace(piece, MASK)
+    return text
+
+
+def _split_password(address: str) -> set[str]:
+    """Pieces of the secret before the @ of an address, at the characters at which libraries take addresses apart."""
+    userinfo = "".join(match.group()[:-1] for match in _USERINFO.finditer(address))
+    secret = userinfo.partition(":")[2] or userinfo
+    pieces = {secret, unquote(secret), *re.split(r"[:@/?#]", secret), *re.split(r"[:@/?#]", unquote(secret))}
+    return {piece for piece in pieces if len(piece) >= _PIECE_CHARS}

@@ -56,6 +56,7 @@ def test_newlines_of_a_message_can_stay():
         ("Authorization: Bearer s3cret.s3cret-s3cret", "Authorization: Bearer ***"),
         ("Authorization: Basic cGVvcGxlOnMzY3JldA==", "Authorization: Basic ***"),
         ("?sig=s3cret&api-key=s3cret", "?sig=***&api-key=***"),
+        ("http://h/?token=s3cret: refused", "http://h/?token=***: refused"),
         ("?next=http%3A//h/%3Ftoken%3Ds3cret", "?next=http%3A//h/%3Ftoken%3D***"),
     ],
 )
@@ -65,6 +66,23 @@ def test_secrets_are_hidden(raw, shown):
     assert "cGVv" not in masked
     assert shown is None or masked == shown
     assert mask_secrets(masked) == masked
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'could not translate host name "s3cret@127.0.0.1" to address',
+        "password s3cret was refused",
+        "no user of that name: s3cret:s3cret",
+        "quoted s3cret@s3cret/s3cret",
+    ],
+)
+@pytest.mark.parametrize(
+    "address", ["postgresql://people:s3cret@s3cret/s3cret@db/mlflow", "http://s3cret@h", "http://p:s3cret%40s3cret@h"]
+)
+def test_pieces_of_a_password_that_a_library_took_apart_are_hidden(text, address):
+    assert "s3cret" not in mask_secrets(text, address)
+    assert mask_secrets("people of db, mlflow, h", address) == "people of db, mlflow, h"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import json
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from contrique.config import RegistryConfig
 from contrique.registry.candidate import read_json
@@ -124,8 +124,8 @@ def read_history(registry: Registry) -> list[Event]:
     """Every promotion, rollback and hold, oldest first; empty if there is no registry yet."""
     if not registry.store.exists:
         return []
-    events = [json.loads(value) for key, value in registry.read_tags().items() if key.startswith(_EVENT)]
-    events += [
+    moves = [json.loads(value) for key, value in registry.read_tags().items() if key.startswith(_EVENT)]
+    holds = [
         {
             "time": tags["verdict.time"],
             "action": "hold",
@@ -138,15 +138,11 @@ def read_history(registry: Registry) -> list[Event]:
         }
         for tags in registry.runs.search_tags("tags.verdict = 'hold'")
     ]
-    escaped = [
-        Event(
-            **{  # type: ignore[arg-type]
-                name: escape_control(text) for name, text in event.items()
-            }
-        )
-        for event in events
-    ]
-    return sorted(escaped, key=lambda event: event.time)
+    return sorted((_as_event(entry) for entry in moves + holds), key=lambda event: event.time)
+
+
+def _as_event(entry: dict[str, Any]) -> Event:
+    return Event(**{name: escape_control(str(text)) for name, text in entry.items()})  # type: ignore[arg-type]
 
 
 def check_champion(registry: Registry, expected: str) -> None:

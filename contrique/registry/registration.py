@@ -9,7 +9,7 @@ from pathlib import Path
 
 from contrique.artifacts import ENCODER, MODEL_CARD, REGRESSOR
 from contrique.config import RegistryConfig
-from contrique.integrity import MODEL_HASH
+from contrique.integrity import HASHES, MODEL_HASH
 from contrique.registry.candidate import Candidate, Facts, read_facts
 from contrique.registry.promotion import Registered, check_champion, move_alias
 from contrique.registry.proof import PROOF, input_example, prove, read_known_pictures, score_example
@@ -167,6 +167,7 @@ def _log_version(registry: Registry, mlrun: Run, candidate: Candidate, tags: dic
                 code_paths=[str(package)],
                 signature=signature,
                 input_example=input_example(),
+                model_config={name: tags[name] for name in HASHES if name in tags},  # by which it proves its files
                 pip_requirements=[f"{name}=={metadata.version(name)}" for name in _REQUIREMENTS],
             )
         create_once(client.create_registered_model, model)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from contrique.artifacts import ENCODER, REGRESSOR
 from contrique.config import RegistryConfig
+from contrique.integrity import check_model
 from contrique.tracking.runs import PIPELINE_RUN, Runs
 from contrique.tracking.store import STORE_REMEDY, RegistryError, find_or_none
 
@@ -128,6 +129,7 @@ class Registry:
             name: a number, or an alias such as `champion` or `previous`.
         Raises:
             RegistryError: there is no such version, or its files cannot be fetched.
+            ModelChanged: the files are not those that were registered.
         """
         version = self.find_version(name)
         from mlflow.artifacts import download_artifacts
@@ -137,7 +139,10 @@ class Registry:
                 # the sub-folder alone: fetching a whole model makes MLflow write into a local store
                 address = f"models:/{self.config.model}/{version.version}/artifacts"
                 folder = Path(download_artifacts(artifact_uri=address, dst_path=scratch))
-            yield FetchedModel(folder / ENCODER, folder / REGRESSOR, str(version.version))
+            model = FetchedModel(folder / ENCODER, folder / REGRESSOR, str(version.version))
+            name = f"version {model.version} of '{self.config.model}'"
+            check_model(model.encoder, model.regressor, version.tags, name, "the registry")
+            yield model
 
     def load(self, name: str) -> "Scorer":
         """A version, ready to score; nothing of it stays on disk. Arguments and errors as `fetch`."""

@@ -5,6 +5,7 @@
 environment on PATH (MLflow starts uvicorn by its name). MLflow's loaders put the model's copy of the code first.
 """
 
+import logging
 import threading
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,12 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 from contrique.config import ServingConfig
+from contrique.integrity import check_model
 from contrique.scoring.results import CSV_COLUMNS, Failure, Score, flatten
 from contrique.scoring.scorer import Scorer
 from contrique.serving.request import answer
+from contrique.text import mask_secrets
+from contrique.tracking.store import limit_waiting
 
 LIMITS = ServingConfig()
 
@@ -27,8 +31,18 @@ class QualityModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     """Scores a DataFrame of images, row by row, one at a time whatever the number of clients."""
 
     def load_context(self, context: Any) -> None:
+        """Prove the model's files by the hashes that were logged with it and by those of the registry, and load them.
+
+        Raises:
+            ModelChanged: a file is not the one that was registered.
+        """
         encoder, regressor = Path(context.artifacts["encoder"]), Path(context.artifacts["regressor"])
-        self._scorer = Scorer(encoder, regressor, _version(regressor))
+        name, version = _read_registered_name(regressor)
+        model = f"version {version} of '{name}'" if version else "the model"
+        check_model(encoder, regressor, context.model_config or {}, model, "MLmodel")
+        if version and (tags := _read_registry_tags(name, version)) is not None:
+            check_model(encoder, regressor, tags, model, "the registry")
+        self._scorer = Scorer(encoder, regressor, version)
         self._turn = threading.Lock()  # a request's thread would need memory of its own for each picture
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
@@ -63,10 +77,28 @@ class QualityModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         return answer(value, index, LIMITS, score)
 
 
-def _version(artifact: Path) -> str:
-    """Version in the registry, which MLflow writes beside a model that it fetched from there; else empty."""
+def _read_registered_name(artifact: Path) -> tuple[str, str]:
+    """Name and version in the registry, which MLflow writes beside a model that it fetched from there; else empty."""
     note = artifact.parent.parent / "registered_model_meta"
-    return str(yaml.safe_load(note.read_text())["model_version"]) if note.is_file() else ""
+    if not note.is_file():
+        return "", ""
+    entry = yaml.safe_load(note.read_text())
+    return str(entry["model_name"]), str(entry["model_version"])
+
+
+def _read_registry_tags(name: str, version: str) -> dict[str, str] | None:
+    """Tags of a version, None if no registry is named or it does not answer: the model may have been carried away."""
+    if not mlflow.tracking.is_tracking_uri_set():
+        return None
+    limit_waiting()
+    try:
+        return dict(mlflow.MlflowClient().get_model_version(name, version).tags)
+    except MlflowException as error:
+        reason = mask_secrets(" ".join(str(error).split()))
+        logging.getLogger(__name__).warning(
+            "%s, version %s: not compared with the registry (%s)", name, version, reason
+        )
+        return None
 
 
 mlflow.models.set_model(QualityModel())

@@ -112,10 +112,8 @@ class Store:
         except Exception as error:
             if type(error).__module__.partition(".")[0] not in _LIBRARIES and not isinstance(error, OSError):
                 raise
-            reason = _shorten(error)
-            raise RegistryError(f"MLflow at {self.uri}: {doing} failed ({reason}); {remedy}") from _without_secrets(
-                error
-            )
+            message = f"MLflow at {self.uri}: {doing} failed ({_shorten(error, self.uri)}); {remedy}"
+            raise RegistryError(message) from _without_secrets(error, self.uri)
 
     @contextmanager
     def hold_lock(self, name: str) -> Iterator[None]:
@@ -143,16 +141,17 @@ class Store:
                 find_or_none(client.delete_registered_model, lock)
 
 
+def limit_waiting() -> None:
+    """Bound MLflow's calls to a server, which may take 14 minutes by default, unless its own variables do."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+
+
 def _import_mlflow() -> Any:
-    quiet = {
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    }
-    for name, value in quiet.items():
-        os.environ.setdefault(name, value)
+    limit_waiting()
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
 
     if not hasattr(mlflow, "MlflowClient"):  # the folder mlflow/ of this project, found as an empty namespace
@@ -162,16 +161,16 @@ def _import_mlflow() -> Any:
     return mlflow
 
 
-def _shorten(error: BaseException) -> str:
-    text = mask_secrets(" ".join(str(error).split()))
+def _shorten(error: BaseException, uri: str) -> str:
+    text = mask_secrets(" ".join(str(error).split()), uri)
     return text if len(text) <= _MESSAGE_CHARS else text[:_MESSAGE_CHARS] + " ..."
 
 
-def _without_secrets(error: BaseException) -> BaseException | None:
+def _without_secrets(error: BaseException, uri: str) -> BaseException | None:
     """The error as a cause to be shown in a traceback; None if it, or one behind it, holds a secret."""
     link: BaseException | None = error
     while link:
-        if mask_secrets(str(link)) != str(link):
+        if mask_secrets(str(link), uri) != str(link):
             return None
         link = link.__cause__ or link.__context__
     return error

@@ -21,6 +21,7 @@ from mlflow.exceptions import MlflowException
 
 from contrique import images
 from contrique.config import ServingConfig
+from contrique.integrity import hash_model
 from contrique.registry.model_server import _start_server, _wait_until_up
 from contrique.scoring.results import CSV_COLUMNS, TEXT_COLUMNS, Failure
 from contrique.scoring.scorer import TOLERANCE, Scorer
@@ -41,9 +42,11 @@ def load_script():
 
 
 def load_model(script, parts):
-    made = script.QualityModel()
-    made.load_context(SimpleNamespace(artifacts={"encoder": str(parts.encoder), "regressor": str(parts.regressor)}))
-    return made
+    model = script.QualityModel()
+    artifacts = {"encoder": str(parts.encoder), "regressor": str(parts.regressor)}
+    hashes = hash_model(parts.encoder, parts.regressor)
+    model.load_context(SimpleNamespace(artifacts=artifacts, model_config=hashes))
+    return model
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from contrique.config import PretrainConfig, resolve
-from contrique.encoder.network import WIDTHS, Projector
+from contrique.encoder.architectures import WIDTHS
+from contrique.encoder.network import Projector
 from contrique.pretraining.batches import Batch
 from contrique.pretraining.colour import convert_views
 from contrique.pretraining.distributed import World

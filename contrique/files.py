@@ -182,26 +182,12 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_regular(path: Path, limit: int) -> None:
-    """Refuse what may never end (a pipe, a device) or is too large to be what it should be.
-
-    Raises:
-        StorageError: not a regular file, or over `limit` bytes.
-        OSError: missing or unreadable.
-    """
-    state = path.stat()
-    if not stat.S_ISREG(state.st_mode):
-        raise StorageError(f"{path}: not a regular file; give a file")
-    if state.st_size > limit:
-        raise StorageError(f"{path}: {state.st_size} bytes are more than the {limit} that such a file may have")
-
-
 def read_arrays(path: Path, limit: int) -> "dict[str, NDArray[Any]]":
     """Every array of an `.npz`, without pickles; what it claims to hold is added up before memory is asked for.
 
     Raises:
-        StorageError: not a regular file, or over `limit` bytes, packed or unpacked.
-        OSError, ValueError, zipfile.BadZipFile and others: missing, damaged, or holds Python objects.
+        StorageError: as `read_regular`, or it unpacks to over `limit` bytes.
+        ValueError, zipfile.BadZipFile and others: damaged, or holds Python objects.
     """
     import io
 

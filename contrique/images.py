@@ -3,6 +3,7 @@
 import hashlib
 import io
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -306,10 +307,12 @@ def half_scale(pixels: Picture) -> Picture:
     # elsewhere Pillow takes the columns first, or its weights are no multiples of 1/256
     if height % 2 or width % 2 or height > 2 * width or min(height, width) < 16:
         return _half_by_pillow(pixels, 0, width)
+    if sys.modules.get("torch") is None:  # a process that scores without it shall not wait for its import
+        return _half_by_pillow(pixels, 0, width)
     import torch
 
     # Pillow's very values in a seventh of the time, but for the two outermost pixels, where taps are missing
-    planes = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
+    planes = torch.from_numpy(np.require(pixels, requirements=("C", "W"))).permute(2, 0, 1)[None]
     half = torch.nn.functional.interpolate(planes, (height // 2, width // 2), mode="bicubic", antialias=True)
     out: Picture = half[0].permute(1, 2, 0).numpy()
     out[:2], out[-2:] = _half_by_pillow(pixels[:8], 0, width)[:2], _half_by_pillow(pixels[-8:], 0, width)[-2:]

@@ -1,5 +1,6 @@
 """The commands and links of README and docs: each command is understood by the program that it names."""
 
+import os
 import re
 import shlex
 import shutil
@@ -8,9 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny_model
+from PIL import Image
 
 import contrique.cli
 import pipelines.__main__
+from contrique.config import RegistryConfig
+from contrique.registry.registration import register
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "RESULTS.md"])
@@ -68,6 +73,25 @@ def test_dvc_commands_run(tmp_path: Path) -> None:
     config = (tmp_path / ".dvc" / "config").read_text()
     assert "remote = team" in config
     assert config.count("verify = true") == 2
+
+
+def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a champion and two pictures in the working directory."""
+    parts = tiny_model.build(tmp_path / "parts")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    register(tiny_model.candidate(parts, ""), config=RegistryConfig(serve_seconds=0), run="monday")
+    Image.fromarray(tiny_model.picture(0)).save("photo.jpg")
+    Image.fromarray(tiny_model.picture(1)).save("scan.tif")
+    (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    environment = os.environ | {"CONTRIQUE_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, second, third = done.stdout.splitlines()
+    assert first.split()[-1] == "1"
+    assert first.split()[0] == second.split()[1]
+    assert third.startswith("scan.tif ")
+    assert Image.open("heat.png").size == Image.open("photo.jpg").size
 
 
 def test_links_lead_somewhere() -> None:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from contrique.cli.options import add_command, add_seed, add_settings, load_model, resolve_config
+from contrique.cli.options import add_command, add_seed, add_settings, load_scorer, resolve_config
 
 
 def add_parsers(commands: Any) -> None:
@@ -54,7 +54,7 @@ def benchmark(options: argparse.Namespace) -> None:
     if options.encoder:
         encoder = load_encoder(options.encoder).to("cuda" if torch.cuda.is_available() else "cpu")
     else:
-        encoder = load_model(options).encoder
+        encoder = load_scorer(options).encoder
     result = run(
         options.data,
         encoder,

@@ -82,8 +82,8 @@ def add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--backend",
         choices=("auto", "torch", "onnx", "openvino"),
-        default="torch",
-        help="what runs the encoder; auto: the fastest one, measured once; default: torch",
+        default="auto",
+        help="what runs the encoder; auto: the fastest one that agrees with PyTorch, measured once; default: auto",
     )
     command.add_argument(
         "--precision",
@@ -93,7 +93,7 @@ def add_model(command: argparse.ArgumentParser) -> None:
     )
 
 
-def load_model(options: argparse.Namespace) -> "Scorer":
+def load_scorer(options: argparse.Namespace) -> "Scorer":
     """The version, alias or folder of `contrique adapt` that --model names."""
     from contrique.registry.load import load_model
 
@@ -107,7 +107,7 @@ def read_picture(path: str) -> "Picture":
         BadImage: it cannot be read; the message names the file.
         UsageError: it is too small; likewise.
     """
-    from contrique.encoder.network import MIN_SIDE
+    from contrique.encoder.architectures import MIN_SIDE
     from contrique.images import read
 
     picture = read(path)

@@ -11,7 +11,7 @@ from contrique.cli.options import (
     add_command,
     add_model,
     add_settings,
-    load_model,
+    load_scorer,
     read_picture,
     resolve_config,
 )
@@ -47,7 +47,7 @@ def add_parsers(commands: Any) -> None:
     command.add_argument("image", type=Path, metavar="IMAGE")
     command.add_argument("--out", type=Path, required=True, help="PNG to write: red is bad, blue is good")
     command.add_argument("--format", choices=("text", "json"), default="text", help="default: text")
-    command.add_argument("--model", default="champion", help="as of `score`; default: champion")
+    add_model(command)
     add_settings(command)
 
     command = add_command(
@@ -74,7 +74,7 @@ def score(options: argparse.Namespace) -> int:
     from contrique.scoring.results import write_results
     from contrique.walk import Skipped, summarize_skipped
 
-    model = _load_backed_model(options)
+    model = _load_backed_scorer(options)
     skipped: list[Skipped] = []
     results = model.score_paths(options.paths, skipped)
     hidden = True if sys.stdout.isatty() else None  # on a terminal the results themselves show the progress
@@ -94,7 +94,7 @@ def explain(options: argparse.Namespace) -> None:
     from contrique.scoring.results import write_results
 
     picture = read_picture(str(options.image))
-    explanation = explain.explain(load_model(options), picture, str(options.image))
+    explanation = explain.explain(_load_backed_scorer(options), picture, str(options.image))
     with write_aside(options.out) as aside:
         aside.write_bytes(images.encode_png(overlay(picture, explanation.heat)))
     if options.format == "json":
@@ -122,13 +122,11 @@ def serve(options: argparse.Namespace) -> None:
 
     limits = resolve_config(options).serving
     with listen(options.host, options.port) as listener:  # before the model: a wrong address is an error at once
-        app.serve(_load_backed_model(options), listener, limits, options.host)
+        app.serve(_load_backed_scorer(options), listener, limits, options.host)
 
 
-def _load_backed_model(options: argparse.Namespace) -> "Scorer":
+def _load_backed_scorer(options: argparse.Namespace) -> "Scorer":
     """The model that --model names, run by --backend in --precision."""
-    model = load_model(options)
-    backend = model.use(options.backend, options.precision)
-    if options.backend == "auto":
-        print(f"backend: {backend}", file=sys.stderr)
-    return model
+    scorer = load_scorer(options)
+    scorer.use(options.backend, options.precision)
+    return scorer

@@ -15,7 +15,7 @@ from contrique.cli.options import (
     add_command,
     add_seed,
     add_settings,
-    load_model,
+    load_scorer,
     read_picture,
     resolve_config,
 )
@@ -178,7 +178,7 @@ def adapt(options: argparse.Namespace) -> None:
     if options.out.exists():
         raise UsageError(f"{options.out}: is there already; remove it, or give another --out")
     rows = read_labels(options.labels)
-    model = load_model(options)
+    model = load_scorer(options)
     bar = tqdm(rows, desc="features", unit="img", file=sys.stderr, disable=None)
     features = extract((read_picture(str(options.labels.parent / row["image"])) for row in bar), model.encoder)
     fit = adapt.adapt(
@@ -229,7 +229,7 @@ def _list_images(paths: Iterable[str]) -> list[str]:
 def import_checkpoint(options: argparse.Namespace) -> None:
     """Write the encoder of an original checkpoint."""
     from contrique.encoder import original
-    from contrique.encoder.network import WIDTHS
+    from contrique.encoder.architectures import WIDTHS
 
     arch = original.import_checkpoint(options.checkpoint, options.out)
     print(f"{options.out}: {arch}, {WIDTHS[arch]} channels, from {options.checkpoint}")

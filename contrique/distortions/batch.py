@@ -71,7 +71,7 @@ def distort_batch(
                 index = torch.tensor(members, device=images.device)
                 out[index] = BATCHED[name](images[index], bank.parameter(name, level), draws).clamp_(0, 1)
         for (i, _, _), picture in zip(serial, made, strict=True):
-            out[i] = torch.from_numpy(picture).permute(2, 0, 1)
+            out[i] = torch.from_numpy(np.require(picture, requirements=("C", "W"))).permute(2, 0, 1)
     return out
 
 

@@ -21,6 +21,7 @@ from contrique.files import write_aside
 
 if TYPE_CHECKING:
     from contrique.encoder.network import Encoder
+    from contrique.encoder.weights import EncoderFile
 
 
 Name = Literal["torch", "onnx", "openvino"]
@@ -30,7 +31,11 @@ Pictures = NDArray[np.uint8]
 # from RGB of one size (N, H, W, 3) uint8 to conv5 (N, width, ceil(H / 32), ceil(W / 32)) float32
 Backend = Callable[[Pictures], Maps]
 NAMES: Final[tuple[Name, ...]] = ("torch", "onnx", "openvino")
-PACKAGES: Final = {"torch": ("torch",), "onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}
+PACKAGES: Final[dict[str, tuple[str, ...]]] = {
+    "torch": ("torch",),
+    "onnx": ("onnx", "onnxruntime"),
+    "openvino": ("onnx", "openvino"),
+}
 PRECISIONS: Final = {"torch": ("float32", "bfloat16"), "onnx": ("float32",), "openvino": ("float32", "bfloat16")}
 REFERENCE: Final = ("torch", "float32")
 EXPORT_VERSION: Final = "1"  # of the exported graph; another number makes old files stale
@@ -59,7 +64,13 @@ class Torch:
 
         device = next(self._encoder.parameters()).device
         # (N, H, W, 3) viewed as (N, 3, H, W) is channels_last already, the layout the convolutions are fastest in
-        batch = torch.from_numpy(np.ascontiguousarray(pictures)).to(device).permute(0, 3, 1, 2).float().div_(255)
+        batch = (
+            torch.from_numpy(np.require(pictures, requirements=("C", "W")))
+            .to(device)
+            .permute(0, 3, 1, 2)
+            .float()
+            .div_(255)
+        )
         # the switch is the process's own: one thread at a time
         full = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
         with torch.inference_mode(), full, torch.autocast(device.type, torch.bfloat16, enabled=self._low):
@@ -121,17 +132,32 @@ def cache_folder() -> Path:
     return Path(named) if named else user / "contrique"
 
 
-def export(encoder: "Encoder", digest: str, folder: Path | None = None) -> Path:
-    """The encoder as an ONNX file, from RGB pictures to conv5; made once and kept.
+def count_threads() -> int:
+    """Threads of ONNX Runtime and OpenVINO: OMP_NUM_THREADS, or one for each core that this process may use."""
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    return int(limit) if limit.isdecimal() and int(limit) > 0 else len(os.sched_getaffinity(0))
+
+
+def graph_path(digest: str, folder: Path | None = None) -> Path:
+    """Where the exported graph of an encoder is kept; records of it stand beside it, with the same stem.
 
     Args:
-        encoder: on any device; its parameters are not touched.
-        digest: `storage.sha256` of its file.
+        digest: SHA-256 of the encoder's file.
+        folder: default: `cache_folder()`.
+    """
+    return (folder or cache_folder()) / f"{digest[:32]}-{EXPORT_VERSION}.onnx"
+
+
+def export(file: "EncoderFile", folder: Path | None = None) -> Path:
+    """The encoder as an ONNX file, from RGB pictures to conv5; exported once and kept.
+
+    Args:
+        file: of the encoder; not loaded if the graph is there.
         folder: where it is kept; default: `cache_folder()`.
     Returns:
         a file with the input `pictures` (N, H, W, 3) uint8 and the output `maps`; N, H and W are free.
     """
-    path = (folder or cache_folder()) / f"{digest[:32]}-{EXPORT_VERSION}.onnx"
+    path = graph_path(file.digest, folder)
     if not path.is_file():
         import copy
 
@@ -140,7 +166,7 @@ def export(encoder: "Encoder", digest: str, folder: Path | None = None) -> Path:
         class Graph(torch.nn.Module):
             def __init__(self) -> None:
                 super().__init__()
-                self.encoder = copy.deepcopy(encoder).cpu()
+                self.encoder = copy.deepcopy(file.encoder).cpu()
 
             def forward(self, pictures: torch.Tensor) -> torch.Tensor:
                 return self.encoder.maps(pictures.permute(0, 3, 1, 2).float() / 255)
@@ -160,10 +186,18 @@ def export(encoder: "Encoder", digest: str, folder: Path | None = None) -> Path:
     return path
 
 
-def create_backend(name: str, encoder: "Encoder", digest: str, precision: str, folder: Path | None = None) -> Backend:
+def create_backend(name: str, file: "EncoderFile", precision: str, folder: Path | None = None) -> Backend:
+    """A backend, unchecked. Arguments as `parity.load_backend`; `folder` as `export`."""
+    if name == "torch":
+        return Torch(file.encoder, precision)
+    graph, threads = export(file, folder), count_threads()
+    return _Onnx(graph, threads) if name == "onnx" else _OpenVino(graph, threads, precision)
+
+
+def has_gpu() -> bool:
+    """Whether PyTorch can use a GPU; PyTorch is imported only where there is a device to ask about."""
+    if not any(Path("/dev").glob("nvidia[0-9]*")):
+        return False
     import torch
 
-    if name == "torch":
-        return Torch(encoder, precision)
-    graph, threads = export(encoder, digest, folder), torch.get_num_threads()
-    return _Onnx(graph, threads) if name == "onnx" else _OpenVino(graph, threads, precision)
+    return torch.cuda.is_available()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from contrique.encoder.architectures import MIN_SIDE
 from contrique.encoder.backends import Backend, Torch
 from contrique.errors import ContriqueError
 from contrique.images import Picture, half_scale
@@ -21,7 +22,7 @@ Features = NDArray[np.float32]
 
 
 class ImageTooSmall(ContriqueError):
-    """A picture with a side under encoder.MIN_SIDE pixels: nothing is left of it at half scale."""
+    """A picture with a side under MIN_SIDE pixels: nothing is left of it at half scale."""
 
 
 def extract_batch(pictures: NDArray[np.uint8], backend: Backend) -> Features:
@@ -95,9 +96,7 @@ def interpolate(grid: NDArray[Any], shape: tuple[int, ...], step: float) -> NDAr
 
 
 def check_size(picture: Picture) -> None:
-    """Raise ImageTooSmall if a side is under encoder.MIN_SIDE pixels."""
-    from contrique.encoder.network import MIN_SIDE
-
+    """Raise ImageTooSmall if a side is under MIN_SIDE pixels."""
     height, width = picture.shape[:2]
     if min(height, width) < MIN_SIDE:
         raise ImageTooSmall(f"{width}x{height} is under {MIN_SIDE} pixels a side; give a larger picture")

@@ -1,20 +1,11 @@
 """The encoder (a ResNet to conv5), the projector of pretraining, and their files."""
 
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from contrique.errors import ContriqueError
-
-Arch = Literal["resnet18", "resnet50"]
-WIDTHS: dict[str, int] = {"resnet18": 512, "resnet50": 2048}
-MIN_SIDE = 64  # at half scale one cell of conv5 is left
-
-
-class EncoderError(ContriqueError):
-    """An encoder file that cannot be loaded; the message names the file and what differs."""
+from contrique.encoder.architectures import WIDTHS, EncoderError
 
 
 class Encoder(nn.Module):

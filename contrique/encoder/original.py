@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from contrique.encoder.network import WIDTHS, Encoder, EncoderError, Projector
+from contrique.encoder.architectures import WIDTHS, EncoderError
+from contrique.encoder.network import Encoder, Projector
 from contrique.encoder.weights import save_encoder
 from contrique.files import sha256
 

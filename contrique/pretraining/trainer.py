@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from contrique.config import PretrainConfig
-from contrique.encoder.network import Encoder, EncoderError, Projector, ViewNorm
+from contrique.encoder.architectures import EncoderError
+from contrique.encoder.network import Encoder, Projector, ViewNorm
 from contrique.encoder.weights import load_encoder
 from contrique.errors import ContriqueError
 from contrique.files import sha256, write_aside

@@ -22,7 +22,6 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import linalg
 from tqdm import tqdm
 
 from contrique.errors import ContriqueError
@@ -131,10 +130,18 @@ def fit_ridge(features: ArrayLike, labels: ArrayLike, alpha: float, *, intercept
 def _coefficients(x: Array, y: Array, alphas: Array) -> Array:
     """Exact weights for centred features and labels. Shape (A, D)."""
     primal = x.shape[0] > x.shape[1]
-    values, vectors = linalg.eigh(x.T @ x if primal else x @ x.T, driver="evd", check_finite=False)
+    values, vectors = _decompose(x.T @ x if primal else x @ x.T)
     target = vectors.T @ (x.T @ y if primal else y)
     solved = (target[:, None] / (np.maximum(values, 0)[:, None] + alphas)).T @ vectors.T
     return np.asarray(solved if primal else solved @ x)
+
+
+def _decompose(matrix: Any, *, overwrite_a: bool = False) -> tuple[Any, Any]:
+    """Eigenvalues, rising, and eigenvectors of a symmetric matrix."""
+    from scipy import linalg  # a quarter of a second, which those who only predict need not wait
+
+    values, vectors = linalg.eigh(matrix, driver="evd", overwrite_a=overwrite_a, check_finite=False)
+    return values, vectors
 
 
 def predict_tasks(
@@ -168,7 +175,7 @@ def _predict_by_kernel(kernel: Array, labels: Array, task: Task, alphas: Array) 
     block, cross = kernel[np.ix_(train, train)], kernel[np.ix_(held_out, train)]
     mean = block.mean(axis=0)
     cross = cross - mean - cross.mean(axis=1, keepdims=True) + mean.mean()
-    values, vectors = linalg.eigh(block - mean - mean[:, None] + mean.mean(), driver="evd", check_finite=False)
+    values, vectors = _decompose(block - mean - mean[:, None] + mean.mean())
     target = vectors.T @ (labels[train] - labels[train].mean())
     solved = target[:, None] / (np.maximum(values, 0)[:, None] + alphas)
     return np.asarray((cross @ (vectors @ solved)).T + labels[train].mean())
@@ -199,7 +206,7 @@ def _predict_by_gram(x: Array, y: Array, tasks: Sequence[Task], alphas: Array) -
         return image
 
     narrow, narrow_means = x.astype(np.float32), x_means.astype(np.float32)
-    values, vectors = linalg.eigh(narrow.T @ narrow, driver="evd", overwrite_a=True, check_finite=False)
+    values, vectors = _decompose(narrow.T @ narrow, overwrite_a=True)
     values = np.maximum(values, values[-1] * np.finfo(np.float32).eps)[:, None]
     share = (counts / len(x)).astype(np.float32)
 

@@ -307,7 +307,7 @@ def _card_facts(told: dict[str, Any], dataset: Path) -> dict[str, Any]:
     """What the card alone says: limits that follow from the figures, licences, the command that made the model."""
     from contrique.data.manifest import read_manifest
     from contrique.distortions import NAMES
-    from contrique.encoder.network import MIN_SIDE
+    from contrique.encoder.architectures import MIN_SIDE
     from contrique.images import MAX_PIXELS
     from contrique.regressor.head import DIRECTION, RANGE
 

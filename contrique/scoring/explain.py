@@ -1,13 +1,16 @@
 """Why a picture scores as it does: where its quality is lost, and which distortion it looks like."""
 
-from dataclasses import asdict, dataclass
+import base64
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from contrique.encoder.features import STRIDE, interpolate
-from contrique.images import Picture, fit_within
+from contrique.files import write_aside
+from contrique.images import Picture, encode_png, fit_within
 from contrique.regressor.diagnosis import Floats, Suspect
 
 if TYPE_CHECKING:
@@ -24,11 +27,27 @@ class Explanation:
         heat: score of each patch on the model's scale, 0 to 100, higher is better. Shape (ceil(H / 32),
             ceil(W / 32)), float32.
         suspects: distortions, likeliest first; None if the model has no head for them.
+        picture: what was explained. RGB, shape (H, W, 3), uint8.
     """
 
     score: "Score"
     heat: Floats
     suspects: list[Suspect] | None
+    picture: Picture = field(repr=False, compare=False)
+
+    def save(self, path: Path | str) -> None:
+        """Write the heat map over the picture as PNG: red where quality is low, blue where it is high.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        with write_aside(Path(path)) as aside:
+            aside.write_bytes(encode_png(overlay(self.picture, self.heat)))
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the score above the heat map."""
+        data = base64.b64encode(encode_png(overlay(self.picture, self.heat, max_side=800))).decode()
+        return f'{self.score._repr_html_()}<img alt="heat map" src="data:image/png;base64,{data}">'
 
 
 def explanation_as_dict(explanation: Explanation) -> dict[str, Any]:
@@ -56,7 +75,8 @@ def explain(scorer: "Scorer", picture: Picture, name: str = "image") -> Explanat
     features, local = scorer.local(picture)
     diagnosis = scorer.head.diagnosis
     heat = scorer.head.to_points(local).astype(np.float32)
-    return Explanation(scorer.contract(name, features), heat, diagnosis.suspects(features) if diagnosis else None)
+    suspects = diagnosis.suspects(features) if diagnosis else None
+    return Explanation(scorer.contract(name, features), heat, suspects, picture)
 
 
 def overlay(picture: Picture, heat: Floats, strength: float = 0.6, max_side: int = 2048) -> Picture:

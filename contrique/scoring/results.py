@@ -1,6 +1,7 @@
 """A picture's score with its contract, and how it is written down."""
 
 import csv
+import html
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -43,6 +44,25 @@ class Score:
     warning: str | None = None
     range: tuple[float, float] = RANGE
     direction: str = DIRECTION
+
+    @property
+    def value(self) -> float:
+        """`score`, as Python programs call it."""
+        return self.score
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the score on its scale, with interval and warning."""
+        low, high = self.range
+        parts = [f"<b>{self.score:.1f}</b> of {high:.0f} ({html.escape(self.direction)})"]
+        if self.interval:
+            parts.append(f"{COVERAGE:.0%} interval {self.interval[0]:.1f} to {self.interval[1]:.1f}")
+        model = html.escape(self.model) or "unregistered"
+        parts += [html.escape(self.path), f"model {model}, learned from {html.escape(self.labels)} labels"]
+        if self.warning:
+            parts.append(f"<em>{html.escape(self.warning)}</em>")
+        share = 100 * (self.score - low) / (high - low)
+        bar = f'<meter min="0" max="100" value="{share:.1f}" style="width:20em"></meter>'
+        return f"<div>{bar}<br>{' &middot; '.join(parts)}</div>"
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contrique import images
+from contrique.encoder.backends import Backend, create_backend, has_gpu
+from contrique.encoder.features import extract_batch, interpolate, local_products
+from contrique.encoder.weights import EncoderFile
 from contrique.errors import ContriqueError
-from contrique.files import sha256
 from contrique.regressor.head import Head
 from contrique.scoring.inputs import BATCH_PIXELS, Named, batch_pictures, decode_ahead, find_images
 from contrique.scoring.results import Failure, Score
 from contrique.walk import Skipped
 
 if TYPE_CHECKING:
-    from contrique.encoder.backends import Backend
     from contrique.encoder.network import Encoder
 
 
@@ -30,33 +31,29 @@ class ScorerError(ContriqueError):
 
 
 class Scorer:
-    """A frozen encoder and a regressor: the whole no-reference model.
+    """A frozen encoder and a head: the whole no-reference model.
 
     A picture's score does not depend on its neighbours, on the number of threads or on the device, beyond rounding:
-    TOLERANCE.
+    TOLERANCE. PyTorch runs the encoder unless `use` says otherwise; it is imported when it is first needed.
 
     Args:
-        encoder: a `.safetensors` file.
+        encoder: a `.safetensors` file; it is held open and may be deleted meanwhile.
         regressor: folder with `ridge.npz` and `regressor.json`.
         version: in the registry, if it comes from there.
+    Attributes:
+        head: from features to scores.
+        version: as given.
     Raises:
         EncoderError, RegressorError: a file is missing or damaged.
         ScorerError: the regressor was fitted on features of another width.
     """
 
     def __init__(self, encoder: Path | str, regressor: Path | str, version: str = "") -> None:
-        import torch
-
-        from contrique.encoder.backends import Torch
-        from contrique.encoder.weights import load_encoder
-
         self.version = version
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._encoder = load_encoder(Path(encoder)).to(self._device).to(memory_format=torch.channels_last)
-        self._hash = sha256(Path(encoder))
+        self._file = EncoderFile(Path(encoder))
         self.head = Head.load(Path(regressor))
-        self._backend: Backend = Torch(self._encoder)
-        width, expected = 2 * self._encoder.width, self.head.summary.features_dim
+        self._backend: Backend | None = None
+        width, expected = 2 * self._file.width, self.head.summary.features_dim
         if width != expected:
             raise ScorerError(
                 f"{regressor}: fitted on {expected} features, but {encoder} gives {width}; "
@@ -70,8 +67,12 @@ class Scorer:
 
     @property
     def encoder(self) -> "Encoder":
-        """The frozen encoder, for other regressors on the same features."""
-        return self._encoder
+        """The frozen encoder in PyTorch, for other regressors on the same features.
+
+        Raises:
+            EncoderError: its file holds what no encoder has.
+        """
+        return self._file.encoder
 
     def use(self, backend: str = "torch", precision: str = "float32") -> str:
         """Run the encoder by another backend from now on.
@@ -83,17 +84,29 @@ class Scorer:
             the backend's name.
         Raises:
             BackendError: not installed, or its scores are farther from those of PyTorch in float32 than is allowed.
+            EncoderError: the encoder's file holds what no encoder has.
         """
         from contrique.encoder.parity import load_backend
 
-        name, self._backend = load_backend(backend, self._encoder, self._hash, precision, self._score_of_features)
+        name, self._backend = load_backend(backend, self._file, precision, self._points_of_features)
         return name
 
     def parity(self) -> dict[str, str]:
-        """How near every other installed backend comes to PyTorch in float32: `backends.parity`."""
+        """How near every other installed backend comes to PyTorch in float32: `parity.measure_parity`."""
         from contrique.encoder.parity import measure_parity
 
-        return measure_parity(self._encoder, self._hash, self._score_of_features)
+        return measure_parity(self._file, self._points_of_features)
+
+    @property
+    def backend(self) -> Backend:
+        """What runs the encoder.
+
+        Raises:
+            EncoderError: the encoder's file holds what no encoder has.
+        """
+        if self._backend is None:
+            self._backend = create_backend("torch", self._file, "float32")
+        return self._backend
 
     def raw(self, pictures: Iterable[images.Picture]) -> Scores:
         """The regressor's output, on the scale of its training labels.
@@ -124,12 +137,10 @@ class Scorer:
         Raises:
             ImageTooSmall: a side is under 64 pixels.
         """
-        from contrique.encoder.features import interpolate, local_products
-
         features = self.features(picture)
         width = len(features) // 2
         full, half = (
-            local_products(scale, self._backend, self.head.ridge.coef[part])
+            local_products(scale, self.backend, self.head.ridge.coef[part])
             for scale, part in ((picture, slice(width)), (images.half_scale(picture), slice(width, None)))
         )
         cells = full + interpolate(half, full.shape, 2)
@@ -151,7 +162,7 @@ class Scorer:
 
     def judge_pixels(self, pixels: images.Picture, name: str) -> Score | Failure:
         """As `judge`, of a decoded picture. RGB, shape (H, W, 3), uint8."""
-        return next(self._judged([(name, pixels)]))
+        return next(self._score_batch([(name, pixels)]))
 
     def score_paths(
         self, paths: Iterable[str | Path], skipped: list[Skipped] | None = None
@@ -165,21 +176,28 @@ class Scorer:
             paths: as `find_images` takes them.
             skipped: takes what folders hold besides pictures.
         """
-        budget = BATCH_PIXELS[self._device]
-        for batch in batch_pictures(decode_ahead(find_images(paths, skipped)), budget):
+        return self.score_named(decode_ahead(find_images(paths, skipped)))
+
+    def score_named(self, items: Iterable[Named | Failure]) -> Iterator[Score | Failure]:
+        """Score decoded pictures, in order, neighbours of one size in batches; failures keep their place.
+
+        Args:
+            items: a name and RGB pixels of shape (H, W, 3), uint8, or a Failure.
+        """
+        budget = BATCH_PIXELS["cuda" if has_gpu() else "cpu"]
+        for batch in batch_pictures(items, budget):
             if isinstance(batch, Failure):
                 yield batch
             else:
-                yield from self._judged(batch)
+                yield from self._score_batch(batch)
 
-    def _judged(self, batch: list[Named]) -> Iterator[Score | Failure]:
+    def _score_batch(self, batch: list[Named]) -> Iterator[Score | Failure]:
         """Results of pictures of one size."""
-        from contrique.encoder.features import extract_batch
-
         # a view of one picture: a copy of 100 megapixels would be 300 MB
         pictures = batch[0][1][None] if len(batch) == 1 else np.stack([pixels for _, pixels in batch])
+        backend = self.backend  # a damaged encoder is no fault of the pictures
         try:
-            features = extract_batch(pictures, self._backend)
+            features = extract_batch(pictures, backend)
         except ContriqueError as error:
             yield from (Failure.of(name, error) for name, _ in batch)
             return
@@ -209,14 +227,16 @@ class Scorer:
         return Score(name, value, raw, self.version, self.labels, interval, distance, warning)
 
     def features(self, picture: images.Picture) -> NDArray[np.float32]:
-        """Frozen two-scale features of a picture. Shape (2 * width,), float32. Arguments and errors as `raw`."""
-        from contrique.encoder.features import extract_batch
+        """Frozen features of a picture, as `extract_batch`. Shape (2 * width,), float32.
 
-        return np.asarray(extract_batch(picture[None], self._backend)[0])
+        Raises:
+            ImageTooSmall: a side is under 64 pixels.
+        """
+        return np.asarray(extract_batch(picture[None], self.backend)[0])
 
     def _raw(self, features: NDArray[np.float32]) -> float:
         return float(self.head.predict(features[None])[0])
 
-    def _score_of_features(self, features: NDArray[np.float32]) -> Scores:
+    def _points_of_features(self, features: NDArray[np.float32]) -> Scores:
         """On the scale of RANGE, not clipped: two backends must agree beyond its ends too. Shape (N,)."""
         return self.head.to_points(self.head.predict(features), clip=False)

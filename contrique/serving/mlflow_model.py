@@ -43,6 +43,7 @@ class QualityModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         if version and (tags := _read_registry_tags(name, version)) is not None:
             check_model(encoder, regressor, tags, model, "the registry")
         self._scorer = Scorer(encoder, regressor, version)
+        self._scorer.use("torch")  # loads it: a damaged encoder fails here and not at the first picture
         self._turn = threading.Lock()  # a request's thread would need memory of its own for each picture
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:

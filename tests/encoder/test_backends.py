@@ -11,18 +11,19 @@ import torch
 
 from contrique.cli.main import main
 from contrique.encoder import parity
-from contrique.encoder.backends import PACKAGES, BackendError, Torch, create_backend, export, list_installed
+from contrique.encoder.backends import PACKAGES, BackendError, Torch, create_backend, export, graph_path, list_installed
 from contrique.encoder.features import extract_batch
 from contrique.encoder.network import Encoder
 from contrique.encoder.parity import (
     FEATURE_BOUND,
     SCORE_BOUND,
-    check_backend,
+    check_features,
+    compute_probes,
     load_backend,
     measure_parity,
     measure_speed,
 )
-from contrique.encoder.weights import load_encoder
+from contrique.encoder.weights import EncoderFile, load_encoder, save_encoder
 from contrique.files import sha256
 from contrique.images import encode_png
 from contrique.scoring.scorer import TOLERANCE, Scorer
@@ -51,8 +52,9 @@ def test_the_project_installs_every_backend():
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_features_agree_with_pytorch_at_any_size_and_in_any_batch(parts, name):
-    encoder, digest = load_encoder(parts.encoder), sha256(parts.encoder)
-    backend = create_backend(name, encoder, digest, "float32")
+    file = EncoderFile(parts.encoder)
+    encoder = file.encoder
+    backend = create_backend(name, file, "float32")
     for shape in ((64, 64), (97, 131), (64, 64), (150, 70)):
         pictures = np.stack([tiny_model.picture(i, *shape) for i in range(3)])
         ours, theirs = extract_batch(pictures, backend), extract_batch(pictures, Torch(encoder))
@@ -62,7 +64,7 @@ def test_features_agree_with_pytorch_at_any_size_and_in_any_batch(parts, name):
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_answers_are_not_overwritten_by_the_next_picture(parts, name):
-    backend = create_backend(name, load_encoder(parts.encoder), sha256(parts.encoder), "float32")
+    backend = create_backend(name, EncoderFile(parts.encoder), "float32")
     first = backend(tiny_model.picture(0)[None])
     kept = first.copy()
     backend(tiny_model.picture(1)[None])
@@ -80,26 +82,40 @@ def test_scores_agree_with_pytorch(parts, name, tmp_path):
         assert abs(a.score - b.score) <= TOLERANCE
 
 
-def test_the_graph_is_exported_once_for_an_encoder(parts, cache, monkeypatch):
-    encoder, digest = load_encoder(parts.encoder), sha256(parts.encoder)
-    first = export(encoder, digest)
+def test_the_graph_is_exported_once_for_an_encoder(parts, cache, monkeypatch, tmp_path):
+    first = export(EncoderFile(parts.encoder))
     monkeypatch.setattr(torch.onnx, "export", None)
-    assert export(encoder, digest) == first
+    assert export(EncoderFile(parts.encoder)) == first
     assert first.parent == cache
+    save_encoder(Encoder("resnet18", seed=3), tmp_path / "other.safetensors")
     with pytest.raises(TypeError):  # another encoder is exported anew
-        export(encoder, "0" * 64)
+        export(EncoderFile(tmp_path / "other.safetensors"))
 
 
+@pytest.mark.parametrize("compared", [False, True])
 @pytest.mark.parametrize("name", OTHERS)
-def test_a_graph_of_another_encoder_is_refused(parts, name, cache):
-    """As a damaged or exchanged file in the cache would be."""
-    stranger = Encoder("resnet18", seed=5).eval()
-    wrong = export(stranger, "f" * 64)
-    encoder, digest = load_encoder(parts.encoder), "e" * 64
-    wrong.rename(wrong.with_name(wrong.name.replace("f" * 32, "e" * 32)))
+def test_a_graph_of_another_encoder_is_refused(parts, name, compared, tmp_path, monkeypatch):
+    """As a damaged or exchanged file in the cache would be, before and after the right one was compared."""
+    monkeypatch.setenv("CONTRIQUE_CACHE", str(tmp_path / "cache"))
+    save_encoder(Encoder("resnet18", seed=5), tmp_path / "stranger.safetensors")
+    stranger = export(EncoderFile(tmp_path / "stranger.safetensors"))
     scorer = Scorer(parts.encoder, parts.regressor)
+    if compared:
+        scorer.use(name)
+    stranger.rename(graph_path(sha256(parts.encoder)))
     with pytest.raises(BackendError, match=rf"backend {name} in float32 differs from PyTorch .* use --backend torch"):
-        load_backend(name, encoder, digest, "float32", scorer._score_of_features)
+        scorer.use(name)
+
+
+def test_a_damaged_record_is_computed_anew(parts, cache):
+    scorer = Scorer(parts.encoder, parts.regressor)
+    scorer.use("onnx")
+    graph = graph_path(sha256(parts.encoder))
+    for path in (graph.with_name(f"{graph.stem}-torch-float32.npz"), graph.with_name(f"{graph.stem}-onnx-float32.npz")):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:100])
+        assert scorer.use("onnx") == "onnx"
+        assert path.read_bytes() == whole
 
 
 def test_a_backend_just_inside_its_bound_passes_and_just_outside_is_refused(parts):
@@ -115,7 +131,8 @@ def test_a_backend_just_inside_its_bound_passes_and_just_outside_is_refused(part
         return backend
 
     def check(part):
-        return check_backend(off_by(part), reference, lambda f: 1e3 * f[:, 0], "this one", exact=True)
+        features = compute_probes(off_by(part))
+        return check_features(features, compute_probes(reference), lambda f: 1e3 * f[:, 0], "this one", exact=True)
 
     assert check(0) == 0
     assert 0 < check(1e-5) <= SCORE_BOUND
@@ -125,24 +142,25 @@ def test_a_backend_just_inside_its_bound_passes_and_just_outside_is_refused(part
 
 def test_bfloat16_is_bounded_by_scores(parts):
     """A ridge that lives on the features' last digits cannot be served in bfloat16; a flat one can."""
-    encoder, digest = load_encoder(parts.encoder), sha256(parts.encoder)
+    file = EncoderFile(parts.encoder)
+    encoder = file.encoder
     low = Torch(encoder, "bfloat16")
     picture = tiny_model.picture(0)[None]
     assert np.abs(extract_batch(picture, low) - extract_batch(picture, Torch(encoder))).max() > FEATURE_BOUND
     weights = np.random.default_rng(0).normal(size=1024)
-    assert load_backend("torch", encoder, digest, "bfloat16", lambda f: 1e-3 * f @ weights)[0] == "torch"
+    assert load_backend("torch", file, "bfloat16", lambda f: 1e-3 * f @ weights)[0] == "torch"
     with pytest.raises(BackendError, match=r"torch in bfloat16 differs .* more than 2"):
-        load_backend("torch", encoder, digest, "bfloat16", lambda f: 1e5 * f @ weights)
+        load_backend("torch", file, "bfloat16", lambda f: 1e5 * f @ weights)
 
 
 def test_parity_says_of_each_backend_how_near_it_comes_or_why_it_is_refused(parts, cache):
-    encoder, digest = load_encoder(parts.encoder), sha256(parts.encoder)
+    file = EncoderFile(parts.encoder)
     kept = set(cache.iterdir())
     weights = np.random.default_rng(0).normal(size=1024)
-    gentle = measure_parity(encoder, digest, lambda f: 1e-3 * f @ weights)
+    gentle = measure_parity(file, lambda f: 1e-3 * f @ weights)
     assert set(gentle) == {"torch.bfloat16", "onnx.float32", "openvino.float32", "openvino.bfloat16"}
     assert all(text.startswith("within ") for text in gentle.values())
-    steep = measure_parity(encoder, digest, lambda f: 1e8 * f @ weights)
+    steep = measure_parity(file, lambda f: 1e8 * f @ weights)
     assert all(text.startswith("refused: backend ") for text in steep.values())
     assert set(cache.iterdir()) == kept
 
@@ -153,11 +171,10 @@ def test_signals_are_survived_after_backends_have_gone(parts, tmp_path):
 import signal, sys
 from pathlib import Path
 from contrique.encoder.backends import create_backend
-from contrique.encoder.weights import load_encoder
-from contrique.files import sha256
-path = Path(sys.argv[1])
+from contrique.encoder.weights import EncoderFile
+file = EncoderFile(Path(sys.argv[1]))
 for precision in ("float32", "bfloat16"):  # the second is there before the first goes
-    backend = create_backend("openvino", load_encoder(path), sha256(path), precision)
+    backend = create_backend("openvino", file, precision)
 del backend
 signal.signal(signal.SIGCHLD, lambda *_: print("survived"))
 signal.raise_signal(signal.SIGCHLD)
@@ -167,7 +184,7 @@ signal.raise_signal(signal.SIGCHLD)
 
 
 def test_a_backend_that_cannot_be_made_is_refused_and_stops_nothing(parts, monkeypatch):
-    encoder, digest, make = load_encoder(parts.encoder), sha256(parts.encoder), create_backend
+    file, make = EncoderFile(parts.encoder), create_backend
 
     def broken(name, *rest):
         if name == "openvino":
@@ -175,7 +192,7 @@ def test_a_backend_that_cannot_be_made_is_refused_and_stops_nothing(parts, monke
         return make(name, *rest)
 
     monkeypatch.setattr(parity, "create_backend", broken)
-    found = measure_parity(encoder, digest, lambda f: f[:, 0])
+    found = measure_parity(file, lambda f: f[:, 0])
     why = "cannot be made: ImportError: libtbb.so.12: cannot open shared object file"
     assert found["openvino.float32"] == f"refused: backend openvino in float32 {why}"
     assert found["onnx.float32"].startswith("within ")
@@ -205,6 +222,7 @@ def test_auto_takes_the_fastest_that_agrees_and_remembers(parts, cache, monkeypa
     scorer = Scorer(parts.encoder, parts.regressor)
     times = {"torch": 2.0, "onnx": 3.0, "openvino": 1.0}
     asked = []
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
     def measured(made, *_):
         asked.append(sorted(made))
@@ -217,12 +235,9 @@ def test_auto_takes_the_fastest_that_agrees_and_remembers(parts, cache, monkeypa
     (kept,) = cache.glob(f"{sha256(parts.encoder)[:32]}*-choice.json")
     told = json.loads(kept.read_text())
     assert (told["backend"], told["seconds"]) == ("openvino", times)
-    torch.set_num_threads(2)  # another machine, so to speak
-    try:
-        times["onnx"] = 0.5
-        assert scorer.use("auto") == "onnx"
-    finally:
-        torch.set_num_threads(1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # another machine, so to speak
+    times["onnx"] = 0.5
+    assert scorer.use("auto") == "onnx"
     assert len(asked) == 2
 
 

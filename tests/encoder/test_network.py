@@ -4,7 +4,8 @@ import pytest
 import torch
 import torchvision
 
-from contrique.encoder.network import WIDTHS, Conv3x3, Encoder, EncoderError, Projector
+from contrique.encoder.architectures import WIDTHS, EncoderError
+from contrique.encoder.network import Conv3x3, Encoder, Projector
 from contrique.encoder.weights import load_encoder, read_metadata, save_encoder
 
 

@@ -11,7 +11,7 @@ import torchvision
 from torch import nn
 
 from contrique.cli.main import main
-from contrique.encoder.network import EncoderError
+from contrique.encoder.architectures import EncoderError
 from contrique.encoder.original import import_checkpoint
 from contrique.encoder.weights import load_encoder, read_metadata
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from contrique.encoder.network import Encoder, EncoderError
+from contrique.encoder.architectures import EncoderError
+from contrique.encoder.network import Encoder
 from contrique.encoder.weights import load_encoder, save_encoder
 
 KEY = "contrique-encoder-1"

@@ -8,7 +8,8 @@ import tiny_training
 import torch
 
 from contrique.artifacts import ENCODER, HISTORY
-from contrique.encoder.network import Encoder, EncoderError
+from contrique.encoder.architectures import EncoderError
+from contrique.encoder.network import Encoder
 from contrique.encoder.weights import load_encoder, read_metadata, save_encoder
 from contrique.errors import ContriqueError
 from contrique.files import sha256

@@ -24,7 +24,7 @@ from contrique import images
 from contrique.artifacts import COEFFICIENTS, DESCRIPTION, DRIFT_REFERENCE, ENCODER, TEST_SCORES
 from contrique.config import RegistryConfig, resolve
 from contrique.data.manifest import as_manifest, inspect_file, write_manifest
-from contrique.encoder.network import EncoderError
+from contrique.encoder.architectures import EncoderError
 from contrique.integrity import ModelChanged, hash_model
 from contrique.registry import registration
 from contrique.registry.load import load_model

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from contrique import files
 from contrique.artifacts import COEFFICIENTS, DESCRIPTION
 from contrique.regressor.diagnosis import ANY, Diagnosis
 from contrique.regressor.head import RANGE, Head, RegressorSummary
@@ -65,8 +66,7 @@ def test_a_head_comes_back_as_it_was_saved(folder, tmp_path):
 
 def test_each_file_is_read_once(folder, monkeypatch):
     opened = []
-    real = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: opened.append(path.name) or real(path))
+    monkeypatch.setattr(files, "open_regular", lambda *a, real=files.open_regular: opened.append(a[0].name) or real(*a))
     Head.load(folder)
     assert sorted(opened) == sorted([COEFFICIENTS, DESCRIPTION])
 

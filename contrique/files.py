@@ -111,7 +111,7 @@ def _replace(path: Path, aside: Path) -> None:
 
 
 # RE2's syntax as well as Python's, so that columns of names can be searched with it
-UNSAFE_NAME: Final = r"^(\./*)*$|^/|^[A-Za-z]:|(^|/)\.\.(/|$)|[\\\x00]"
+UNSAFE_NAME: Final = r"^(?:\./*)*$|^/|^[A-Za-z]:|(?:^|/)\.\.(?:/|$)|[\\\x00]"
 
 
 def inside(name: str, where: str) -> PurePosixPath:

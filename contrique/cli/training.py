@@ -173,7 +173,7 @@ def adapt(options: argparse.Namespace) -> None:
     from contrique.files import write_aside
     from contrique.regressor import adapt
     from contrique.regressor.head import Head
-    from contrique.sources.folders import read_labels
+    from contrique.sources.labels import read_labels
 
     if options.out.exists():
         raise UsageError(f"{options.out}: is there already; remove it, or give another --out")

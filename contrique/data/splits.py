@@ -1,10 +1,13 @@
 """Which part a content belongs to, and which rows judge, fit or pretrain."""
 
 import hashlib
+from typing import Final
 
 import pandas as pd
 
 from contrique.data.manifest import DatasetError
+
+LEAST_PICTURES: Final = 3  # of the validation and the test part: fewer have no correlation
 
 
 def assign_splits(references: pd.Series, fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)) -> pd.Series:
@@ -13,10 +16,10 @@ def assign_splits(references: pd.Series, fractions: tuple[float, float, float] =
     The part of a content follows from a hash of its name alone, so that a set may grow and none of its contents moves:
     one that a champion was trained on does not come into the test part of its challenger. Only where chance leaves
     the test or validation part less than half of its share of the rows, as it may with few contents, do the next by
-    hash join it.
+    hash join it; likewise where fewer than three pictures would be left, of which no correlation can be computed.
 
     Args:
-        references: the content of each row.
+        references: what the content of each row is known by, wherever it lies.
         fractions: probabilities of train, validation and test for a content; they sum to 1.
     Returns:
         the split of each row, index as given.
@@ -32,7 +35,7 @@ def assign_splits(references: pd.Series, fractions: tuple[float, float, float] =
 
     def end(start: int, below: float, share: float, last: int) -> int:
         stop = min(start + sum(place[name] < below for name in ranked[start:]), last)
-        while stop < last and sizes[ranked[start:stop]].sum() < share * len(references) / 2:
+        while stop < last and sizes[ranked[start:stop]].sum() < max(share * len(references) / 2, LEAST_PICTURES):
             stop += 1
         return stop
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from contrique.data.manifest import as_manifest
 from contrique.data.splits import assign_splits
 from contrique.errors import ContriqueError
 from contrique.sources.folders import describe_rows
@@ -93,19 +94,20 @@ def read(name: str, folder: Path) -> pd.DataFrame:
         found = ", ".join(paths)
         raise PublicSetError(f"{folder}: cannot read {found} of {chosen.title} ({reason}); fetch it again") from error
     _check_scores(chosen, folder, rows)
+    identities = pd.Series([f"{name}:{row.get('reference') or row['image']}" for row in rows])
     _resolve(chosen, folder, top, files, rows)
     for row in rows:
         row |= {"kind": "distorted" if row.get("distortion") else "authentic", "source": chosen.home}
         if chosen.dmos:
             row["mos"] = chosen.low + chosen.high - row["mos"]
-    frame = describe_rows(rows, folder, name)
+    frame = as_manifest(describe_rows(rows, folder, name))
     damaged = frame.loc[frame["error"] != "", "error"]
     if len(damaged):
         raise PublicSetError(
             f"{folder}: {len(damaged)} pictures of {chosen.title} are damaged, first {damaged.iloc[0]}"
         )
     if not frame["split"].astype(bool).any():
-        frame["split"] = assign_splits(frame["reference"])
+        frame["split"] = assign_splits(identities)  # as the score files call them, wherever they lie
     return frame
 
 

@@ -1,5 +1,8 @@
 """Manifests, folders of images and their labels, and splits by content."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -154,8 +157,8 @@ def test_given_splits_are_kept(tmp_path):
     assert list(import_folder(labelled(tmp_path / "set", mos=SCORES, split=splits))["split"]) == splits
 
 
-def test_a_score_that_is_no_number_stays_for_validation_to_name(tmp_path):
-    frame = import_folder(labelled(tmp_path / "set", mos=["1", "n/a", "bad", "4", "", "6"]))
+def test_a_score_that_is_missing_stays_for_validation_to_name(tmp_path):
+    frame = import_folder(labelled(tmp_path / "set", mos=["1", "n/a", "NaN", "4", "", "6"]))
     assert list(frame["mos"].isna()) == [False, True, True, False, True, False]
 
 
@@ -199,8 +202,8 @@ def test_folders_that_cannot_be_imported_say_why(tmp_path):
     }.items():
         labels.write_text(text)
         refused("labelled", words)
-    labels.write_bytes(b"image,mos\n\xff\xfe,1\n")
-    refused("labelled", "not a readable CSV")
+    labels.write_bytes(b"image,mos\n\x81,1\n")
+    refused("labelled", "line 2 is neither UTF-8 nor Latin-1")
     (tmp_path / "set" / "a.png").unlink()
     refused("pristine", "no image files below it")
 
@@ -279,3 +282,97 @@ def test_a_flipped_photograph_is_found_by_its_hash_alone(photographs, flip, axes
     ]
     pairs = leaks.near_duplicates(list(manifest["phash"]), flipped, 12, flip=flip)
     assert pairs == [(i, i) for i in range(len(manifest))]
+
+
+def refusal(folder: Path, rows: list[dict]) -> str:
+    write_manifest(as_manifest(rows), folder)
+    with pytest.raises(DatasetError) as error:
+        read_manifest(folder)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../a.png", "a/../../b.png", "", "C:\\a.png", "a\\b.png", "a\0.png"])
+@pytest.mark.parametrize("column", ["image", "shard"])
+def test_names_that_lead_out_of_the_folder_are_refused(tmp_path, name, column):
+    if column == "shard" and not name:  # not in a shard
+        return
+    rows = [{"image": "good.png"}, {"image": "other.png"} | {column: name}]
+    assert f"row 1, column {column}: the name" in refusal(tmp_path, rows)
+
+
+def test_a_file_that_claims_too_much_is_refused_before_it_is_unpacked(tmp_path):
+    base = {"image": "a.png", "sha256": "", "reference": "r", "kind": "pristine", "split": "train"}
+    pd.DataFrame([base]).loc[[0] * 3_000_000].to_parquet(tmp_path / MANIFEST, compression="zstd")
+    with pytest.raises(DatasetError, match="are no manifest"):
+        read_manifest(tmp_path)
+    long = pd.DataFrame([base | {"reference": "r" * 1_000_000}]).astype({"reference": "category"})
+    long.loc[[0] * 50_000].to_parquet(tmp_path / MANIFEST, compression="zstd")
+    with pytest.raises(DatasetError, match="column reference holds texts of over"):
+        read_manifest(tmp_path)
+
+
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / MANIFEST)
+    with pytest.raises(DatasetError, match="not a regular file"):
+        read_manifest(tmp_path)
+    os.mkfifo(tmp_path / "a.png")
+    (tmp_path / "s.tar").symlink_to("/dev/zero")
+    for row in as_manifest([{"image": "a.png"}, {"image": "b", "shard": "s.tar", "size": 10}]).itertuples():
+        with pytest.raises(images.BadImage, match="not a regular file"):
+            read_picture(tmp_path, row)
+    with pytest.raises(images.BadImage, match="not a regular file"):
+        inspect_file(tmp_path / "a.png")
+    with (tmp_path / "sparse.png").open("wb") as file:
+        file.truncate(10**13)
+    with pytest.raises(images.BadImage, match="10 TB is over 2 GB"):
+        inspect_file(tmp_path / "sparse.png")
+
+
+@pytest.mark.parametrize("place", [{"offset": -1, "size": 4}, {"offset": 0, "size": -4}, {"offset": 0, "size": 10**15}])
+def test_a_place_in_a_shard_that_cannot_be_is_refused(tmp_path, place):
+    (tmp_path / "s.tar").write_bytes(b"data")
+    (row,) = as_manifest([{"image": "a", "shard": "s.tar"} | place]).itertuples()
+    with pytest.raises(images.BadImage, match="cannot have"):
+        read_picture(tmp_path, row)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {"image": st.text(max_size=9), "sha256": st.text(max_size=2), "level": st.integers(), "split": st.text()}
+        ),
+        max_size=4,
+    )
+)
+def test_any_manifest_is_one_or_one_clear_line(tmp_path_factory, rows):
+    folder = tmp_path_factory.mktemp("any")
+    frame = pd.DataFrame(rows or [{"image": "a"}]).assign(reference="r", kind="pristine")
+    try:
+        frame.to_parquet(folder / MANIFEST)
+    except (ValueError, OverflowError):  # half a surrogate pair, a number of more than 64 bits
+        return
+    try:
+        names = list(read_manifest(folder)["image"])
+    except DatasetError as error:
+        names, message = [], str(error)
+        assert message.startswith(str(folder / MANIFEST)) or message.startswith("manifest column")
+    root = Path("/root/folder")
+    assert all(Path(os.path.normpath(root / name)).is_relative_to(root) for name in names)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_a_manifest_with_bytes_changed_is_one_or_one_clear_line(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("changed")
+    write_manifest(as_manifest([{"image": f"{i}.png", "sha256": "ab" * 32} for i in range(3)]), folder)
+    content = bytearray((folder / MANIFEST).read_bytes())
+    for _ in range(data.draw(st.integers(1, 8))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    (folder / MANIFEST).write_bytes(content)
+    try:
+        read_manifest(folder)
+    except DatasetError as error:
+        message = str(error)
+        assert "\n" not in message

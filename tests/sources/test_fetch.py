@@ -339,7 +339,7 @@ def test_sources_that_cannot_be_merged(tmp_path):
     manifest = read_manifest(built)
     manifest.loc[0, "image"] = "../../escape.png"
     write_manifest(manifest, built)
-    with pytest.raises(StorageError, match="leads out of its folder"):
+    with pytest.raises(DatasetError, match="leads out of its folder"):
         fetch(tmp_path / "out", data=str(built))
     (tmp_path / "empty").mkdir()
     with pytest.raises(DatasetError, match=r"labels\.csv"):

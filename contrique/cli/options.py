@@ -77,7 +77,9 @@ def add_seed(command: argparse.ArgumentParser, of: str = "") -> None:
 def add_model(command: argparse.ArgumentParser) -> None:
     """Add --model, --backend and --precision."""
     command.add_argument(
-        "--model", default="champion", help="registry version, alias, or a folder of `adapt`; default: champion"
+        "--model",
+        default="",
+        help="registry version, alias, `bundled`, or folder of `adapt`; default: the champion, or bundled if none",
     )
     command.add_argument(
         "--backend",

@@ -1,4 +1,4 @@
-"""score, explain, serve: what a model says of pictures."""
+"""score, explain, compare, serve: what a model says of pictures."""
 
 import argparse
 import json
@@ -48,6 +48,19 @@ def add_parsers(commands: Any) -> None:
     command.add_argument("--out", type=Path, required=True, help="PNG to write: red is bad, blue is good")
     command.add_argument("--format", choices=("text", "json"), default="text", help="default: text")
     add_model(command)
+    add_settings(command)
+
+    command = add_command(
+        commands,
+        "compare",
+        compare,
+        "score versions of a picture beside their reference, 100 for identical pictures",
+        "contrique compare original.png compressed/*.jpg",
+    )
+    command.add_argument("reference", type=Path, metavar="REFERENCE", help="the undistorted picture")
+    command.add_argument("paths", nargs="+", metavar="PICTURE", help="versions of it: file, folder or quoted glob")
+    command.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
+    command.add_argument("--model", default="", help="bundled, or a folder with full_reference.npz; default: bundled")
     add_settings(command)
 
     command = add_command(
@@ -109,6 +122,29 @@ def explain(options: argparse.Namespace) -> None:
     for suspect in explanation.suspects[:3]:
         level = f", level {suspect.level}" if suspect.level else ""
         print(f"{suspect.probability:6.1%}  {suspect.distortion}{level}")
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Print how near each picture comes to the reference; 1 if some cannot be compared."""
+    from dataclasses import asdict
+
+    from contrique.registry.load import load_comparer
+    from contrique.scoring.compare import compare
+    from contrique.scoring.results import Failure
+    from contrique.text import escape_control
+
+    scorer, head = load_comparer(options.model, resolve_config(options).registry)
+    results = list(compare(scorer, head, options.reference, options.paths))
+    if options.format == "json":
+        print(json.dumps([asdict(result) for result in results], indent=2, ensure_ascii=False))
+    else:
+        for result in results:
+            if isinstance(result, Failure):
+                print(f"     -  {escape_control(result.error)}")
+            else:
+                print(f"{result.score:6.1f}  {escape_control(result.path)}")
+        print(f"compared with {escape_control(str(options.reference))} | 100 is identical | model {scorer.version}")
+    return SOME_FAILED if any(isinstance(result, Failure) for result in results) else 0
 
 
 def serve(options: argparse.Namespace) -> None:

@@ -57,7 +57,7 @@ def add_parsers(commands: Any) -> None:
         required=True,
         help="CSV with the columns image (relative to it), mos or dmos, and reference where pictures share a content",
     )
-    command.add_argument("--model", default="champion", help="registry version or alias; default: champion")
+    command.add_argument("--model", default="", help="as of `score`; default: the champion, or bundled without one")
     command.add_argument("--out", type=Path, default=Path("adapted"), help="folder to make; default: adapted")
     add_seed(command)
     add_settings(command)

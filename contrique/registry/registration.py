@@ -153,6 +153,8 @@ def _log_version(registry: Registry, mlrun: Run, candidate: Candidate, tags: dic
         inputs=mlflow.types.Schema([mlflow.types.ColSpec("string", "image")]), outputs=mlflow.types.Schema(outputs)
     )
     with tempfile.TemporaryDirectory() as staging, registry.store.translate_errors("logging the model", STORE_REMEDY):
+        code = Path(staging) / "code" / package.name  # less the bundled model: each version would carry it
+        shutil.copytree(package, code, ignore=shutil.ignore_patterns("bundled", "__pycache__"))
         parts = {"encoder": Path(staging) / ENCODER, "regressor": Path(staging) / REGRESSOR}
         shutil.copyfile(candidate.encoder, parts["encoder"])
         shutil.copytree(candidate.regressor, parts["regressor"])
@@ -164,7 +166,7 @@ def _log_version(registry: Registry, mlrun: Run, candidate: Candidate, tags: dic
                 name="quality_model",
                 python_model=str(package / "serving" / "mlflow_model.py"),
                 artifacts={name: str(path) for name, path in parts.items()},
-                code_paths=[str(package)],
+                code_paths=[str(code)],
                 signature=signature,
                 input_example=input_example(),
                 model_config={name: tags[name] for name in HASHES if name in tags},  # by which it proves its files

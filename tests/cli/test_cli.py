@@ -145,8 +145,8 @@ def test_score_with_a_model_that_is_not_there(home, photographs, capsys, choice)
 def test_without_a_champion(tmp_path, monkeypatch, photographs, capsys):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
-    assert call("score", photographs) == 2
-    assert "run the pipeline first" in capsys.readouterr().err
+    assert call("score", photographs, "--model", "champion") == 2
+    assert "run the pipeline first, or set MLFLOW_TRACKING_URI" in capsys.readouterr().err
     assert call("models") == 0
     assert "no model is registered yet" in capsys.readouterr().out
     assert not (tmp_path / "mlruns").exists()

@@ -1,5 +1,6 @@
 """Pictures beside their reference: anchored at identical, one clear line for what cannot be compared."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -104,3 +105,16 @@ def test_a_head_that_makes_no_sense_is_one_clear_error(arrays: dict[str, object]
     np.savez(tmp_path / "head.npz", **arrays)
     with pytest.raises(RegressorError, match="full-reference head"):
         FullReference.load(tmp_path / "head.npz")
+
+
+def test_the_command_line_compares(photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from contrique.cli.main import main
+
+    original = photographs / "images" / "coffee.png"
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    assert main(["compare", str(original), str(original), str(tmp_path / "broken.png"), "--format", "json"]) == 1
+    same, broken = json.loads(capsys.readouterr().out)
+    assert (same["score"], same["model"]) == (100.0, "bundled")
+    assert "broken.png" in broken["error"]
+    assert main(["compare", str(original), str(original), "--model", str(tmp_path)]) == 2
+    assert "has no full-reference head" in capsys.readouterr().err

@@ -80,7 +80,9 @@ def svr_learner(costs: Sequence[float] = COSTS, *, max_rows: int = MAX_ROWS, see
         seed: of that sample.
     """
 
-    def learn(features: ArrayLike, labels: ArrayLike, tasks: "Sequence[Task]") -> list[NDArray[np.float64]]:
+    from contrique.regressor.cross_validation import Learner
+
+    def fit(features: ArrayLike, labels: ArrayLike, tasks: "Sequence[Task]") -> list[NDArray[np.float64]]:
         from sklearn.compose import TransformedTargetRegressor
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
@@ -101,4 +103,4 @@ def svr_learner(costs: Sequence[float] = COSTS, *, max_rows: int = MAX_ROWS, see
             predictions.append(np.stack(candidates))
         return predictions
 
-    return learn
+    return Learner(fit, tuple(costs))

@@ -214,12 +214,12 @@ def _judge(
     own, full_reference = {}, {}
     for one in judged:
         values = features[one.name]
-        own[one.name] = _own(method.name, one, values, method.learner, method.candidates, config, seed)
+        own[one.name] = _own(method.name, one, values, method.learner, config, seed)
         if method.full_reference and one.references:
             files, each = np.unique(one.references, return_inverse=True)
             values = np.abs(compute_features(_pictures_of(one, files), method, cache)[each] - values)
             learner = full_reference_learner(alphas, one.perfect)
-            full_reference[one.name] = _own(method.name, one, values, learner, alphas, config, seed)
+            full_reference[one.name] = _own(method.name, one, values, learner, config, seed)
     across = {
         a.name: {
             b.name: _across(method, a, b, features, *shared[a.name, b.name], config, seed)
@@ -242,18 +242,14 @@ def _own(
     one: JudgedSet,
     values: Features,
     learner: Learner,
-    candidates: Sequence[float],
     config: Config,
     seed: int,
 ) -> Judgement:
     try:
         return cross_validate(
             values,
-            one.labels,
-            one.contents,
-            list(one.rows["distortion"]),
+            one.rated(),
             learner,
-            candidates,
             config=config.evaluation,
             seed=seed,
             official=one.official,
@@ -273,18 +269,13 @@ def _across(
     seed: int,
 ) -> Cell:
     rows = np.flatnonzero(~fitted.rows["reference"].isin(shared))
-    contents = np.asarray(fitted.contents, dtype=str)[rows]
     try:
         judgement = transfer(
             features[fitted.name][rows],
-            fitted.labels[rows],
-            list(contents),
+            fitted.rated(rows),
             features[judged.name],
-            judged.labels,
-            judged.contents,
-            list(judged.rows["distortion"]),
+            judged.rated(),
             method.learner,
-            method.candidates,
             config=config.evaluation,
             seed=seed,
             protocol=OPINION_UNAWARE if fitted.name == WEAK else CROSS_SET,

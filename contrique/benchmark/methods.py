@@ -38,8 +38,7 @@ class Method:
         name: in the tables.
         key: of its cached features; another key wherever they could differ.
         describe: from pictures to features, row by row.
-        learner: from features to the predictions of every candidate.
-        candidates: what its candidates are called.
+        learner: what is fitted to the features.
         full_reference: whether it is judged as a full-reference method too, where a set has reference pictures.
     """
 
@@ -47,7 +46,6 @@ class Method:
     key: str
     describe: Describe
     learner: Learner
-    candidates: Sequence[float]
     full_reference: bool = False
 
 
@@ -74,7 +72,7 @@ def list_methods(encoder: "Encoder", name: str, baselines: Sequence[str], config
     """
     import torch
 
-    from contrique.benchmark.baselines import COSTS, brisque_features, svr_learner
+    from contrique.benchmark.baselines import brisque_features, svr_learner
     from contrique.encoder.features import extract
     from contrique.encoder.network import Encoder
 
@@ -85,26 +83,25 @@ def list_methods(encoder: "Encoder", name: str, baselines: Sequence[str], config
 
     def of_encoder(name: str, net: Encoder) -> Method:
         key = f"{net.arch}-{precision}-{hash_encoder(net)[:16]}"
-        return Method(name, key, lambda pictures: extract(pictures, net, precision), ridge_learner(alphas), alphas)
+        return Method(name, key, lambda pictures: extract(pictures, net, precision), ridge_learner(alphas))
 
-    chosen = [replace(of_encoder(name, encoder), full_reference=True)]
+    methods = [replace(of_encoder(name, encoder), full_reference=True)]
     if "untrained" in baselines:
         device = next(encoder.parameters()).device
         for seed in UNTRAINED_SEEDS:
             net = Encoder(encoder.arch, seed=seed).eval().requires_grad_(False)
             net = net.to(device).to(memory_format=torch.channels_last)
-            chosen.append(of_encoder(f"{encoder.arch}, untrained, seed {seed}", net))
+            methods.append(of_encoder(f"{encoder.arch}, untrained, seed {seed}", net))
     if "brisque" in baselines:
-        chosen.append(
+        methods.append(
             Method(
                 "BRISQUE + SVR",
                 f"brisque-piq-{metadata.version('piq')}",
                 brisque_features,
                 svr_learner(),
-                COSTS,
             )
         )
-    return chosen
+    return methods
 
 
 def compute_features(judged: JudgedSet, method: Method, cache: Path) -> Features:

@@ -17,6 +17,7 @@ from contrique.data import leaks
 from contrique.data.manifest import read_manifest, read_picture, rows_of
 from contrique.data.splits import pretrain_rows
 from contrique.errors import ContriqueError
+from contrique.evaluation.judgement import Rated
 from contrique.sources import public_sets
 from contrique.sources.folders import Source, import_folder
 
@@ -64,6 +65,11 @@ class JudgedSet:
     def labels(self) -> NDArray[np.float64]:
         """Of each row, higher is better. Shape (N,)."""
         return np.asarray(self.rows[self.label], dtype=np.float64)
+
+    def rated(self, rows: NDArray[np.intp] | None = None) -> Rated:
+        """Labels of some rows, or of all."""
+        table = self.rows if rows is None else self.rows.iloc[rows]
+        return Rated(table[self.label].to_numpy(np.float64), list(table["reference"]), list(table["distortion"]))
 
     @cached_property
     def scenes(self) -> dict[str, leaks.KeyPoints]:

@@ -7,7 +7,8 @@ import pandas as pd
 
 from contrique.data.manifest import DatasetError
 
-LEAST_PICTURES: Final = 3  # of the validation and the test part: fewer have no correlation
+LEAST_VALIDATED: Final = 3  # pictures of the validation part: fewer have no correlation
+LEAST_TESTED: Final = 5  # pictures of the test part: its figures are computed after a logistic of four parameters
 
 
 def assign_splits(references: pd.Series, fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)) -> pd.Series:
@@ -16,7 +17,7 @@ def assign_splits(references: pd.Series, fractions: tuple[float, float, float] =
     The part of a content follows from a hash of its name alone, so that a set may grow and none of its contents moves:
     one that a champion was trained on does not come into the test part of its challenger. Only where chance leaves
     the test or validation part less than half of its share of the rows, as it may with few contents, do the next by
-    hash join it; likewise where fewer than three pictures would be left, of which no correlation can be computed.
+    hash join it; likewise where fewer pictures would be left than figures can be computed from.
 
     Args:
         references: what the content of each row is known by, wherever it lies.
@@ -33,14 +34,14 @@ def assign_splits(references: pd.Series, fractions: tuple[float, float, float] =
     _, validation, test = fractions
     sizes = references.value_counts()
 
-    def end(start: int, below: float, share: float, last: int) -> int:
+    def end(start: int, below: float, share: float, last: int, least: int) -> int:
         stop = min(start + sum(place[name] < below for name in ranked[start:]), last)
-        while stop < last and sizes[ranked[start:stop]].sum() < max(share * len(references) / 2, LEAST_PICTURES):
+        while stop < last and sizes[ranked[start:stop]].sum() < max(share * len(references) / 2, least):
             stop += 1
         return stop
 
-    tested = end(0, test, test, len(ranked) - 2)
-    held = end(tested, test + validation, validation, len(ranked) - 1)
+    tested = end(0, test, test, len(ranked) - 2, LEAST_TESTED)
+    held = end(tested, test + validation, validation, len(ranked) - 1, LEAST_VALIDATED)
     parts = ["test"] * tested + ["validation"] * (held - tested) + ["train"] * (len(ranked) - held)
     return references.map(dict(zip(ranked, parts, strict=True))).astype("str")
 

@@ -23,12 +23,12 @@ def decide_set(evaluation: Path, out: Path, *, config: GateConfig) -> gate.Verdi
         EvaluationError: the folder is missing, damaged or not from `evaluate_set`.
     """
     try:
-        told = json.loads((evaluation / EVALUATION).read_text())
+        facts = json.loads((evaluation / EVALUATION).read_text())
         table = pd.read_parquet(evaluation / TEST_SCORES)
         challenger, rival, labels = (table[column].to_numpy() for column in ("challenger", "champion", "label"))
         contents, distortions = list(table["reference"]), list(table["distortion"])
-        has_champion, version = told["has_champion"], told["champion_version"]
-        bootstrap = {name: told[name] for name in ("resamples", "confidence", "seed")}
+        has_champion, version = facts["has_champion"], facts["champion_version"]
+        bootstrap = {name: facts[name] for name in ("resamples", "confidence", "seed")}
     except (OSError, KeyError, ValueError) as error:
         raise EvaluationError(f"{evaluation}: not a readable evaluation ({error}); evaluate again") from error
     verdict = gate.decide(

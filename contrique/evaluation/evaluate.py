@@ -18,22 +18,21 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from contrique.artifacts import EVALUATION, TEST_SCORES
 from contrique.config import EvaluationConfig, RegressorConfig
 from contrique.data.leaks import check_leaks
 from contrique.data.splits import judged_rows, label_kind, pretrain_rows
 from contrique.encoder.feature_set import load_set
-from contrique.evaluation.judgement import OPINION_UNAWARE, TEST_PART, Judgement, estimate_agreement
+from contrique.encoder.features import Features
+from contrique.evaluation.judgement import OPINION_UNAWARE, TEST_PART, Judgement, Rated, estimate_agreement
 from contrique.evaluation.protocol import cross_validate, transfer
 from contrique.files import write_aside
 from contrique.metrics import EvaluationError
-from contrique.regressor.cross_validation import ridge_learner
+from contrique.regressor.cross_validation import Learner, ridge_learner
 from contrique.regressor.head import Head
 
-Array = NDArray[np.float64]
-Rows = NDArray[np.intp]
 Champion = Callable[[pd.DataFrame], ArrayLike]
 
 
@@ -68,10 +67,10 @@ class Evaluation:
 
     def figures(self) -> dict[str, float]:
         """The protocol's figures with their intervals, flat, as a page of metrics shows them."""
-        told: dict[str, float] = {}
+        figures: dict[str, float] = {}
         for name, estimate in self.protocol.metrics.items():
-            told |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-        return told
+            figures |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+        return figures
 
 
 def evaluate_set(
@@ -103,92 +102,127 @@ def evaluate_set(
         LeakError: parts or contents share pictures.
         EvaluationError: too few contents or pictures, constant or non-finite challenger scores.
     """
+    judged = _read_judged(features, config)
+    learner = ridge_learner((alphas or RegressorConfig()).alphas)
+    table = _score_test_part(judged, Head.load(fitted), champion)
+    on_test = Rated(table["label"], list(table["reference"]), list(table["distortion"]), judged.label_source)
+
+    def judge_column(name: str) -> Judgement:
+        splits = [(np.arange(len(table)), table[name].to_numpy())]
+        return estimate_agreement(splits, on_test, config=config, seed=seed, protocol=TEST_PART)
+
+    rival, fault = None, ""
+    if champion is not None:
+        try:
+            rival = judge_column("champion")
+        except EvaluationError as error:  # a broken champion must not end the run: the gate holds, and says this
+            fault = str(error)
+    evaluation = Evaluation(
+        labels=judged.label_source,
+        seed=seed,
+        resamples=config.resamples,
+        confidence=config.confidence,
+        protocol=_judge_out_of_fold(judged, learner, config, seed),
+        opinion_unaware=_judge_unaware(judged, learner, config, seed),
+        challenger=judge_column("challenger"),
+        champion=rival,
+        champion_version=champion_version,
+        champion_fault=fault,
+    )
+    _write(evaluation, table, out, has_champion=champion is not None)
+    return evaluation
+
+
+@dataclass(frozen=True)
+class JudgedRows:
+    """A feature set as it is judged.
+
+    Attributes:
+        folder: of the set.
+        values: features of all its rows. Shape (N, D).
+        rows: manifest rows outside pretraining with a label; index into `values`.
+        weak: manifest rows of pretraining with a weak label; likewise.
+        column: of the labels that judge.
+        label_source: `human` or `weak`.
+    """
+
+    folder: Path
+    values: Features
+    rows: pd.DataFrame
+    weak: pd.DataFrame
+    column: str
+    label_source: str
+
+    def rated(self, rows: pd.DataFrame) -> Rated:
+        """Labels of some rows."""
+        return Rated(rows[self.column].to_numpy(), list(rows["reference"]), list(rows["distortion"]), self.label_source)
+
+
+def _read_judged(features: Path, config: EvaluationConfig) -> JudgedRows:
+    """Read a feature set, and prove that its parts and contents share no pictures."""
     manifest, values = load_set(features)
-    head = Head.load(fitted)
-    kind, column = label_kind(manifest)
-    judged = judged_rows(manifest).index.to_numpy()
-    if not len(judged):
+    source, column = label_kind(manifest)
+    rows = judged_rows(manifest)
+    if rows.empty:
         raise EvaluationError(f"{features}: no row outside pretraining has a label; give a labelled set")
-    rows = manifest.loc[judged]
     check_leaks(manifest, bits=config.near_duplicate_bits)
     check_leaks(rows, bits=config.near_duplicate_bits, parts=rows["reference"])
-    grid = sorted((alphas or RegressorConfig()).alphas)
-    target = (rows[column].to_numpy(), list(rows["reference"]), list(rows["distortion"]))
-    learner = ridge_learner(grid)
-    weak = pretrain_rows(manifest)
-    extra = weak if kind == "weak" else weak[:0]  # where people judge, weak labels are no labels to fit beside theirs
-    pool = pd.concat([rows, extra])
-    protocol = cross_validate(
-        values[pool.index],
-        pool[column].to_numpy(),
-        list(pool["reference"]),
-        list(pool["distortion"]),
+    return JudgedRows(features, values, rows, pretrain_rows(manifest), column, source)
+
+
+def _judge_out_of_fold(judged: JudgedRows, learner: Learner, config: EvaluationConfig, seed: int) -> Judgement:
+    # where people judge, weak labels are no labels to fit beside theirs
+    extra = judged.weak if judged.label_source == "weak" else judged.weak[:0]
+    pool = pd.concat([judged.rows, extra])
+    return cross_validate(
+        judged.values[pool.index], judged.rated(pool), learner, config=config, seed=seed, extra=len(extra)
+    )
+
+
+def _judge_unaware(judged: JudgedRows, learner: Learner, config: EvaluationConfig, seed: int) -> Judgement | None:
+    """Fitted on weak labels of two photographs or more, judged on human scores; None where one of them is missing."""
+    weak = judged.weak
+    if judged.label_source != "human" or weak["reference"].nunique() < 2:
+        return None
+    source = Rated(weak["weak_label"].to_numpy(), list(weak["reference"]), list(weak["distortion"]), "weak")
+    return transfer(
+        judged.values[weak.index],
+        source,
+        judged.values[judged.rows.index],
+        judged.rated(judged.rows),
         learner,
-        grid,
         config=config,
         seed=seed,
-        kind=kind,
-        extra=len(extra),
+        protocol=OPINION_UNAWARE,
     )
-    unaware = None
-    if kind == "human" and weak["reference"].nunique() >= 2:
-        source = (values[weak.index], weak["weak_label"].to_numpy(), list(weak["reference"]))
-        unaware = transfer(
-            *source, values[judged], *target, learner, grid, config=config, seed=seed, protocol=OPINION_UNAWARE
-        )
 
-    test = rows[rows["split"] == "test"]
+
+def _score_test_part(judged: JudgedRows, head: Head, champion: Champion | None) -> pd.DataFrame:
+    """What `test_scores.parquet` holds."""
+    test = judged.rows[judged.rows["split"] == "test"]
     if test.empty:
-        raise EvaluationError(f"{features}: no labelled rows in the test part; assign splits again")
+        raise EvaluationError(f"{judged.folder}: no labelled rows in the test part; assign splits again")
     table = pd.DataFrame(
         {
             "image": test["image"],
             "reference": test["reference"],
             "distortion": test["distortion"],
-            "label": test[column],
-            "challenger": head.predict(values[test.index]),
+            "label": test[judged.column],
+            "challenger": head.predict(judged.values[test.index]),
         }
     ).reset_index(drop=True)
     table["champion"] = np.nan
     if champion is not None:
-        given = np.asarray(champion(test.reset_index(drop=True)), np.float64)
-        if given.shape != (len(test),):
-            raise EvaluationError(f"the champion gave {given.shape} scores for {len(test)} pictures")
-        table["champion"] = given
+        scores = np.asarray(champion(test.reset_index(drop=True)), np.float64)
+        if scores.shape != (len(test),):
+            raise EvaluationError(f"the champion gave {scores.shape} scores for {len(test)} pictures")
+        table["champion"] = scores
+    return table
 
-    def on_test(scores: pd.Series) -> Judgement:
-        return estimate_agreement(
-            [(np.arange(len(table)), scores.to_numpy())],
-            table["label"],
-            list(table["reference"]),
-            list(table["distortion"]),
-            config=config,
-            seed=seed,
-            protocol=TEST_PART,
-            kind=kind,
-        )
 
-    rival, fault = None, ""
-    if champion is not None:
-        try:
-            rival = on_test(table["champion"])
-        except EvaluationError as error:  # a broken champion must not end the run: the gate holds, and says this
-            fault = str(error)
-    evaluation = Evaluation(
-        labels=kind,
-        seed=seed,
-        resamples=config.resamples,
-        confidence=config.confidence,
-        protocol=protocol,
-        opinion_unaware=unaware,
-        challenger=on_test(table["challenger"]),
-        champion=rival,
-        champion_version=champion_version,
-        champion_fault=fault,
-    )
+def _write(evaluation: Evaluation, table: pd.DataFrame, out: Path, *, has_champion: bool) -> None:
     with write_aside(out) as aside:
         aside.mkdir()
         table.to_parquet(aside / TEST_SCORES, index=False)
-        text = json.dumps(evaluation.as_dict() | {"has_champion": champion is not None}, indent=2, allow_nan=False)
+        text = json.dumps(evaluation.as_dict() | {"has_champion": has_champion}, indent=2, allow_nan=False)
         (aside / EVALUATION).write_text(text + "\n")
-    return evaluation

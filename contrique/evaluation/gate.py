@@ -144,7 +144,7 @@ def _compare(
 def _srcc_or_none(scores: NDArray[np.float64], labels: NDArray[np.float64]) -> float | None:
     try:
         return metrics.srcc(scores, labels)
-    except EvaluationError:  # told as undefined; `_falls` decides what that means
+    except EvaluationError:  # undefined; `_falls` decides what that means
         return None
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
-from contrique import metrics
+from contrique import metrics as statistics
 from contrique.config import EvaluationConfig
 from contrique.metrics import EvaluationError
 from contrique.regressor.ridge import Array, Rows
@@ -16,6 +16,7 @@ from contrique.regressor.ridge import Array, Rows
 CROSS_SET: Final = "cross-set"
 OPINION_UNAWARE: Final = "opinion-unaware"
 TEST_PART: Final = "test part"
+METRICS: Final = ("srcc", "plcc", "plcc_logistic", "krcc", "rmse", "rmse_logistic")
 
 
 @dataclass(frozen=True)
@@ -77,19 +78,33 @@ class Judgement:
     alphas: list[float]
 
 
+@dataclass(frozen=True)
+class Rated:
+    """Labels of pictures, row by row.
+
+    Attributes:
+        labels: higher is better. Shape (N,).
+        contents: length N.
+        distortions: length N; "" for none.
+        label_source: `human` opinion scores or `weak` full-reference labels.
+    """
+
+    labels: ArrayLike
+    contents: Sequence[str]
+    distortions: Sequence[str]
+    label_source: str = "human"
+
+
 def estimate_agreement(
     splits: Sequence[tuple[Rows, ArrayLike]],
-    labels: ArrayLike,
-    contents: Sequence[str],
-    distortions: Sequence[str],
+    rated: Rated,
     *,
     config: EvaluationConfig,
     seed: int,
     protocol: str,
-    kind: str,
-    made: int = 1,
+    n_splits: int = 1,
     alphas: Sequence[float] = (),
-    names: Sequence[str] = ("srcc", "plcc", "plcc_logistic", "krcc", "rmse", "rmse_logistic"),
+    metrics: Sequence[str] = METRICS,
 ) -> Judgement:
     """All figures of some scores: the median over splits of each, with an interval by bootstrap over contents.
 
@@ -98,35 +113,36 @@ def estimate_agreement(
 
     Args:
         splits: row numbers and their scores, a pair a split.
-        labels, contents, distortions: of all rows. Length N; distortion "" for none.
+        rated: labels of all rows.
         config: resamples and confidence.
         seed: of the bootstrap.
-        protocol, kind, made, alphas: go into the result: what was done, with human or weak labels, in how many splits.
-        names: which metrics.
+        protocol, n_splits, alphas: go into the result: what was done, in how many splits, with which candidates.
+        metrics: some of METRICS.
     Raises:
         EvaluationError: a metric is undefined on a split (constant scores, too few pictures, NaN).
     """
-    y, groups, kinds = np.asarray(labels, np.float64), np.asarray(contents, str), np.asarray(distortions, str)
+    y, groups = np.asarray(rated.labels, np.float64), np.asarray(rated.contents, str)
+    kinds = np.asarray(rated.distortions, str)
     pairs = [(rows, np.asarray(scores, np.float64)) for rows, scores in splits]
     for rows, scores in pairs:
-        metrics.check(scores, y[rows])
+        statistics.check(scores, y[rows])
     universe = np.unique(np.concatenate([rows for rows, _ in pairs]))
-    counts, unit = metrics.resample(groups[universe], config.resamples, np.random.default_rng([seed, 0]))
-    shape = (len(universe), len(set(groups[universe])), made)
+    counts, unit = statistics.resample(groups[universe], config.resamples, np.random.default_rng([seed, 0]))
+    shape = (len(universe), len(set(groups[universe])), n_splits)
 
     def estimate(values: Sequence[float], resampled: Sequence[Array]) -> Estimate:
-        low, high = metrics.interval(metrics.median(np.stack(resampled)), config.confidence)
+        low, high = statistics.interval(statistics.median(np.stack(resampled)), config.confidence)
         return Estimate(float(np.median(values)), low, high, *shape, unit)
 
-    mapped = [(rows, metrics.logistic(s, metrics.fit_logistic(s, y[rows]))) for rows, s in pairs]
+    mapped = [(rows, statistics.logistic(s, statistics.fit_logistic(s, y[rows]))) for rows, s in pairs]
     estimates = {}
-    for name in tqdm(names, desc=f"bootstrap, {protocol}", delay=2, disable=None):
+    for name in tqdm(metrics, desc=f"bootstrap, {protocol}", delay=2, disable=None):
         metric = name.removesuffix("_logistic")
         chosen = mapped if name.endswith("_logistic") else pairs
         estimates[name] = estimate(
-            [metrics.POINT[metric](scores, y[rows]) for rows, scores in chosen],
+            [statistics.POINT[metric](scores, y[rows]) for rows, scores in chosen],
             [
-                metrics.RESAMPLED[metric](scores, y[rows], counts[:, np.searchsorted(universe, rows)])
+                statistics.RESAMPLED[metric](scores, y[rows], counts[:, np.searchsorted(universe, rows)])
                 for rows, scores in chosen
             ],
         )
@@ -139,7 +155,9 @@ def estimate_agreement(
         str(name): _estimate_slice(pairs, y, groups, kinds == name, config, [seed, 1 + i])
         for i, name in enumerate(sorted(set(kinds[universe]) - {""}))
     }
-    return Judgement(protocol, kind, *shape, estimates, within, slices, [float(alpha) for alpha in alphas])
+    return Judgement(
+        protocol, rated.label_source, *shape, estimates, within, slices, [float(alpha) for alpha in alphas]
+    )
 
 
 def _estimate_within(scores: Array, labels: Array, contents: NDArray[np.str_], counts: Array) -> Array:
@@ -148,7 +166,7 @@ def _estimate_within(scores: Array, labels: Array, contents: NDArray[np.str_], c
     _, ids, sizes = np.unique(contents, return_inverse=True, return_counts=True)
     for content in np.flatnonzero(sizes >= 3):
         rows = np.flatnonzero(ids == content)
-        inside = metrics.srcc_resampled(scores[rows], labels[rows], counts[:, rows])
+        inside = statistics.srcc_resampled(scores[rows], labels[rows], counts[:, rows])
         pictures = np.where(np.isfinite(inside), counts[:, rows].sum(axis=1), 0.0)
         total += np.where(pictures > 0, inside, 0.0) * pictures
         weight += pictures
@@ -171,16 +189,16 @@ def _estimate_slice(
     values, usable, reason = [], [], ""
     for rows, scores in parts:
         try:
-            values.append(metrics.srcc(scores, labels[rows]))
+            values.append(statistics.srcc(scores, labels[rows]))
             usable.append((rows, scores))
-        except EvaluationError as error:  # told in the slice; the other splits may still define it
+        except EvaluationError as error:  # named in the slice; the other splits may still define it
             reason = str(error)
     if not usable:
         return Slice(n, n_contents, None, reason)
-    counts, unit = metrics.resample(contents[universe], config.resamples, np.random.default_rng(seed))
-    resampled = [metrics.srcc_resampled(s, labels[r], counts[:, np.searchsorted(universe, r)]) for r, s in usable]
+    counts, unit = statistics.resample(contents[universe], config.resamples, np.random.default_rng(seed))
+    resampled = [statistics.srcc_resampled(s, labels[r], counts[:, np.searchsorted(universe, r)]) for r, s in usable]
     try:
-        low, high = metrics.interval(metrics.median(np.stack(resampled)), config.confidence)
+        low, high = statistics.interval(statistics.median(np.stack(resampled)), config.confidence)
     except EvaluationError as error:
         return Slice(n, n_contents, None, str(error))
     return Slice(n, n_contents, Estimate(float(np.median(values)), low, high, n, n_contents, len(usable), unit))

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from contrique.config import RegressorConfig
 from contrique.metrics import interval, resample, srcc, srcc_resampled
-from contrique.regressor.cross_validation import choose_candidate
+from contrique.regressor.cross_validation import Fold, choose_candidate, predict_out_of_fold, ridge_learner
 from contrique.regressor.head import RegressorSummary
 from contrique.regressor.reliability import Novelty, conformal_radius, fit_novelty
 from contrique.regressor.ridge import RegressorError, Ridge, fit_ridge, predict_tasks
@@ -50,7 +50,7 @@ def adapt(
 ) -> Adaptation:
     """A new head for 50 to 500 scores of one's own, on an encoder that stays as it is.
 
-    Contents are dealt into `ADAPT_FOLDS` folds. Alpha is the one that ranks all pictures best with each fold predicted
+    Contents are divided into `ADAPT_FOLDS` folds. Alpha is the one that ranks all pictures best, each fold predicted
     from the others; to judge the head, the same is done again inside the other folds of each, so that neither the fit
     nor the choice knows the pictures it is judged on. Then the head is fitted on every picture.
 
@@ -60,18 +60,18 @@ def adapt(
         contents: of each picture. Length N.
         config: the alphas.
         resamples, confidence: of the interval.
-        seed: deals the contents and draws the bootstrap.
+        seed: of the folds and of the bootstrap.
     Raises:
         RegressorError: fewer than `ADAPT_MIN` pictures or `ADAPT_FOLDS` contents, or they cannot be fitted.
         EvaluationError: no alpha ranks the pictures at all.
     """
-    from contrique.regressor.cross_validation import Fold, predict_out_of_fold, ridge_learner
+    from sklearn.model_selection import GroupKFold
 
     y, names = np.asarray(labels, np.float64), np.asarray(contents, dtype=str)
-    found, ids = np.unique(names, return_inverse=True)
-    if len(y) < ADAPT_MIN or len(found) < ADAPT_FOLDS:
+    total = len(np.unique(names))
+    if len(y) < ADAPT_MIN or total < ADAPT_FOLDS:
         raise RegressorError(
-            f"{len(y)} scored pictures of {len(found)} contents are too few to adapt to; give at least {ADAPT_MIN} "
+            f"{len(y)} scored pictures of {total} contents are too few to adapt to; give at least {ADAPT_MIN} "
             f"pictures of {ADAPT_FOLDS} contents, better 50 to 500"
         )
     bad = np.flatnonzero(~np.isfinite(y))
@@ -79,33 +79,35 @@ def adapt(
         raise RegressorError(
             f"{len(bad)} scores are missing or no numbers, first that of picture {bad[0] + 1}; drop it"
         )
-    generator = np.random.default_rng(seed)
-    group = (generator.permutation(len(found)) % ADAPT_FOLDS)[ids]
+    splitter = GroupKFold(ADAPT_FOLDS, shuffle=True, random_state=seed)
     empty = np.array([], dtype=np.intp)
-    folds = [Fold(np.flatnonzero(group != k), empty, np.flatnonzero(group == k)) for k in range(ADAPT_FOLDS)]
+    folds = [Fold(train, empty, test) for train, test in splitter.split(y, groups=names)]
+    group = np.empty(len(y), dtype=np.intp)
+    for k, fold in enumerate(folds):
+        group[fold.test] = k
     alphas = sorted(config.alphas)
     parts, _ = predict_out_of_fold(features, y, [str(k) for k in group], folds, ridge_learner(alphas))
-    judged = np.empty_like(y)
+    scores = np.empty_like(y)
     candidates = np.empty((len(alphas), len(y)))
     predictions = predict_tasks(features, y, [(fold.train, fold.test) for fold in folds], alphas)
     for fold, part, prediction in zip(folds, parts, predictions, strict=True):
-        judged[fold.test], candidates[:, fold.test] = part, prediction
-    chosen = choose_candidate(candidates, y)
-    ridge = fit_ridge(features, y, alphas[chosen])
-    counts, _ = resample(list(names), resamples, generator)
-    low, high = interval(srcc_resampled(judged, y, counts), confidence)
+        scores[fold.test], candidates[:, fold.test] = part, prediction
+    index = choose_candidate(candidates, y)
+    ridge = fit_ridge(features, y, alphas[index])
+    counts, _ = resample(list(names), resamples, np.random.default_rng(seed))
+    low, high = interval(srcc_resampled(scores, y, counts), confidence)
     summary = RegressorSummary(
         labels="human",
         label_low=float(y.min()),
         label_high=float(y.max()),
-        alpha=alphas[chosen],
+        alpha=alphas[index],
         n=len(y),
-        contents=len(found),
+        contents=total,
         validation_n=len(y),
-        validation_srcc=srcc(candidates[chosen], y),
+        validation_srcc=srcc(candidates[index], y),
         features_dim=len(ridge.coef),
-        interval=conformal_radius(y - judged),
+        interval=conformal_radius(y - scores),
         interval_n=len(y),
     )
     novelty = fit_novelty(features, list(names), np.empty((0, len(ridge.coef))), [], seed=seed)
-    return Adaptation(ridge, summary, novelty, srcc(judged, y), low, high)
+    return Adaptation(ridge, summary, novelty, srcc(scores, y), low, high)

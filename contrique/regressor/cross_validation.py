@@ -14,7 +14,7 @@ from contrique.regressor.ridge import Array, Rows, Task, fit_path, predict_tasks
 
 
 def choose_candidate(candidates: Array, labels: Array) -> int:
-    """Which candidate ranks the validation pictures best; of equals the last, which for alphas is the smoothest.
+    """Index of the candidate with the highest validation SRCC; ties go to the last, of alphas the largest.
 
     Args:
         candidates: predictions of each candidate. Shape (A, N).
@@ -24,24 +24,39 @@ def choose_candidate(candidates: Array, labels: Array) -> int:
     Raises:
         EvaluationError: no candidate has a defined SRCC.
     """
-    best, chosen, why = -np.inf, -1, None
+    highest, index, reason = -np.inf, -1, None
     for i, scores in enumerate(candidates):
         try:
             value = srcc(scores, labels)
         except EvaluationError as error:  # a candidate that predicts a constant is no candidate
-            why = error
+            reason = error
             continue
-        if value >= best:
-            best, chosen = value, i
-    if chosen < 0:
-        raise EvaluationError(f"no candidate can be chosen on the validation part: {why}")
-    return chosen
+        if value >= highest:
+            highest, index = value, i
+    if index < 0:
+        raise EvaluationError(f"no candidate can be chosen on the validation part: {reason}")
+    return index
 
 
 LEAVE_ONE_OUT: Final = "leave-one-content-out"
 RANDOM: Final = "random splits by content"
 OFFICIAL: Final = "official split"
-Learner = Callable[[ArrayLike, ArrayLike, Sequence[Task]], list[Array]]
+MIN_CHOSEN_ON: Final = 3  # pictures, for a rank correlation
+MIN_JUDGED: Final = 5  # pictures, for the logistic of four parameters
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What is fitted to features, in variants among which validation pictures choose.
+
+    Attributes:
+        fit: from features (N, D), labels (N,) and tasks (training rows, held-out rows) to predictions of the held-out
+            rows by every candidate, a task each. Shape (A, rows).
+        candidates: what the candidates are called (ridge: the alphas, rising). Length A.
+    """
+
+    fit: Callable[[ArrayLike, ArrayLike, Sequence[Task]], list[Array]]
+    candidates: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -64,6 +79,9 @@ def make_folds(
 ) -> tuple[str, list[Fold]]:
     """The protocol's folds: leave-one-content-out when contents are few, else random splits by content.
 
+    Contents are few below `config.few_contents`, and as long as a random split could leave fewer pictures than figures
+    can be computed from: MIN_CHOSEN_ON to choose on, MIN_JUDGED to judge.
+
     Args:
         contents: of each row. Length N.
         config: number of splits, their fractions, and when contents are few.
@@ -77,22 +95,25 @@ def make_folds(
     if len(official):
         part = np.asarray(official, dtype=str)
         return OFFICIAL, [Fold(*(np.flatnonzero(part == name) for name in ("train", "validation", "test")))]
-    names, ids = np.unique(np.asarray(contents, dtype=str), return_inverse=True)
-    total = len(names)
+    from sklearn.model_selection import GroupShuffleSplit, LeaveOneGroupOut
+
+    groups = np.asarray(contents, dtype=str)
+    sizes = np.sort(np.unique(groups, return_counts=True)[1])
+    total = len(sizes)
     if total < 3:
         raise EvaluationError(f"{total} contents cannot be trained on, validated and tested apart; give at least 3")
-    empty = np.array([], dtype=np.intp)
-    if total < config.few_contents:
-        return LEAVE_ONE_OUT, [Fold(np.flatnonzero(ids != i), empty, np.flatnonzero(ids == i)) for i in range(total)]
     n_test = min(max(1, round(config.fractions[2] * total)), total - 2)
     n_validation = min(max(1, round(config.fractions[1] * total)), total - n_test - 1)
-    generator = np.random.default_rng(seed)
+    enough = sizes[:n_test].sum() >= MIN_JUDGED and sizes[:n_validation].sum() >= MIN_CHOSEN_ON
+    if total < config.few_contents or not enough:
+        pairs = LeaveOneGroupOut().split(groups, groups=groups)
+        return LEAVE_ONE_OUT, [Fold(train, np.array([], dtype=np.intp), test) for train, test in pairs]
+    outer = GroupShuffleSplit(config.splits, test_size=n_test, random_state=seed)
+    inner = GroupShuffleSplit(1, test_size=n_validation, random_state=seed)
     folds = []
-    for _ in range(config.splits):
-        order = generator.permutation(total)
-        parts = np.split(order, [n_test, n_test + n_validation])
-        test, validation, train = (np.flatnonzero(np.isin(ids, part)) for part in parts)
-        folds.append(Fold(train, validation, test))
+    for rest, test in outer.split(groups, groups=groups):
+        ((train, validation),) = inner.split(rest, groups=groups[rest])
+        folds.append(Fold(rest[train], rest[validation], test))
     return RANDOM, folds
 
 
@@ -112,7 +133,7 @@ def predict_out_of_fold(
         folds: from `make_folds`.
         learner: fits every candidate on training rows and predicts held-out rows, for many tasks at once.
     Returns:
-        scores of each fold's test rows, and which candidate was chosen.
+        scores of each fold's test rows, and the index of the chosen candidate.
     """
     y, names = np.asarray(labels, np.float64), np.asarray(contents, dtype=str)
     tasks: list[Task] = []
@@ -127,8 +148,8 @@ def predict_out_of_fold(
                 number[key] = len(tasks)
                 away = np.isin(names, sorted(key))
                 tasks.append((np.flatnonzero(~away), np.flatnonzero(away)))
-    predictions = learner(features, labels, tasks)
-    scores, chosen = [], []
+    predictions = learner.fit(features, labels, tasks)
+    scores, indices = [], []
     for i, fold in enumerate(folds):
         if len(fold.validation):
             inner, judged = predictions[i][:, : len(fold.validation)], fold.validation
@@ -142,14 +163,15 @@ def predict_out_of_fold(
                 rows.append(held_out[mine])
             inner, judged = np.concatenate(parts, axis=1), np.concatenate(rows)
         best = choose_candidate(inner, y[judged])
-        chosen.append(best)
+        indices.append(best)
         scores.append(predictions[i][best, len(fold.validation) :])
-    return scores, chosen
+    return scores, indices
 
 
 def ridge_learner(alphas: Sequence[float]) -> Learner:
     """Ridge with each alpha as a candidate, weakest penalty first."""
-    return lambda features, labels, tasks: predict_tasks(features, labels, tasks, sorted(alphas))
+    candidates = tuple(sorted(alphas))
+    return Learner(lambda features, labels, tasks: predict_tasks(features, labels, tasks, candidates), candidates)
 
 
 def full_reference_learner(alphas: Sequence[float], perfect: float) -> Learner:
@@ -162,13 +184,12 @@ def full_reference_learner(alphas: Sequence[float], perfect: float) -> Learner:
         a learner whose features are distances |f_ref - f_dist|.
     """
 
-    def learn(features: ArrayLike, labels: ArrayLike, tasks: Sequence[Task]) -> list[Array]:
+    def fit(features: ArrayLike, labels: ArrayLike, tasks: Sequence[Task]) -> list[Array]:
         x, losses = np.asarray(features, np.float64), perfect - np.asarray(labels, np.float64)
         predictions = []
         for train, held_out in tqdm(tasks, desc="ridge, full reference", unit="fit", delay=2, disable=None):
             models = fit_path(x[train], losses[train], sorted(alphas), intercept=False)
-            found = [np.minimum(perfect, perfect - model.predict(x[held_out])) for model in models]
-            predictions.append(np.stack(found))
+            predictions.append(np.stack([np.minimum(perfect, perfect - m.predict(x[held_out])) for m in models]))
         return predictions
 
-    return learn
+    return Learner(fit, tuple(sorted(alphas)))

@@ -1,5 +1,7 @@
 """Fit a head to a feature set."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,11 +13,11 @@ from contrique.config import RegressorConfig
 from contrique.data.splits import judged_rows, label_kind, pretrain_rows
 from contrique.encoder.feature_set import load_set
 from contrique.metrics import srcc
-from contrique.regressor.cross_validation import choose_candidate
+from contrique.regressor.cross_validation import MIN_CHOSEN_ON, choose_candidate
 from contrique.regressor.diagnosis import Diagnosis, fit_diagnosis
 from contrique.regressor.head import Head, RegressorSummary
 from contrique.regressor.reliability import conformal_radius, fit_novelty
-from contrique.regressor.ridge import Array, RegressorError, fit_path, predict_tasks
+from contrique.regressor.ridge import Array, RegressorError, Rows, fit_path, predict_tasks
 
 RESIDUAL_FOLDS: Final = 10
 ENOUGH_CONTENTS: Final = 30  # of the validation part, to set the interval alone
@@ -23,6 +25,9 @@ ENOUGH_CONTENTS: Final = 30  # of the validation part, to set the interval alone
 
 def fit_set(features: Path, out: Path, *, config: RegressorConfig) -> RegressorSummary:
     """Fit on a feature set's training part, with the alpha that ranks its validation part best.
+
+    Where the validation part has too few pictures for a rank correlation, alpha is chosen by leave-one-content-out over
+    both parts.
 
     Without human labels the weak-labelled pretraining pictures join the training part: their labels are as good.
     The test part is not touched, and the model is not fitted again with the validation part added. The conformal
@@ -50,11 +55,14 @@ def fit_set(features: Path, out: Path, *, config: RegressorConfig) -> RegressorS
             raise RegressorError(f"{features}: no rows with {kind} labels in the {name} part; assign splits again")
     labels = manifest[column].to_numpy()
     train, validation = part["train"], part["validation"]
+    contents = manifest["reference"].to_numpy(dtype=str)
     models = fit_path(values[train], labels[train], sorted(config.alphas))
     candidates = np.stack([model.predict(values[validation]) for model in models])
-    chosen = choose_candidate(candidates, labels[validation])
+    choice = Choice(candidates, labels[validation])
+    if len(validation) < MIN_CHOSEN_ON:
+        choice = _leave_one_out(values, labels, contents, np.r_[train, validation], sorted(config.alphas))
+    chosen = choose_candidate(choice.candidates, choice.labels)
     low, high = (0.0, 1.0) if kind == "weak" else (float(labels[train].min()), float(labels[train].max()))
-    contents = manifest["reference"].to_numpy(dtype=str)
     residuals = labels[validation] - candidates[chosen]
     if len(np.unique(contents[validation])) < ENOUGH_CONTENTS:
         inner = _predict_residuals(values[train], labels[train], contents[train], models[chosen].alpha)
@@ -67,8 +75,8 @@ def fit_set(features: Path, out: Path, *, config: RegressorConfig) -> RegressorS
         alpha=models[chosen].alpha,
         n=len(train),
         contents=len(np.unique(contents[train])),
-        validation_n=len(validation),
-        validation_srcc=srcc(candidates[chosen], labels[validation]),
+        validation_n=len(choice.labels),
+        validation_srcc=srcc(choice.candidates[chosen], choice.labels),
         features_dim=values.shape[1],
         interval=conformal_radius(residuals),
         interval_n=len(residuals),
@@ -77,6 +85,31 @@ def fit_set(features: Path, out: Path, *, config: RegressorConfig) -> RegressorS
     novelty = fit_novelty(values[train], contents[train], values[validation], contents[validation])
     Head(models[chosen], summary, novelty, diagnosis).save(out)
     return summary
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What alpha is chosen on.
+
+    Attributes:
+        candidates: scores by each alpha of pictures that it was not fitted to. Shape (A, N).
+        labels: of those pictures. Shape (N,).
+    """
+
+    candidates: Array
+    labels: Array
+
+
+def _leave_one_out(
+    values: Any, labels: Array, contents: NDArray[np.str_], rows: Rows, alphas: Sequence[float]
+) -> Choice:
+    """Scores of the rows, whole contents at a time, by ridges fitted to the others."""
+    tasks = [(rows[contents[rows] != name], rows[contents[rows] == name]) for name in np.unique(contents[rows])]
+    tasks = [task for task in tasks if len(task[0]) > 1 and np.ptp(labels[task[0]]) > 0]
+    if not tasks:
+        raise RegressorError(f"{len(rows)} pictures to fit and to choose alpha on are too few; label more contents")
+    predictions = predict_tasks(values, labels, tasks, alphas)
+    return Choice(np.concatenate(predictions, axis=1), labels[np.concatenate([held for _, held in tasks])])
 
 
 def _predict_residuals(features: ArrayLike, labels: Array, contents: NDArray[np.str_], alpha: float) -> Array:

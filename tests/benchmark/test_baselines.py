@@ -11,6 +11,7 @@ from sklearn.svm import SVR
 
 from contrique.benchmark.baselines import COSTS, FEATURES, BaselineError, brisque, brisque_features, svr_learner
 from contrique.config import EvaluationConfig
+from contrique.evaluation.judgement import Rated
 from contrique.evaluation.protocol import cross_validate
 from contrique.regressor.ridge import RegressorError
 
@@ -68,7 +69,7 @@ def planted(n=90):
 def test_the_learner_is_a_standardised_svr():
     x, y, _ = planted()
     train, held_out = np.arange(60), np.arange(60, 90)
-    predicted = svr_learner([10.0, 1.0])(x, y, [(train, held_out)])[0]
+    predicted = svr_learner([10.0, 1.0]).fit(x, y, [(train, held_out)])[0]
     scaler = StandardScaler().fit(x[train])
     for cost, scores in zip([10.0, 1.0], predicted, strict=True):
         model = SVR(C=cost, gamma="scale", epsilon=0.1)
@@ -80,20 +81,17 @@ def test_the_learner_is_a_standardised_svr():
 def test_large_training_parts_are_sampled_the_same_way_each_time():
     x, y, _ = planted()
     tasks = [(np.arange(60), np.arange(60, 90))]
-    few = svr_learner([1.0], max_rows=20)(x, y, tasks)[0]
-    np.testing.assert_array_equal(few, svr_learner([1.0], max_rows=20)(x, y, tasks)[0])
-    assert not np.allclose(few, svr_learner([1.0])(x, y, tasks)[0])
+    few = svr_learner([1.0], max_rows=20).fit(x, y, tasks)[0]
+    np.testing.assert_array_equal(few, svr_learner([1.0], max_rows=20).fit(x, y, tasks)[0])
+    assert not np.allclose(few, svr_learner([1.0]).fit(x, y, tasks)[0])
 
 
 def test_it_runs_under_the_protocol():
     x, y, contents = planted()
     result = cross_validate(
         x,
-        y,
-        contents,
-        [""] * len(y),
+        Rated(y, contents, [""] * len(y)),
         svr_learner(),
-        COSTS,
         config=EvaluationConfig(resamples=50),
         seed=0,
     )
@@ -105,4 +103,4 @@ def test_features_that_are_not_finite_are_refused():
     x, y, _ = planted()
     x[3, 2] = np.nan
     with pytest.raises(RegressorError, match="NaN"):
-        svr_learner()(x, y, [(np.arange(60), np.arange(60, 90))])
+        svr_learner().fit(x, y, [(np.arange(60), np.arange(60, 90))])

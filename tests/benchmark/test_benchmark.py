@@ -17,7 +17,7 @@ from skimage import data as photographs
 from contrique import images
 from contrique.benchmark import methods
 from contrique.benchmark import tables as tables_module
-from contrique.benchmark.baselines import COSTS, brisque_features, svr_learner
+from contrique.benchmark.baselines import brisque_features, svr_learner
 from contrique.benchmark.benchmark import _PUBLISHED_SETS, MARKDOWN, PAGE, RESULT, Benchmark, _published, read, run
 from contrique.benchmark.methods import Method, compute_features, hash_encoder
 from contrique.benchmark.sets import BenchmarkError, open_set
@@ -28,9 +28,9 @@ from contrique.data.manifest import as_manifest, inspect_file, read_manifest, wr
 from contrique.encoder.features import extract
 from contrique.encoder.network import Encoder
 from contrique.encoder.weights import load_encoder, save_encoder
-from contrique.evaluation.judgement import OPINION_UNAWARE, Judgement
+from contrique.evaluation.judgement import OPINION_UNAWARE, Judgement, Rated
 from contrique.evaluation.protocol import cross_validate, transfer
-from contrique.regressor.cross_validation import LEAVE_ONE_OUT, ridge_learner
+from contrique.regressor.cross_validation import LEAVE_ONE_OUT, Learner, ridge_learner
 from contrique.regressor.full_reference import fit_full_reference
 from contrique.sources import public_sets
 from contrique.sources.folders import Source, import_folder
@@ -133,9 +133,12 @@ def test_own_set_is_the_protocol(house: Path, made: Benchmark, encoder: Encoder)
         features, labels, contents, kinds = by_hand(house / folder, encoder, score)
         learner = ridge_learner(ALPHAS)
         expected = cross_validate(
-            features, labels, [f"{name}:{content}" for content in contents], kinds, learner, ALPHAS,
-            config=CONFIG.evaluation, seed=0,
-        )  # fmt: skip
+            features,
+            Rated(labels, [f"{name}:{content}" for content in contents], kinds),
+            learner,
+            config=CONFIG.evaluation,
+            seed=0,
+        )
         assert ours.own[name] == expected
         assert expected.protocol == LEAVE_ONE_OUT
         assert set(expected.slices) == {"noise", "grain"}
@@ -148,9 +151,14 @@ def test_across_sets_what_both_show_is_left_out(house: Path, made: Benchmark, en
     keep = np.array([content != "astronaut" for content in contents])
     learner = ridge_learner(ALPHAS)
     expected = transfer(
-        features[keep], labels[keep], [c for c in contents if c != "astronaut"], other, scores, names, kinds, learner,
-        ALPHAS, config=CONFIG.evaluation, seed=0,
-    )  # fmt: skip
+        features[keep],
+        Rated(labels[keep], [c for c in contents if c != "astronaut"], [""] * sum(keep)),
+        other,
+        Rated(scores, names, kinds),
+        learner,
+        config=CONFIG.evaluation,
+        seed=0,
+    )
     cell = ours.across["first"]["live"]
     assert (cell.left_out, cell.crops_seen, cell.reason) == (1, True, "")
     assert figures(cell.judgement) == figures(expected)
@@ -173,9 +181,12 @@ def test_baselines_are_judged_alike(house: Path, made: Benchmark) -> None:
     table = pd.read_csv(folder / "labels.csv")
     features = brisque_features(np.array(Image.open(folder / name)) for name in table["image"])
     expected = cross_validate(
-        features, table["mos"], [f"first:{name}" for name in table["reference"]], list(table["distortion"]),
-        svr_learner(), COSTS, config=CONFIG.evaluation, seed=0,
-    )  # fmt: skip
+        features,
+        Rated(table["mos"], [f"first:{name}" for name in table["reference"]], list(table["distortion"])),
+        svr_learner(),
+        config=CONFIG.evaluation,
+        seed=0,
+    )
     assert made.methods["BRISQUE + SVR"].own["first"] == expected
     values = [one.own["first"].metrics["plcc"].value for one in made.methods.values()]
     assert len(set(values)) == len(values)
@@ -241,7 +252,7 @@ def counting(key: str, seen: list[int]) -> Method:
         seen.append(len(values))
         return values
 
-    return Method("mean and deviation", key, describe, ridge_learner(ALPHAS), ALPHAS)
+    return Method("mean and deviation", key, describe, ridge_learner(ALPHAS))
 
 
 def test_a_second_run_computes_only_what_is_new(house: Path, tmp_path: Path) -> None:
@@ -294,7 +305,7 @@ def test_interrupted_extraction_keeps_what_it_has(house: Path, tmp_path: Path, m
         return good.describe(pictures)
 
     with pytest.raises(KeyboardInterrupt):
-        compute_features(first, Method("x", "a", failing, good.learner, ALPHAS), tmp_path)
+        compute_features(first, Method("x", "a", failing, good.learner), tmp_path)
     compute_features(first, good, tmp_path)
     assert seen == [8, 8, 4]
 
@@ -373,7 +384,11 @@ def test_where_there_are_references_the_anchored_variant_is_judged_too(
 
     distances = np.abs(extract(references, encoder) - extract(pictures, encoder))
     expected = cross_validate(
-        distances, np.array(labels), contents, ["white_noise"] * 15, learn, ALPHAS, config=CONFIG.evaluation, seed=0
+        distances,
+        Rated(np.array(labels), contents, ["white_noise"] * 15),
+        Learner(learn, tuple(ALPHAS)),
+        config=CONFIG.evaluation,
+        seed=0,
     )
     (one,) = made.methods.values()
     found = figures(one.full_reference["kadid10k"])

@@ -15,10 +15,11 @@ from contrique.artifacts import EVALUATION, FEATURES, TEST_SCORES
 from contrique.config import EvaluationConfig, GateConfig, RegressorConfig
 from contrique.data.leaks import LeakError
 from contrique.data.manifest import as_manifest, read_manifest, write_manifest
+from contrique.data.splits import assign_splits
 from contrique.encoder.feature_set import save_features
 from contrique.evaluation.decision import decide_set
 from contrique.evaluation.evaluate import evaluate_set
-from contrique.evaluation.judgement import CROSS_SET, OPINION_UNAWARE, TEST_PART, estimate_agreement
+from contrique.evaluation.judgement import CROSS_SET, OPINION_UNAWARE, TEST_PART, Rated, estimate_agreement
 from contrique.evaluation.protocol import cross_validate, transfer
 from contrique.metrics import EvaluationError
 from contrique.regressor.cross_validation import (
@@ -58,7 +59,8 @@ def judged_features(contents, per_content=12, width=24, seed=0):
 def test_folds_split_whole_contents_and_use_every_row(contents, per_content, seed):
     names = np.array([f"c{i % contents}" for i in range(contents * per_content)])
     protocol, folds = make_folds(list(names), config=CONFIG, seed=seed)
-    assert protocol == (LEAVE_ONE_OUT if contents < CONFIG.few_contents else RANDOM)
+    enough = round(0.1 * contents) * per_content >= 3 and round(0.2 * contents) * per_content >= 5
+    assert protocol == (RANDOM if contents >= CONFIG.few_contents and enough else LEAVE_ONE_OUT)
     assert len(folds) == (contents if protocol == LEAVE_ONE_OUT else 10)
     for fold in folds:
         parts = [set(names[part]) for part in (fold.train, fold.validation, fold.test)]
@@ -79,6 +81,32 @@ def test_random_splits_are_70_10_20_and_follow_the_seed():
     assert all((a.test == b.test).all() for a, b in zip(folds, again, strict=True))
     assert not all((a.test == b.test).all() for a, b in zip(folds, other, strict=True))
     assert len({tuple(f.test) for f in folds}) == 10
+
+
+@pytest.mark.parametrize(("contents", "protocol"), [(n, LEAVE_ONE_OUT) for n in (9, 10, 12, 20, 25)] + [(26, RANDOM)])
+def test_contents_of_one_picture_are_judged_however_many(contents, protocol):
+    generator = np.random.default_rng(contents)
+    x, y = generator.normal(size=(contents, 8)), generator.normal(size=contents)
+    rated = Rated(y, [f"c{i}" for i in range(contents)], [""] * contents)
+    result = cross_validate(x, rated, ridge_learner([1.0]), config=CONFIG, seed=0)
+    assert (result.protocol, result.splits) == (protocol, contents if protocol == LEAVE_ONE_OUT else 10)
+
+
+@pytest.mark.parametrize("contents", [10, 12, 20, 25])
+def test_a_set_of_single_pictures_is_fitted_evaluated_and_decided(tmp_path, contents):
+    generator = np.random.default_rng(contents)
+    x = generator.normal(size=(contents, 8)).astype(np.float32)
+    names = pd.Series([f"c{i}" for i in range(contents)])
+    rows = pd.DataFrame({"image": names + ".png", "reference": names, "split": assign_splits(names)})
+    rows = rows.assign(kind="authentic", mos=x[:, 0] * 10, sha256=[f"{i:064x}" for i in range(contents)])
+    write_manifest(as_manifest(rows.to_dict("records")), tmp_path / "features")
+    save_features(x, list(rows["image"]), tmp_path / "features" / FEATURES)
+    summary = fit_set(tmp_path / "features", tmp_path / "fitted", config=RegressorConfig())
+    assert -1 <= summary.validation_srcc <= 1
+    result = evaluate(tmp_path)
+    assert result.protocol.n == contents
+    assert result.challenger.n >= 5
+    decide_set(tmp_path / "out", tmp_path / "verdict.json", config=GateConfig())
 
 
 def test_two_contents_cannot_be_split():
@@ -136,7 +164,7 @@ def test_labels_of_a_test_part_choose_nothing(contents):
 @pytest.mark.parametrize(("contents", "protocol"), [(5, LEAVE_ONE_OUT), (15, RANDOM)])
 def test_every_figure_has_n_contents_splits_and_an_interval(contents, protocol):
     x, y, groups, kinds = judged_features(contents)
-    args = (x, y, groups, kinds, ridge_learner(ALPHAS), ALPHAS)
+    args = (x, Rated(y, groups, kinds), ridge_learner(ALPHAS))
     result = cross_validate(*args, config=CONFIG, seed=0)
     assert result.protocol == protocol
     assert result.splits == (5 if contents == 5 else 10)
@@ -162,7 +190,7 @@ def test_leave_one_content_out_judges_the_pooled_scores():
     for fold, values in zip(folds, scores, strict=True):
         pooled[fold.test] = values
     learner = ridge_learner(ALPHAS)
-    result = cross_validate(x, y, groups, kinds, learner, ALPHAS, config=CONFIG, seed=0)
+    result = cross_validate(x, Rated(y, groups, kinds), learner, config=CONFIG, seed=0)
     for name, point in metrics.POINT.items():
         assert result.metrics[name].value == pytest.approx(point(pooled, y), abs=1e-12)
     names = np.array(groups)
@@ -178,16 +206,15 @@ def test_random_splits_report_the_median_over_splits():
     learner = ridge_learner(ALPHAS)
     _, folds = make_folds(groups, config=CONFIG, seed=0)
     scores, _ = predict_out_of_fold(x, y, groups, folds, learner)
-    result = cross_validate(x, y, groups, kinds, learner, ALPHAS, config=CONFIG, seed=0)
+    result = cross_validate(x, Rated(y, groups, kinds), learner, config=CONFIG, seed=0)
     values = [metrics.krcc(s, y[fold.test]) for fold, s in zip(folds, scores, strict=True)]
     assert result.metrics["krcc"].value == pytest.approx(np.median(values), abs=1e-12)
 
 
 def judge(scores, labels, contents, distortions):
     rows = [(np.arange(len(labels)), scores)]
-    return estimate_agreement(
-        rows, labels, contents, distortions, config=CONFIG, seed=0, protocol=TEST_PART, kind="weak"
-    )
+    rated = Rated(labels, contents, distortions, "weak")
+    return estimate_agreement(rows, rated, config=CONFIG, seed=0, protocol=TEST_PART)
 
 
 def test_one_content_is_resampled_by_picture_and_says_so():
@@ -238,14 +265,10 @@ def test_opinion_unaware_is_fitted_and_chosen_on_weak_labels_only():
     def run(labels):
         return transfer(
             x[old],
-            weak,
-            groups[:180],
+            Rated(weak, groups[:180], kinds[:180], "weak"),
             x[~old],
-            labels,
-            groups[180:],
-            kinds[180:],
+            Rated(labels, groups[180:], kinds[180:]),
             learner,
-            ALPHAS,
             config=CONFIG,
             seed=0,
             protocol=OPINION_UNAWARE,
@@ -262,14 +285,10 @@ def test_opinion_unaware_is_fitted_and_chosen_on_weak_labels_only():
     with pytest.raises(LeakError, match="c3"):
         transfer(
             x[old],
-            weak,
-            groups[:180],
+            Rated(weak, groups[:180], kinds[:180], "weak"),
             x[:40],
-            y[:40],
-            groups[36:76],
-            kinds[:40],
+            Rated(y[:40], groups[36:76], kinds[:40]),
             learner,
-            ALPHAS,
             config=CONFIG,
             seed=0,
         )
@@ -282,7 +301,7 @@ def test_the_full_reference_learner_is_the_anchored_ridge_of_every_alpha():
     y = 9 - np.abs(x - r) @ generator.uniform(0, 0.3, 8)
     train, held_out = np.arange(40), np.arange(40, 60)
     learner = full_reference_learner([100.0, 1e-2], 9.0)
-    (scores,) = learner(np.abs(x - r), y, [(train, held_out)])
+    (scores,) = learner.fit(np.abs(x - r), y, [(train, held_out)])
     for alpha, found in zip([1e-2, 100.0], scores, strict=True):
         expected = fit_full_reference(x[train], r[train], y[train], alpha, perfect=9.0)
         np.testing.assert_allclose(found, expected.predict(x[held_out], r[held_out]), atol=1e-9)
@@ -308,9 +327,14 @@ def test_across_sets_alpha_is_chosen_inside_the_fitted_set():
     first = np.array([name in ("c0", "c1", "c2", "c3") for name in groups])
     mine, other = [g for g, f in zip(groups, first, strict=True) if f], [g for g in groups if g > "c3"]
     result = transfer(
-        x[first], y[first], mine, x[~first], y[~first] / 9, other, kinds[48:], ridge_learner(ALPHAS), ALPHAS,
-        config=CONFIG, seed=0,
-    )  # fmt: skip
+        x[first],
+        Rated(y[first], mine, kinds[:48]),
+        x[~first],
+        Rated(y[~first] / 9, other, kinds[48:]),
+        ridge_learner(ALPHAS),
+        config=CONFIG,
+        seed=0,
+    )
     alpha, scores = slow_transfer(x[first], y[first], mine, x[~first])
     assert result.alphas == [alpha]
     assert result.metrics["srcc"].value == pytest.approx(metrics.srcc(scores, y[~first]), abs=1e-12)
@@ -321,18 +345,21 @@ def test_one_content_is_too_few_to_fit_on():
     x, y, groups, kinds = judged_features(4)
     with pytest.raises(EvaluationError, match="1 contents to fit on"):
         transfer(
-            x[:12], y[:12], groups[:12], x[12:], y[12:], groups[12:], kinds[12:], ridge_learner(ALPHAS),
-            ALPHAS, config=CONFIG, seed=0,
-        )  # fmt: skip
+            x[:12],
+            Rated(y[:12], groups[:12], kinds[:12]),
+            x[12:],
+            Rated(y[12:], groups[12:], kinds[12:]),
+            ridge_learner(ALPHAS),
+            config=CONFIG,
+            seed=0,
+        )
 
 
 def test_an_official_split_is_the_only_fold():
     x, y, groups, kinds = judged_features(12)
     parts = ["test" if g in ("c0", "c1", "c2") else "validation" if g == "c3" else "train" for g in groups]
     learner = ridge_learner(ALPHAS)
-    result = cross_validate(
-        x, y, groups, kinds, learner, ALPHAS, config=CONFIG, seed=0, official=parts
-    )  # fmt: skip
+    result = cross_validate(x, Rated(y, groups, kinds), learner, config=CONFIG, seed=0, official=parts)
     assert (result.protocol, result.n, result.splits) == (OFFICIAL, 36, 1)
     train, validation, test = (np.array(parts) == name for name in ("train", "validation", "test"))
     models = [SklearnRidge(alpha=alpha).fit(x[train], y[train]) for alpha in ALPHAS]

@@ -10,6 +10,7 @@ import tiny_model
 import torch
 from PIL import Image
 from sklearn.linear_model import Ridge
+from sklearn.model_selection import GroupKFold
 
 from contrique.cli.main import main
 from contrique.config import RegistryConfig, RegressorConfig
@@ -36,9 +37,10 @@ def planted(n: int = 60, noise: float = 0.3, seed: int = 0) -> tuple[Any, Any, l
 
 def slow(x: Any, y: Any, contents: list[str], seed: int) -> tuple[float, float]:
     """Alpha and out-of-fold SRCC by nested loops over scikit-learn's Ridge."""
-    found = sorted(set(contents))
-    dealt = np.random.default_rng(seed).permutation(len(found)) % ADAPT_FOLDS
-    group = np.array([dealt[found.index(content)] for content in contents])
+    group = np.empty(len(y), int)
+    splitter = GroupKFold(ADAPT_FOLDS, shuffle=True, random_state=seed)
+    for k, (_, test) in enumerate(splitter.split(x, groups=contents)):
+        group[test] = k
 
     def cross(rows: Any, alpha: float) -> Any:
         predicted = np.full(len(y), np.nan)

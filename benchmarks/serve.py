@@ -36,9 +36,10 @@ import torch
 from tqdm import tqdm
 
 from contrique import images
-from contrique.config import ServingConfig
+from contrique.config import ServingLimits
 from contrique.encoder.network import Encoder
 from contrique.encoder.weights import save_encoder
+from contrique.integrity import hash_model
 from contrique.registry.model_server import _start_server, _wait_until_up
 from contrique.regressor.head import Head, RegressorSummary
 from contrique.regressor.ridge import Ridge
@@ -98,7 +99,7 @@ def requests(scorer: Scorer, good: list[bytes], count: int) -> list[Request]:
     # as sent, with what is judged of it; errors call an image by its place, so each is judged for each place
     encoded = [base64.b64encode(data).decode() for data in files] + ["!"]
     judged = [
-        [flatten(scorer.judge(data, f"image {place}", ServingConfig().max_pixels)) for place in range(3)]
+        [flatten(scorer.judge(data, f"image {place}", ServingLimits().max_pixels)) for place in range(3)]
         for data in tqdm(files, desc="expected")
     ]
     judged.append(
@@ -213,6 +214,7 @@ def by_mlflow(model: Path, folder: Path) -> "Iterator[tuple[int, str]]":
         folder / "saved",
         python_model=str(SCRIPT),
         artifacts={"encoder": str(model / "encoder.safetensors"), "regressor": str(model / "regressor")},
+        model_config=hash_model(model / "encoder.safetensors", model / "regressor"),
         code_paths=[str(SCRIPT.parents[1] / "contrique")],
         pip_requirements=[],
     )

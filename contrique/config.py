@@ -135,18 +135,24 @@ class RegistryConfig:
 
 
 @dataclass(frozen=True)
-class ServingConfig:
-    """Limits of a served model. MLflow's server has the defaults of the first three; `contrique serve` has them all.
+class ServingLimits:
+    """Limits of a served model. MLflow's server has those of images and decoders; `contrique serve` has them all.
 
-    What is over one of the first three is answered with an error for that image alone, else for the whole request.
+    An image over one of the first three, or over the seconds or bytes of a decoder, is answered with an error for that
+    image alone, all else for the whole request.
     """
 
     max_images: int = 64  # a request
     max_bytes: int = 32_000_000  # of an image file
     max_pixels: int = 50_000_000  # of an image
+    decoders: int = 2  # processes that decode images, one each at a time
+    decode_seconds: float = 10.0  # of a processor, for one image; a fifth of it for one of under four megapixels
+    decode_bytes: int = 3_000_000_000  # of a decoder's address space
     max_request_bytes: int = 64_000_000  # of a request's body; base64 is a third longer than the file
     max_requests: int = 32  # under way at once
     max_held_bytes: int = 256_000_000  # of the bodies of all requests under way
+    max_connections: int = 256  # open at once, half of them by one address; at most half the descriptors there are
+    header_seconds: float = 10.0  # from a connection, or the last answer on it, to the end of a request's headers
     seconds: float = 300.0  # from the end of a request's headers to its answer; 50 megapixels take a minute or two
     heat_side: int = 800  # pixels of the longer side, to which a heat map is drawn
 
@@ -173,7 +179,7 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     gate: GateConfig = field(default_factory=GateConfig)
     registry: RegistryConfig = field(default_factory=RegistryConfig)
-    serving: ServingConfig = field(default_factory=ServingConfig)
+    serving: ServingLimits = field(default_factory=ServingLimits)
     drift: DriftConfig = field(default_factory=DriftConfig)
 
 

@@ -129,6 +129,8 @@ def _explained(data: bytes, name: str) -> Iterator[None]:
             what = f"{kind} is not supported; convert it to an 8-bit PNG" if kind else _DAMAGED.format("no TIFF tags")
             raise BadImage(f"{name}: {what}") from None
         raise BadImage(f"{name}: not an image in a known format; remove it or convert it to PNG") from None
+    except MemoryError:
+        raise BadImage(f"{name}: takes more memory to decode than there is; downscale it first") from None
     except Exception as error:  # Pillow and imagecodecs raise many types for damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadImage(f"{name}: {_DAMAGED.format(reason)}") from error

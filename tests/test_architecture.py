@@ -39,7 +39,7 @@ ONLY_IMPORTERS = {
     "botocore": {"contrique/s3.py"},
     "kubernetes": {"contrique/pretraining/launch.py"},
     "fastapi": {"contrique/serving/"},
-    "uvicorn": {"contrique/serving/app.py"},
+    "uvicorn": {"contrique/serving/"},
 }
 # Modules through which files, networks, clocks or other processes are reached.
 IO = {"datetime", "glob", "pathlib", "requests", "shutil", "socket", "subprocess", "tempfile", "time", "urllib"}

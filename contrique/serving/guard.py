@@ -5,61 +5,52 @@ import ipaddress
 import logging
 import re
 import socket
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from fastapi import HTTPException, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException as AnyHTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from contrique.config import ServingConfig
+from contrique.config import ServingLimits
 from contrique.serving.schema import Refused
+from contrique.text import escape_control
 
 LOOPBACK: Final = ("localhost", "127.0.0.1", "[::1]")  # names by which a browser on this machine asks
 MAX_PARTS: Final = 100_000  # of the JSON of one request: parsed, an empty list takes twenty times its bytes
-Result = TypeVar("Result")
+_PATIENCE: Final = 5.0  # seconds that a body may be on its way while others are sent away
 _log = logging.getLogger("contrique.serving")
 
 
-class Turns:
-    """One thread that works; whoever waits for it does so outside of it, first come, first served.
+class _Arrival:
+    """A request whose body is on its way.
 
     Attributes:
-        waiting: pictures that somebody waits for, the one that is computed included.
+        size: bytes that have come.
+        deadline: until which all of it must be done.
     """
 
-    def __init__(self) -> None:
-        self.waiting = 0
-        self._pool = ThreadPoolExecutor(1, "score")
-        self._turn = asyncio.Lock()
+    def __init__(self, deadline: asyncio.Timeout) -> None:
+        self.size = 0
+        self.deadline = deadline
+        self.is_evicted = False
+        self._start = asyncio.get_running_loop().time()
 
-    async def take(self, work: Callable[[], Result]) -> Result:
-        """What `work` gives. A request that was given up while it waited leaves nothing behind.
+    def age(self) -> float:
+        return asyncio.get_running_loop().time() - self._start
 
-        A picture that is being computed cannot be stopped: the turn is over when it is done, whoever still wants it.
-        """
-        self.waiting += 1
-        try:
-            await self._turn.acquire()
-            done = asyncio.get_running_loop().run_in_executor(self._pool, work)
-            done.add_done_callback(lambda _: self._turn.release())
-            return await asyncio.shield(done)
-        finally:
-            self.waiting -= 1
-
-    def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+    def evict(self) -> None:
+        self.is_evicted = True
+        self.deadline.reschedule(asyncio.get_running_loop().time())
 
 
 class Guard:
     """What is the same for every request: who may ask, how much, for how long, and what a browser may do with it."""
 
-    def __init__(self, app: ASGIApp, limits: ServingConfig, hosts: "Hosts", policy: str) -> None:
+    def __init__(self, app: ASGIApp, limits: ServingLimits, hosts: "Hosts", policy: str) -> None:
         self._app = app
         self._limits = limits
         self._hosts = hosts
@@ -75,73 +66,104 @@ class Guard:
         ]
         self._under_way = 0  # requests with a body
         self._held = 0  # bytes of their bodies
+        self._arrivals: list[_Arrival] = []  # oldest first
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = whole = False
-        taken = parts = 0
+        started = False
+        parts = 0
+        has_body = scope["method"] not in ("GET", "HEAD")
 
-        async def heard() -> Message:
-            nonlocal whole, taken, parts
+        async def receive_counted() -> Message:
+            nonlocal parts
             message = await receive()
-            more = message.get("body", b"")
-            taken += len(more)
-            self._held += len(more)
-            parts += sum(map(more.count, (b"[", b"{", b",")))  # none of which is in base64
-            if taken > self._limits.max_request_bytes:
+            content = message.get("body", b"")
+            arrival.size += len(content)
+            self._held += len(content)
+            parts += sum(map(content.count, (b"[", b"{", b",")))  # none of which is in base64
+            if arrival.size > self._limits.max_request_bytes:
                 raise _refuse_large(self._limits)
             if parts > MAX_PARTS:
                 raise HTTPException(413, "the request has too many parts; send fewer pictures in one")
-            if self._held > self._limits.max_held_bytes:
+            if not message.get("more_body", False):
+                self._end_arrival(arrival)
+            if self._held > self._limits.max_held_bytes and not self._evict_largest(arrival):
                 raise _refuse_busy()
-            whole = whole or not message.get("more_body", False)
             return message
 
-        async def said(message: Message) -> None:
+        async def send_guarded(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
                 message["headers"] = [*message.get("headers", []), *self._headers]
             await send(message)
 
-        async def tell(status: int, line: str) -> None:
+        async def respond(status: int, line: str) -> None:
             if started:  # and cannot be taken back: the server cuts it off
                 _log.warning("an answer was broken off: %s", line)
             else:
-                await _answer(status, line)(scope, heard, said)
+                await _answer(status, line)(scope, receive_counted, send_guarded)
 
-        body = scope["method"] not in ("GET", "HEAD")
-        self._under_way += body
+        self._under_way += has_body
+        deadline = asyncio.timeout(self._limits.seconds)
+        arrival = _Arrival(deadline)
         try:
-            async with asyncio.timeout(self._limits.seconds):
-                self._admit(scope, body)
-                await self._app(scope, heard, said)
+            async with deadline:
+                self._admit(scope, has_body)
+                if has_body:
+                    self._arrivals.append(arrival)
+                await self._app(scope, receive_counted, send_guarded)
         except AnyHTTPException as refusal:  # of _admit; the others never get here
-            await answer_refusal(None, refusal)(scope, heard, said)
+            await answer_refusal(None, refusal)(scope, receive_counted, send_guarded)
         except TimeoutError:
             limit = f"{self._limits.seconds:g} s"
-            if whole or not body:
-                await tell(504, f"not done within {limit}; try again, with fewer or smaller pictures")
+            if arrival.is_evicted:
+                await respond(408, "the request arrived too slowly while others waited; try again")
+            elif arrival in self._arrivals:
+                await respond(408, f"the request did not arrive within {limit}; send it smaller")
             else:
-                await tell(408, f"the request did not arrive within {limit}; send it smaller")
-        except Exception:  # told in the log, whole, and to the client without its stack trace
-            _log.exception("%s %s failed", scope["method"], scope["path"])
-            await tell(500, "an error of the server, told in its log")
+                await respond(504, f"not done within {limit}; try again, with fewer or smaller pictures")
+        except ClientDisconnect:  # nobody is there to be told
+            return
+        except Exception:  # in the log, whole, and to the client without its stack trace
+            _log.exception("%s %s failed", scope["method"], escape_control(scope["path"]))
+            await respond(500, "an error of the server, told in its log")
         finally:
-            self._under_way -= body
-            self._held -= taken
+            self._under_way -= has_body
+            self._held -= arrival.size
+            self._end_arrival(arrival)
 
-    def _admit(self, scope: Scope, body: bool) -> None:
+    def _admit(self, scope: Scope, has_body: bool) -> None:
         headers = Headers(scope=scope)
         if not self._hosts.know(headers.get("host", "")):
             raise HTTPException(400, "unknown host; ask by the name that the server was given as --host")
         declared = headers.get("content-length", "0")
         if declared.isdecimal() and int(declared) > self._limits.max_request_bytes:
             raise _refuse_large(self._limits)
-        if body and self._under_way > self._limits.max_requests:
+        if has_body and self._under_way > self._limits.max_requests and not self._evict_oldest():
             raise _refuse_busy()
+
+    def _evict_oldest(self) -> bool:
+        """Whether a request gave way whose body is long on its way."""
+        waiting = [arrival for arrival in self._arrivals if not arrival.is_evicted]
+        if not waiting or waiting[0].age() < _PATIENCE:
+            return False
+        waiting[0].evict()
+        return True
+
+    def _evict_largest(self, newest: _Arrival) -> bool:
+        """Whether a request gave way of whose body more has come than of another's, and not yet all."""
+        largest = max(self._arrivals, key=lambda arrival: arrival.size, default=newest)
+        if largest is newest or largest.size <= newest.size or largest.is_evicted:
+            return False
+        largest.evict()
+        return True
+
+    def _end_arrival(self, arrival: _Arrival) -> None:
+        if arrival in self._arrivals:
+            self._arrivals.remove(arrival)
 
 
 class Hosts:
@@ -161,8 +183,8 @@ def list_hosts(host: str) -> Hosts:
 
     No name can be made to point here by asking for an address, so those are safe.
     """
-    found = _parse_address(host)
-    everywhere = found is not None and found.is_unspecified
+    address = _parse_address(host)
+    everywhere = address is not None and address.is_unspecified
     names = {*LOOPBACK, host.lower(), f"[{host.lower()}]"} | ({socket.gethostname().lower()} if everywhere else set())
     return Hosts(names, everywhere)
 
@@ -173,7 +195,7 @@ def _parse_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address |
     return None
 
 
-def _refuse_large(limits: ServingConfig) -> HTTPException:
+def _refuse_large(limits: ServingLimits) -> HTTPException:
     return HTTPException(413, f"the request is over {limits.max_request_bytes / 1e6:g} MB; send fewer pictures in one")
 
 
@@ -188,11 +210,3 @@ def _answer(status: int, line: str, headers: Any = None) -> JSONResponse:
 def answer_refusal(_: Request | None, error: Exception) -> JSONResponse:
     assert isinstance(error, AnyHTTPException)
     return _answer(error.status_code, str(error.detail), error.headers)
-
-
-def answer_malformed(_: Request, error: Exception) -> JSONResponse:
-    """The first fault alone, and where; what was sent is not sent back."""
-    assert isinstance(error, RequestValidationError)
-    fault = error.errors()[0]
-    where = ".".join(ascii(str(part))[1:-1][:100] for part in fault["loc"])  # a key may be anything
-    return _answer(422, f"{where}: {fault['msg']}; see /openapi.json, and send application/json")

@@ -6,7 +6,6 @@ environment on PATH (MLflow starts uvicorn by its name). MLflow's loaders put th
 """
 
 import logging
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,13 @@ import yaml
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
-from contrique.config import ServingConfig
+from contrique.config import ServingLimits
 from contrique.integrity import check_model
-from contrique.scoring.results import CSV_COLUMNS, Failure, Score, flatten
+from contrique.scoring.results import CSV_COLUMNS, flatten
 from contrique.scoring.scorer import Scorer
-from contrique.serving.request import answer
+from contrique.serving.request import Turns
 from contrique.text import mask_secrets
 from contrique.tracking.store import limit_waiting
-
-LIMITS = ServingConfig()
 
 
 class QualityModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
@@ -44,7 +41,7 @@ class QualityModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             check_model(encoder, regressor, tags, model, "the registry")
         self._scorer = Scorer(encoder, regressor, version)
         self._scorer.use("torch")  # loads it: a damaged encoder fails here and not at the first picture
-        self._turn = threading.Lock()  # a request's thread would need memory of its own for each picture
+        self._turns = Turns(ServingLimits())
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Score images.
@@ -52,7 +49,7 @@ class QualityModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         Args:
             context: unused, the model is loaded.
             model_input: a column `image` of encoded image files, as base64 strings or bytes; at most
-                `ServingConfig.max_images` rows, each of at most `max_bytes` and `max_pixels`.
+                `ServingLimits.max_images` rows, each of at most `max_bytes` and `max_pixels`.
             params: unused.
         Returns:
             one row per input row, in order: the columns of `scorer.CSV_COLUMNS` less `path`. An image that is bad, too
@@ -66,16 +63,13 @@ class QualityModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
                 f"the input needs a column 'image' of base64 strings, has {list(model_input.columns)}",
                 INVALID_PARAMETER_VALUE,
             )
-        rows = [flatten(self._judge(value, index)) for index, value in enumerate(model_input["image"])]
+        results = [
+            self._turns.answer(value, index, self._scorer.judge_pixels)
+            for index, value in enumerate(model_input["image"])
+        ]
+        rows = [flatten(result) for result in results]
         # of objects, so that what is missing is None and not NaN, which is no JSON
         return pd.DataFrame(rows, columns=CSV_COLUMNS, dtype=object).drop(columns="path")
-
-    def _judge(self, value: Any, index: int) -> Score | Failure:
-        def score(data: bytes, name: str) -> Score | Failure:
-            with self._turn:
-                return self._scorer.judge(data, name, LIMITS.max_pixels)
-
-        return answer(value, index, LIMITS, score)
 
 
 def _read_registered_name(artifact: Path) -> tuple[str, str]:

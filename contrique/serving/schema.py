@@ -1,8 +1,9 @@
 """What the server is asked and answers, as JSON."""
 
-from typing import Final
+from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.json_schema import models_json_schema
 
 MAX_ROWS: Final = 1000  # of one request: each costs memory before the limit of images is looked at
 
@@ -14,7 +15,9 @@ class _Model(BaseModel):
 class Picture(_Model):
     """An image file."""
 
-    image: str = Field(description="the file's bytes in base64, of any format in docs/inputs.md")
+    image: str = Field(
+        description="the file's bytes in base64, or a `data:` URL of them, of any format in docs/inputs.md"
+    )
     name: str = Field("", max_length=1000, description="comes back with the answer; is used for nothing else")
 
 
@@ -80,3 +83,23 @@ class Health(_Model):
     labels: str = Field(description="human or weak")
     version: str = Field(description="of this program")
     waiting: int = Field(description="pictures that are computed or wait their turn")
+
+
+def describe_fault(error: ValidationError) -> str:
+    """The first fault of a request alone, and where; what was sent is not sent back."""
+    fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    where = ".".join(["body", *(ascii(str(part))[1:-1][:100] for part in fault["loc"])])  # a key may be anything
+    return f"{where}: {fault['msg']}; see /openapi.json, and send application/json"
+
+
+def describe_requests() -> dict[str, Any]:
+    """Schemas of what the server is asked, for `components` of OpenAPI; it reads them in another process."""
+    forms = [(Picture, "validation"), (Pictures, "validation")]
+    _, definitions = models_json_schema(forms, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
+    return dict(definitions["$defs"])
+
+
+def describe_body(form: type[BaseModel]) -> dict[str, Any]:
+    """What an endpoint takes, for OpenAPI."""
+    schema = {"$ref": f"#/components/schemas/{form.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

@@ -20,11 +20,12 @@ import tiny_model
 from mlflow.exceptions import MlflowException
 
 from contrique import images
-from contrique.config import ServingConfig
+from contrique.config import ServingLimits
 from contrique.integrity import hash_model
 from contrique.registry.model_server import _start_server, _wait_until_up
 from contrique.scoring.results import CSV_COLUMNS, TEXT_COLUMNS, Failure
 from contrique.scoring.scorer import TOLERANCE, Scorer
+from contrique.serving.request import Turns
 
 SCRIPT = Path(__file__).parents[2] / "contrique" / "serving" / "mlflow_model.py"
 
@@ -66,7 +67,7 @@ def ask(model, values):
 def test_the_corpus_in_base64(model, parts, tmp_path):
     """Each answer is that of the scorer, and good JSON; a bad image fails no neighbour."""
     paths = [path for path in bad_inputs.build(tmp_path / "corpus") if path.is_file()]
-    paths = paths[: ServingConfig().max_images]
+    paths = paths[: ServingLimits().max_images]
     answer = ask(model, [base64.b64encode(path.read_bytes()).decode() for path in paths])
     assert list(answer.columns) == [name for name in CSV_COLUMNS if name != "path"]
     scorer = Scorer(parts.encoder, parts.regressor)
@@ -74,7 +75,7 @@ def test_the_corpus_in_base64(model, parts, tmp_path):
     for i, (path, row) in enumerate(
         zip(paths, json.loads(json.dumps(answer.to_dict("records"), allow_nan=False)), strict=True)
     ):
-        expected = scorer.judge(path.read_bytes(), f"image {i}", ServingConfig().max_pixels)
+        expected = scorer.judge(path.read_bytes(), f"image {i}", ServingLimits().max_pixels)
         if isinstance(expected, Failure):
             failed += 1
             assert (row["error"], row["score"]) == (expected.error, None)
@@ -83,10 +84,11 @@ def test_the_corpus_in_base64(model, parts, tmp_path):
     assert 10 < failed < len(paths) - 10
 
 
-def test_limits_fail_what_is_over_them_alone(model, script, monkeypatch):
+def test_limits_fail_what_is_over_them_alone(model, monkeypatch):
     good = images.encode_png(tiny_model.picture(0))
     wide = images.encode_png(tiny_model.picture(0, 80, 200))
-    monkeypatch.setattr(script, "LIMITS", ServingConfig(max_images=5, max_bytes=len(good) + 9, max_pixels=80 * 100))
+    turns = Turns(ServingLimits(max_images=5, max_bytes=len(good) + 9, max_pixels=80 * 100))
+    monkeypatch.setattr(model, "_turns", turns)
     heavy = good + bytes(100)
     answer = ask(model, [good, wide[: len(good)], heavy, base64.b64encode(heavy).decode(), good, good, "x" * 10**6])
     errors = [str(error) for error in answer["error"]]
@@ -95,6 +97,7 @@ def test_limits_fail_what_is_over_them_alone(model, script, monkeypatch):
     assert all("MB; send it smaller" in error for error in errors[2:4])
     assert all("over 5 images a request" in error for error in errors[5:])
     assert answer["score"][0] == answer["score"][4]
+    turns.close()
 
 
 @pytest.mark.parametrize("value", [None, 3, 2.5, float("nan"), [], {}, "", "!!", "AAAA", b"", "ä", "A"])
@@ -112,13 +115,13 @@ def test_a_fault_of_the_server_is_told_in_its_log_and_not_to_the_client(model, c
     good = images.encode_png(tiny_model.picture(0))
     calls = []
 
-    def judge(data, name, max_pixels, real=model._scorer.judge):
+    def judge(pixels, name, real=model._scorer.judge_pixels):
         calls.append(name)
         if len(calls) == 2:
             raise MemoryError("secret path /srv/model")
-        return real(data, name, max_pixels)
+        return real(pixels, name)
 
-    monkeypatch.setattr(model._scorer, "judge", judge)
+    monkeypatch.setattr(model._scorer, "judge_pixels", judge)
     with caplog.at_level(logging.ERROR):
         answer = ask(model, [good, good, good])
     assert answer["error"][1] == "image 1: could not be scored (an error of the server, told in its log)"
@@ -162,6 +165,7 @@ def test_mlflows_server_answers_with_the_contract_and_never_with_a_stack_trace(p
         tmp_path / "saved",
         python_model=str(SCRIPT),
         artifacts={"encoder": str(parts.encoder), "regressor": str(parts.regressor)},
+        model_config=hash_model(parts.encoder, parts.regressor),
         signature=mlflow.models.ModelSignature(
             inputs=mlflow.types.Schema([mlflow.types.ColSpec("string", "image")]),
             outputs=mlflow.types.Schema(columns),

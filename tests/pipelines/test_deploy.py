@@ -3,16 +3,24 @@
 import copy
 import inspect
 import json
+import os
 import re
+import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
+import botocore.exceptions
 import kubernetes_validate
 import pytest
 import yaml
-from mlflow.server.security_utils import is_allowed_host_header
+from mlflow.server.security_utils import is_allowed_host_header, should_block_cors_request
 
 from contrique.pretraining import launch
 from contrique.pretraining.launch import _KIND
@@ -21,6 +29,8 @@ from pipelines.cluster import resources
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = "1.37"
+NAMESPACES = ("plain", "profile")
+SIDECAR = "sidecar.istio.io/inject"
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +66,24 @@ def test_everything_is_there(built, workloads):
     assert set(workloads) == {"postgres", "seaweedfs", "mlflow", "training"}
     kinds = {name.partition("/")[0] for name in built}
     assert {"ResourceQuota", "NetworkPolicy", "Role", "RoleBinding", "ServiceAccount", "ConfigMap"} <= kinds
-    spaces = {one["metadata"].get("namespace") for name, one in built.items() if name != "Namespace/contrique"}
-    assert spaces == {"contrique"}
+    assert {one["metadata"]["namespace"] for one in built.values()} == {"contrique"}
+
+
+def test_the_namespace_keeps_the_label_that_kubeflow_admits_it_by(built):
+    """Kubeflow's policies admit namespaces with `part-of: kubeflow-profile`, which a Profile's controller sets."""
+    spaces = [one for one in built.values() if one["kind"] == "Namespace"]
+    spaces += [yaml.safe_load((ROOT / "deploy" / "namespace" / f"{kind}.yaml").read_text()) for kind in NAMESPACES]
+    assert {one["metadata"]["name"] for one in spaces} == {"contrique"}
+    assert not [one for one in spaces if "app.kubernetes.io/part-of" in one["metadata"].get("labels", {})]
+    kubernetes_validate.validate(next(one for one in spaces if one["kind"] == "Namespace"), KUBERNETES, strict=True)
+
+
+def test_no_pod_gets_an_istio_sidecar(built, workloads):
+    assert {name: template["metadata"]["labels"].get(SIDECAR) for name, template in workloads.items()} == dict.fromkeys(
+        workloads, "false"
+    )
+    claims = [claim for one in built.values() for claim in one.get("spec", {}).get("volumeClaimTemplates", [])]
+    assert not [claim for claim in claims if "labels" in claim["metadata"]], "a StatefulSet may not change them"
 
 
 def test_valid_against_the_schemas(built):
@@ -92,7 +118,8 @@ def test_the_tasks_find_their_configmap_and_secrets(built, workloads):
         if (reference := variable.get("valueFrom", {}).get("secretKeyRef"))
     }
     name, keys = resources.S3_SECRET
-    assert used == {(name, key) for key in keys} | {("contrique-postgres", "password")}
+    secrets = {(secret, key) for secret in (name, "contrique-models") for key in keys}
+    assert used == secrets | {("contrique-postgres", "password")}
 
 
 @pytest.mark.parametrize(("key", "service"), [("s3-endpoint", "seaweedfs"), ("mlflow-uri", "mlflow")])
@@ -111,8 +138,19 @@ def test_mlflow_accepts_the_names_it_is_called_by(built, workloads):
     allowed = option(workloads["mlflow"], "allowed-hosts").split(",")
     uri = built[f"ConfigMap/{resources.ENDPOINTS}"]["data"]["mlflow-uri"]
     assert is_allowed_host_header(allowed, uri.removeprefix("http://"))
-    assert is_allowed_host_header(allowed, "localhost:5000"), "a port-forward"
+    for forwarded in ("localhost:5000", "127.0.0.1:5000"):
+        assert is_allowed_host_header(allowed, forwarded), "a port-forward"
     assert not is_allowed_host_header(allowed, "evil.example.org")
+
+
+def test_the_ui_of_mlflow_may_post_from_where_it_is_said_to_be(built, workloads):
+    """By MLflow's own check. Behind an ingress its origin must be listed, and there is a place for it."""
+    allowed = option(workloads["mlflow"], "cors-allowed-origins").split(",")
+    ui = built[f"ConfigMap/{resources.ENDPOINTS}"]["data"]["mlflow-ui"]
+    assert ui in allowed
+    assert not should_block_cors_request(ui, "POST", allowed)
+    assert should_block_cors_request("https://mlflow.example.org", "POST", allowed), "until it is added"
+    assert not should_block_cors_request("https://mlflow.example.org", "POST", [*allowed, "https://mlflow.example.org"])
 
 
 def test_mlflow_understands_its_options(workloads):
@@ -130,7 +168,126 @@ def test_seaweedfs_understands_its_options(workloads):
     )
     for argument in container(workloads["seaweedfs"])["args"]:
         name = argument.partition("=")[0]
-        assert name in ("server", "-logtostderr") or f"  {name}" in done.stdout + done.stderr, name
+        assert f"  {name}" in done.stdout + done.stderr, name
+
+
+KEYS = {
+    "TASKS_ACCESS_KEY": "tasks",
+    "TASKS_SECRET_KEY": "tasks-secret",
+    "MODELS_ACCESS_KEY": "models",
+    "MODELS_SECRET_KEY": "models-secret",
+}
+
+
+def started(folder: Path, keys: dict[str, str]) -> tuple["subprocess.Popen[bytes]", str]:
+    """`deploy/seaweedfs.sh` as its pod starts it, on ports of this test, and the address of its S3."""
+    parts = ("s3", "master", "volume", "filer")
+    ports = {name: free_port() for part in parts for name in (f"{part}.port", f"{part}.port.grpc")}
+    options = [f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3.port.iceberg=0", "-s3.port.lance=0"]
+    options += ["-volume.max=20", "-master.volumeSizeLimitMB=64", "-master.telemetry=false", "-volume.preStopSeconds=0"]
+    options += [f"-{name}={port}" for name, port in ports.items()]
+    command = ["sh", ROOT / "deploy" / "seaweedfs.sh", *options]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    master = f"{ports['master.port']}.{ports['master.port.grpc']}"
+    environment = {"PATH": path, "HOME": str(folder), "MASTER_PORT": master} | keys
+    server = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, process_group=0
+    )
+    return server, f"http://127.0.0.1:{ports['s3.port']}"
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory) -> Iterator[dict[str, Any]]:
+    """Clients of a store with both buckets, by whose keys they have."""
+    server, address = started(tmp_path_factory.mktemp("s3"), KEYS)
+    threading.Thread(target=server.stderr.read, daemon=True).start()
+    settings = {"endpoint_url": address, "region_name": "us-east-1"}
+    try:
+        clients = {
+            who: boto3.client("s3", aws_access_key_id=who, aws_secret_access_key=f"{who}-secret", **settings)
+            for who in ("tasks", "models")
+        }
+        deadline = time.monotonic() + 120
+        while not all(written(client, bucket) for client, bucket in zip(clients.values(), BUCKETS, strict=True)):
+            assert time.monotonic() < deadline, "the buckets are not there"
+            time.sleep(0.2)
+        yield clients
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+BUCKETS = ("contrique", "contrique-models")
+
+
+def written(client: Any, bucket: str) -> bool:
+    try:
+        client.put_object(Bucket=bucket, Key="kept", Body=b"kept")
+    except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError):
+        return False
+    return True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("who", "own", "other"), [("tasks", *BUCKETS), ("models", *reversed(BUCKETS))])
+def test_whoever_has_one_key_of_the_store_has_not_the_other_bucket(stores, who, own, other):
+    """So a task cannot put another encoder in the place of a registered one."""
+    client = stores[who]
+    client.put_object(Bucket=own, Key="a/b", Body=b"mine")
+    assert client.get_object(Bucket=own, Key="a/b")["Body"].read() == b"mine"
+    assert [one["Key"] for one in client.list_objects_v2(Bucket=own, Prefix="a/")["Contents"]] == ["a/b"]
+    attempts = {
+        "write": lambda: client.put_object(Bucket=other, Key="kept", Body=b"mine"),
+        "read": lambda: client.get_object(Bucket=other, Key="kept"),
+        "delete": lambda: client.delete_object(Bucket=other, Key="kept"),
+        "copy": lambda: client.copy_object(Bucket=own, Key="copy", CopySource=f"{other}/kept"),
+        "list": lambda: client.list_objects_v2(Bucket=other),
+        "make a bucket": lambda: client.create_bucket(Bucket="third"),
+    }
+    for what, attempt in attempts.items():
+        with pytest.raises(botocore.exceptions.ClientError) as refused:
+            attempt()
+        assert refused.value.response["Error"]["Code"] == "AccessDenied", what
+
+
+@pytest.mark.parametrize("secret", ["", 'a"b', "a b"])
+def test_the_store_does_not_start_with_a_secret_that_its_configuration_cannot_hold(tmp_path, secret):
+    server, _ = started(tmp_path, KEYS | {"MODELS_SECRET_KEY": secret})
+    said = server.communicate(timeout=60)[1].decode()
+    assert server.returncode == 1
+    assert said.startswith("error: MODELS_SECRET_KEY is empty, or holds other characters"), said
+
+
+def test_tasks_and_models_have_different_keys(workloads):
+    """What a task is given opens nothing that MLflow keeps models in."""
+    name, _ = resources.S3_SECRET
+    used = {
+        variable["name"]: variable["valueFrom"]["secretKeyRef"]["name"]
+        for variable in container(workloads["mlflow"])["env"]
+        if "secretKeyRef" in variable.get("valueFrom", {})
+    }
+    assert name not in used.values()
+    assert option(workloads["mlflow"], "artifacts-destination").startswith(f"s3://{BUCKETS[1]}/")
+
+
+def test_runs_keep_their_artifacts_in_the_products_bucket(built):
+    """By keys of a Secret: with `fromEnv` the launcher would use whatever the task's environment holds."""
+    data = built["ConfigMap/kfp-launcher"]["data"]
+    assert data["defaultPipelineRoot"].startswith(f"s3://{BUCKETS[0]}/")
+    (kind,) = yaml.safe_load(data["providers"]).values()
+    default = kind["default"]
+    endpoint = built[f"ConfigMap/{resources.ENDPOINTS}"]["data"]["s3-endpoint"]
+    assert (default["endpoint"], default["disableSSL"]) == (endpoint, endpoint.startswith("http://"))
+    name, keys = resources.S3_SECRET
+    reference = default["credentials"]["secretRef"]
+    assert default["credentials"]["fromEnv"] is False
+    assert (reference["secretName"], {reference["accessKeyKey"], reference["secretKeyKey"]}) == (name, keys.keys())
 
 
 def test_pods_are_confined(workloads):
@@ -139,6 +296,7 @@ def test_pods_are_confined(workloads):
         assert template["spec"]["automountServiceAccountToken"] is False, name
         context = container(template)["securityContext"]
         assert (context["allowPrivilegeEscalation"], context["capabilities"]["drop"]) == (False, ["ALL"]), name
+        assert context["readOnlyRootFilesystem"] is True, name
         assert container(template)["resources"].keys() == {"requests", "limits"}, name
 
 
@@ -161,6 +319,22 @@ def test_each_server_has_a_policy_and_only_mlflow_reaches_the_database(built, wo
         of_runs = {"podSelector": {"matchExpressions": [{"key": label, "operator": "Exists"}]}}
         for server in ("seaweedfs", "mlflow"):
             assert of_runs in policies[f"NetworkPolicy/{server}"]["ingress"][0]["from"]
+
+
+def test_nobody_reaches_anything_that_no_policy_names(built, workloads):
+    """Denied both ways by default; each pod, and each kind of pod that Kubeflow makes here, has a policy of its own."""
+    deny = built["NetworkPolicy/default-deny"]["spec"]
+    assert deny == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    policies = [one["spec"] for name, one in built.items() if name.startswith("NetworkPolicy/")]
+    chosen = [policy["podSelector"].get("matchLabels", {}) for policy in policies if "Ingress" in policy["policyTypes"]]
+    for name, template in workloads.items():
+        assert any(labels and labels.items() <= template["metadata"]["labels"].items() for labels in chosen), name
+    keys = {rule["key"] for policy in policies for rule in policy["podSelector"].get("matchExpressions", [])}
+    assert {"pipeline/runid", "jobset.sigs.k8s.io/jobset-name"} <= keys
+    assert {"app": "ml-pipeline-ui-artifact"} in chosen
+    for policy in policies:
+        for rule in policy.get("ingress", []):
+            assert rule.get("from"), "from anywhere"
 
 
 def test_runs_may_do_with_trainjobs_what_launch_does(built):
@@ -210,6 +384,7 @@ def test_the_compose_file_runs_the_same_servers(workloads):
             for one in (service.get("command", []), theirs.get("args", []))
         ]
         assert options[0] == options[1], name
+        assert service.get("entrypoint", theirs.get("command")) == theirs.get("command"), name
         assert {one["name"] for one in theirs["env"]} - {"PGDATA"} == service["environment"].keys()
         assert "healthcheck" in service or "HEALTHCHECK" in (ROOT / service["build"]["dockerfile"]).read_text()
         secret = [value for key, value in service["environment"].items() if "PASSWORD" in key or "_KEY" in key]

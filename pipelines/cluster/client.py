@@ -2,8 +2,10 @@
 
 import contextlib
 import datetime
+import json
 import logging
 import os
+import re
 import tempfile
 import time
 import warnings
@@ -21,6 +23,11 @@ from contrique.errors import ContriqueError
 
 _ENDED = {"SUCCEEDED", "SKIPPED", "FAILED", "CANCELED"}  # states of a run in KFP's API
 _POLL_SECONDS = 10
+# Versions of Kubeflow Pipelines that a document needs, and what for; docs/kubeflow.md states them.
+_NEEDED = {
+    "all": ((2, 14), "the run's end is told to its last task"),
+    "loops": ((2, 16), "the loops have names (leave out --shards)"),
+}
 _TOKEN = "KF_PIPELINES_SA_TOKEN_PATH"  # KFP's own variable: a service account's token, in a pod
 
 
@@ -54,7 +61,7 @@ class Cluster:
         Raises:
             ClusterError: the API cannot be reached or refuses.
         """
-        with self._client() as client:
+        with self._client(pipeline) as client:
             started = client.create_run_from_pipeline_func(
                 pipeline,
                 arguments=arguments,
@@ -93,7 +100,7 @@ class Cluster:
             ClusterError: the API cannot be reached or refuses.
         """
         fields = cron.split()
-        with self._client() as client, _compiled(pipeline) as package:
+        with self._client(pipeline) as client, _compiled(pipeline) as package:
             experiment = client.create_experiment(self.experiment, namespace=self.namespace or None)
             made = client.create_recurring_run(
                 experiment.experiment_id,
@@ -118,8 +125,8 @@ class Cluster:
         Raises:
             ClusterError: the API cannot be reached or refuses, as it does a version's name that is taken.
         """
-        with self._client() as client, _compiled(pipeline) as package:
-            known = client.get_pipeline_id(pipeline.name)
+        with self._client(pipeline) as client, _compiled(pipeline) as package:
+            known = self._pipeline(client, pipeline.name)
             if not known:
                 about = " ".join((pipeline.description or "").split())
                 known = client.upload_pipeline(
@@ -128,9 +135,50 @@ class Cluster:
             made = client.upload_pipeline_version(package, version, pipeline_id=known, description=description)
             return str(made.pipeline_version_id)
 
+    def _pipeline(self, client: kfp.Client, name: str) -> str:
+        """The id of the pipeline of a name in this namespace; empty if there is none.
+
+        KFP's own `get_pipeline_id` asks without a namespace, and so finds shared pipelines alone.
+        """
+        equal = {"operation": "EQUALS", "key": "display_name", "stringValue": name}
+        chosen = json.dumps({"predicates": [equal]})
+        found = client.list_pipelines(namespace=self.namespace or None, filter=chosen).pipelines
+        return str(found[0].pipeline_id) if found else ""
+
+    def _refuse_older(self, client: kfp.Client, pipeline: dsl.base_component.BaseComponent) -> None:
+        """Refuse a server that would start the run, and let it fail at what it does not know.
+
+        A server that does not tell its version is taken: newer ones have no first API, and a build may have no number.
+        """
+        try:
+            told = client._healthz_api.api_client.call_api(
+                "/apis/v1beta1/healthz",
+                "GET",
+                response_type="object",
+                auth_settings=["Bearer"],
+                _return_http_data_only=True,
+            )
+        except kfp_server_api.ApiException as error:
+            if error.status == 404:
+                return
+            raise
+        version = str(told.get("tag_name", ""))
+        loops = any(
+            task.HasField("parameter_iterator")
+            for component in pipeline.pipeline_spec.components.values()
+            for task in component.dag.tasks.values()
+        )
+        needed, because = _NEEDED["loops" if loops else "all"]
+        if (_number(version) or needed) < needed:
+            least = "{}.{}".format(*needed)
+            raise ClusterError(
+                f"{self.host} is Kubeflow Pipelines {version}, and this document needs {least} or newer, for {because}"
+                "; upgrade it"
+            )
+
     @contextlib.contextmanager
-    def _client(self) -> Iterator[kfp.Client]:
-        """KFP's client, quiet, and its failures in one line."""
+    def _client(self, pipeline: dsl.base_component.BaseComponent | None = None) -> Iterator[kfp.Client]:
+        """KFP's client, quiet, and its failures in one line; of a server that knows what the pipeline uses, if any."""
         credentials = None
         if os.environ.get(_TOKEN):
             from kfp.client.set_volume_credentials import ServiceAccountTokenVolumeCredentials
@@ -139,7 +187,10 @@ class Cluster:
         warnings.simplefilter("ignore", FutureWarning)  # KFP's client warns of servers older than 2.0 in any case
         logging.disable(logging.ERROR)  # and logs a traceback for each try to reach the server
         try:
-            yield kfp.Client(host=self.host, credentials=credentials)
+            client = kfp.Client(host=self.host, credentials=credentials)
+            if pipeline:
+                self._refuse_older(client, pipeline)
+            yield client
         except (TimeoutError, kfp_server_api.ApiException, urllib3.exceptions.HTTPError) as error:
             reason = " ".join(str(error).split())[:300]
             raise ClusterError(
@@ -147,6 +198,12 @@ class Cluster:
             ) from error
         finally:
             logging.disable(logging.NOTSET)
+
+
+def _number(version: str) -> tuple[int, int] | None:
+    """Major and minor number of a version's name; None of one that has none, such as master."""
+    numbers = re.match(r"v?(\d+)\.(\d+)", version)
+    return (int(numbers[1]), int(numbers[2])) if numbers else None
 
 
 def title(arguments: dict[str, Any]) -> str:

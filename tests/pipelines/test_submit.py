@@ -1,13 +1,8 @@
 """The client of the cluster: KFP's own, against a server that holds each request against the API's own models."""
 
-import email
-import http.server
 import json
 import re
-import threading
-import urllib.parse
 from collections.abc import Iterator
-from typing import Any
 
 import kfp_server_api
 import pytest
@@ -17,107 +12,30 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 
 from pipelines.__main__ import main
 from pipelines.cluster.client import title
-
-RUN = "11111111-2222-3333-4444-555555555555"
-MODELS = {
-    "experiments": kfp_server_api.V2beta1Experiment,
-    "runs": kfp_server_api.V2beta1Run,
-    "recurringruns": kfp_server_api.V2beta1RecurringRun,
-}
-IDS = {"experiment_id": "e-1", "run_id": RUN, "recurring_run_id": "r-1", "pipeline_id": "p-1"}
-
-
-class Server(http.server.ThreadingHTTPServer):
-    """The part of the Kubeflow Pipelines API that the client needs."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.received: dict[str, dict[str, Any]] = {}
-        self.uploaded: list[tuple[str, dict[str, str], str]] = []
-        self.states: list[str] = []
-        self.pipelines: list[dict[str, str]] = []
-        self.tokens: set[str | None] = set()
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        path = self.path.partition("?")[0].removeprefix("/apis/v2beta1/")
-        self.server.tokens.add(self.headers["Authorization"])
-        if path == "healthz":
-            self.answer({"multi_user": False})
-        elif path == "experiments":
-            self.answer({"experiments": []})
-        elif path == "pipelines":
-            self.answer({"pipelines": self.server.pipelines})
-        elif path == f"runs/{RUN}":
-            self.answer({"run_id": RUN, "state": self.server.states.pop(0)})
-        else:
-            self.answer({"error": f"unexpected GET {self.path}"}, 404)
-
-    def do_POST(self) -> None:
-        kind, _, query = self.path.partition("?")
-        kind = kind.removeprefix("/apis/v2beta1/")
-        data = self.rfile.read(int(self.headers["Content-Length"]))
-        if kind.startswith("pipelines/upload"):
-            self.upload(kind, dict(urllib.parse.parse_qsl(query)), data)
-            return
-        body = json.loads(data)
-        try:
-            conform(body, MODELS[kind])
-        except (ValueError, TypeError) as error:
-            self.answer({"error": str(error)}, 400)
-            return
-        self.server.received[kind] = body
-        self.answer(body | IDS)
-
-    def upload(self, kind: str, query: dict[str, str], data: bytes) -> None:
-        header = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
-        (part,) = email.message_from_bytes(header + data).get_payload()
-        self.server.uploaded.append((kind, query, part.get_payload(decode=True).decode()))
-        self.answer({"pipeline_id": "p-1", "pipeline_version_id": f"v-{len(self.server.uploaded)}"})
-
-    def answer(self, body: dict[str, Any], status: int = 200) -> None:
-        data = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_: Any) -> None:
-        """Quiet."""
-
-
-def conform(body: dict[str, Any], model: type) -> None:
-    """Raise unless every field is one of the model's, and every value one that the model takes, down to the leaves."""
-    unknown = set(body) - set(model.attribute_map.values())
-    if unknown:
-        raise ValueError(f"{model.__name__} has no fields {unknown}")
-    for name, json_name in model.attribute_map.items():
-        kind = getattr(kfp_server_api, model.openapi_types[name], None)
-        if json_name in body and hasattr(kind, "openapi_types") and kind.openapi_types:
-            conform(body[json_name], kind)
-        elif json_name in body and hasattr(kind, "allowable_values") and body[json_name] not in kind.allowable_values:
-            raise ValueError(f"{json_name}: {body[json_name]} is none of {kind.allowable_values}")
+from tests.kubeflow_api import RUN, Server, conform
 
 
 @pytest.fixture
-def server(tmp_path, monkeypatch) -> Iterator[Server]:
+def home(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))  # KFP's client keeps a context file there
     monkeypatch.setattr("kfp.client.Client._LOCAL_KFP_CONTEXT", str(tmp_path / "context.json"))
+
+
+@pytest.fixture
+def server(home) -> Iterator[Server]:
     with Server() as running:
-        thread = threading.Thread(target=running.serve_forever, daemon=True)
-        thread.start()
         yield running
-        running.shutdown()
-        thread.join()
+
+
+@pytest.fixture
+def with_profiles(home) -> Iterator[Server]:
+    """A Kubeflow where somebody else's pipeline of the same name is shared with all."""
+    with Server(multi_user=True) as running:
+        yield running
 
 
 def ask(command: str, server: Server, *options: str) -> int:
-    host = f"http://127.0.0.1:{server.server_port}"
-    return main([command, "--host", host, "--experiment", "quality", *options])
+    return main([command, "--host", server.address, "--experiment", "quality", *options])
 
 
 def submit(server: Server, *options: str) -> int:
@@ -218,17 +136,89 @@ def test_a_schedule_that_is_no_cron(server, capsys):
     assert not server.received
 
 
-@pytest.mark.parametrize("known", [True, False])
-def test_upload(server, known, capsys):
+def test_upload(server, capsys):
     """The pipeline itself if it is new, and a version of it in any case."""
-    server.pipelines = [{"pipeline_id": "p-1", "display_name": "contrique-training"}] if known else []
     assert ask("upload", server, "--version", "0.1.0", "--description", "the first", "--shards", "2") == 0
-    *first, (kind, query, text) = server.uploaded
-    assert [each[0] for each in first] == ([] if known else ["pipelines/upload"])
-    assert kind == "pipelines/upload_version"
-    assert query == {"name": "0.1.0", "pipelineid": "p-1", "description": "the first"}
-    assert "comp-gather-distortions" in next(yaml.safe_load_all(text))["components"]
+    assert ask("upload", server, "--version", "0.2.0") == 0
+    (pipeline,) = server.kept["pipelines"]
+    assert pipeline["display_name"] == "contrique-training"
+    assert pipeline["description"].startswith("Train, judge, gate")
+    first, second = server.kept["versions"]
+    assert (first["display_name"], first["description"], first["pipeline_id"]) == ("0.1.0", "the first", "p-1")
+    assert (second["display_name"], second["pipeline_id"]) == ("0.2.0", "p-1")
+    assert "comp-gather-distortions" in next(yaml.safe_load_all(first["document"]))["components"]
     assert "version 0.1.0" in capsys.readouterr().out
+
+
+def test_a_version_that_is_there_already(server, capsys):
+    assert ask("upload", server, "--version", "0.1.0") == 0
+    assert ask("upload", server, "--version", "0.1.0") == 2
+    assert "0.1.0 already exists" in capsys.readouterr().err
+
+
+class TestProfiles:
+    """Namespaces are kept apart: each command twice in one, and once in another."""
+
+    SPACES = ("contrique", "contrique", "other")
+
+    def test_upload(self, with_profiles):
+        for number, space in enumerate(self.SPACES):
+            assert ask("upload", with_profiles, "--namespace", space, "--version", f"0.{number}.0") == 0
+        pipelines = [(one["namespace"], one["pipeline_id"]) for one in with_profiles.kept["pipelines"]]
+        assert pipelines == [("contrique", "p-1"), ("other", "p-2")]
+        assert [one["pipeline_id"] for one in with_profiles.kept["versions"]] == ["p-1", "p-1", "p-2"]
+
+    def test_a_shared_pipeline_of_the_same_name_is_left_alone(self, with_profiles):
+        assert ask("upload", with_profiles, "--version", "1.0.0") == 0
+        assert ask("upload", with_profiles, "--namespace", "contrique", "--version", "0.1.0") == 0
+        assert [one["namespace"] for one in with_profiles.kept["pipelines"]] == ["", "contrique"]
+        assert [one["pipeline_id"] for one in with_profiles.kept["versions"]] == ["p-1", "p-2"]
+
+    @pytest.mark.parametrize(
+        ("command", "kind", "options"),
+        [("submit", "runs", []), ("schedule", "recurringruns", ["--cron", "0 2 * * 0"])],
+    )
+    def test_runs(self, with_profiles, command, kind, options):
+        for space in self.SPACES:
+            assert ask(command, with_profiles, "--namespace", space, "--data", "s3://bucket/data", *options) == 0
+        experiments = [(one["namespace"], one["experiment_id"]) for one in with_profiles.kept["experiments"]]
+        assert experiments == [("contrique", "e-1"), ("other", "e-2")]
+        assert [one["experiment_id"] for one in with_profiles.kept[kind]] == ["e-1", "e-1", "e-2"]
+
+    def test_without_a_namespace_it_says_so(self, with_profiles, capsys):
+        assert submit(with_profiles, "--data", "s3://bucket/data") == 2
+        assert "namespace" in capsys.readouterr().err
+
+
+COMMANDS = {
+    "submit": ["--data", "s3://bucket/data"],
+    "schedule": ["--data", "s3://bucket/data", "--cron", "0 2 * * 0"],
+    "upload": ["--version", "0.1.0"],
+}
+
+
+class TestVersions:
+    @pytest.mark.parametrize("command", COMMANDS)
+    @pytest.mark.parametrize(
+        ("version", "shape", "needed"),
+        [
+            ("2.13.0", [], "2.14 or newer, for the run's end is told to its last task"),
+            ("2.0.0-alpha.5", [], "2.14 or newer"),
+            ("2.15.2", ["--shards", "2"], "2.16 or newer, for the loops have names"),
+        ],
+    )
+    def test_an_older_server_is_refused(self, home, command, version, shape, needed, capsys):
+        with Server(version) as server:
+            assert ask(command, server, *COMMANDS[command], *shape) == 2
+        error = capsys.readouterr().err
+        assert f"error: {server.address} is Kubeflow Pipelines {version}, and this document needs {needed}" in error
+        assert error.count("\n") == 1
+        assert not server.received
+
+    @pytest.mark.parametrize("version", ["2.14.0", "2.17.0", "3.0.0", "v2.16.1", "unknown", "master", ""])
+    def test_a_newer_one_or_one_that_does_not_tell_is_not(self, home, version):
+        with Server(version) as server:
+            assert submit(server, *COMMANDS["submit"]) == 0
 
 
 def test_a_path_of_this_machine_is_not_touched(server):

@@ -7,8 +7,8 @@ from pathlib import Path
 import boto3
 import pytest
 
-from pipelines import backend
-from pipelines.backend import Refused, Size, Store, carried, final_state, read_output, recorded
+from pipelines.laptop import backend
+from pipelines.laptop.backend import Refused, Size, Store, carried, final_state, read_output, recorded
 
 ADDED = {"display_name": "dataset", "store_session_info": "{}"}
 

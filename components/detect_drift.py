@@ -30,4 +30,4 @@ def detect_drift(
 
     limits = config.resolve(profile, overrides).drift
     changes = monitoring.judge_set(Path(scores.path), Path(verdict.path), Path(report.path), config=limits)
-    metrics.metadata.update({f"psi_{change.name}": change.psi for change in changes})
+    metrics.metadata.update(monitoring.describe_changes(changes))

@@ -17,7 +17,7 @@ def fetch_data(
         pristine: folders of undistorted photographs without labels.
         authentic: folders of photographs as cameras made them, without labels.
         pin: what `pin_data` said; data that changed since then are refused.
-        dataset: picture set; its metadata is the lineage (source, revision, hash, counts).
+        dataset: picture set with lineage.json (source, revision, hash, counts); its metadata say the same for people.
     """
     from pathlib import Path
 
@@ -26,4 +26,4 @@ def fetch_data(
     lineage = fetch(
         Path(dataset.path), data=data, revision=revision, pristine=pristine, authentic=authentic, expected=pin
     )
-    dataset.metadata.update(vars(lineage))
+    dataset.metadata.update(lineage.describe())

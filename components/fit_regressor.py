@@ -26,6 +26,8 @@ def fit_regressor(
     from contrique.regressor.fit import fit_set
 
     regressor.metadata.update(
-        vars(fit_set(Path(features.path), Path(regressor.path), config=config.resolve(profile, overrides).regressor))
+        fit_set(
+            Path(features.path), Path(regressor.path), config=config.resolve(profile, overrides).regressor
+        ).describe()
     )
     monitoring.keep_reference(Path(features.path), Path(regressor.path))

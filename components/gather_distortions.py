@@ -33,5 +33,5 @@ def gather_distortions(
 
     folders, settings = [Path(part.path) for part in parts], resolve(profile, overrides).synthesis
     distorted.metadata.update(
-        vars(join_parts(Path(dataset.path), folders, Path(distorted.path), seed=seed, config=settings))
+        join_parts(Path(dataset.path), folders, Path(distorted.path), seed=seed, config=settings).describe()
     )

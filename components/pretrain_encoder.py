@@ -45,4 +45,4 @@ def pretrain_encoder(
         job=job,
         to=to,
     )
-    encoder.metadata.update(vars(made))
+    encoder.metadata.update(made.describe())

@@ -24,8 +24,8 @@ def score_pictures(
     """
     from pathlib import Path
 
-    from contrique import config
+    from contrique.config import resolve
     from contrique.monitoring import score_set
 
-    names = config.resolve(profile, overrides).registry
-    scores.metadata.update(vars(score_set(data, Path(scores.path), model=model, config=names)))
+    names = resolve(profile, overrides).registry
+    scores.metadata.update(score_set(data, Path(scores.path), model=model, config=names).describe())

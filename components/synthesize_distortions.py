@@ -38,4 +38,4 @@ def synthesize_distortions(
         config=resolve(profile, overrides).synthesis,
         part=(part, parts),
     )
-    distorted.metadata.update(vars(made))
+    distorted.metadata.update(made.describe())

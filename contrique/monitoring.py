@@ -22,10 +22,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from contrique import pages
-from contrique.artifacts import DRIFT_REFERENCE, SCORES
+from contrique.artifacts import DRIFT_REFERENCE, SCORES, SUMMARY
 from contrique.config import DriftConfig, RegistryConfig
 from contrique.errors import ContriqueError
 from contrique.files import write_aside
+from contrique.metadata import Facts, Metadata, describe
 
 if TYPE_CHECKING:
     from contrique.regressor.diagnosis import Diagnosis
@@ -90,12 +91,17 @@ class Change:
 
 
 @dataclass(frozen=True)
-class ScoredSummary:
+class ScoredSummary(Facts):
     """What `score_set` did: the model's version, pictures scored and failed."""
 
     model: str
     scored: int
     failed: int
+
+
+def describe_changes(changes: Sequence[Change]) -> Metadata:
+    """The stability indices, for the page of a run."""
+    return describe({f"psi_{change.name}": change.psi for change in changes})
 
 
 def keep_reference(features: Path, regressor: Path, *, seed: int = 0) -> int:
@@ -160,8 +166,8 @@ def score_set(pictures: str, out: Path, *, model: str, config: RegistryConfig) -
 
     Args:
         pictures: a folder, or s3://bucket/prefix.
-        out: folder to write: `scores.parquet` (the columns of `scorer.CSV_COLUMNS` and `mean_distance`, `type`) and
-            the model's reference, `drift.npz`.
+        out: folder to write: `scores.parquet` (the columns of `scorer.CSV_COLUMNS` and `mean_distance`, `type`), the
+            model's reference, `drift.npz`, and what was done, `summary.json`.
         model: version or alias.
         config: names in MLflow.
     Raises:
@@ -190,10 +196,12 @@ def score_set(pictures: str, out: Path, *, model: str, config: RegistryConfig) -
             aside.mkdir()
             pd.DataFrame(rows).to_parquet(aside / SCORES, index=False)
             shutil.copyfile(files.regressor / DRIFT_REFERENCE, aside / DRIFT_REFERENCE)
-    failed = sum(bool(row["error"]) for row in rows)
+            failed = sum(bool(row["error"]) for row in rows)
+            summary = ScoredSummary(files.version, len(rows) - failed, failed)
+            (aside / SUMMARY).write_text(json.dumps(asdict(summary)))
     if failed == len(rows):
         raise DriftError(f"{pictures}: no picture could be scored, first: {rows[0]['error']}")
-    return ScoredSummary(files.version, len(rows) - failed, failed)
+    return summary
 
 
 def _score_row(path: "Path | Failure", folder: Path, scorer: "Scorer", reference: Reference) -> dict[str, Any]:

@@ -1,7 +1,13 @@
-"""Copy files and folders to and from S3. The only importer of boto3."""
+"""Copy files and folders to and from S3. The only importer of boto3.
+
+Endpoint and credentials come from the environment, as for any AWS tool (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...), or
+by this project's own names (SETTINGS), which a cluster gives to a task: the program that starts the task there reads
+AWS's names too, for a store of its own.
+"""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +18,12 @@ from tqdm import tqdm
 from contrique.files import StorageError, inside, sha256, write_aside
 
 T = TypeVar("T")
+SETTINGS = {
+    "CONTRIQUE_S3_ENDPOINT": "AWS_ENDPOINT_URL",
+    "CONTRIQUE_S3_REGION": "AWS_DEFAULT_REGION",
+    "CONTRIQUE_S3_ACCESS_KEY": "AWS_ACCESS_KEY_ID",
+    "CONTRIQUE_S3_SECRET_KEY": "AWS_SECRET_ACCESS_KEY",
+}  # environment variable of this project -> AWS's name for it
 _TRANSFERS = 8  # objects under way at once; each large one is split into parts besides
 
 
@@ -27,8 +39,6 @@ def is_s3(location: str) -> bool:
 def upload(source: Path, url: str, *, progress: bool = True) -> int:
     """Copy a file or a folder to S3, in parallel and in parts, each object with its SHA-256 as metadata.
 
-    Endpoint and credentials come from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...) as for any AWS tool.
-
     Args:
         source: a file, or a folder that is copied with everything below it.
         url: `s3://bucket/prefix`; objects are called `prefix/RELATIVE_PATH`.
@@ -43,7 +53,7 @@ def upload(source: Path, url: str, *, progress: bool = True) -> int:
     if not files:
         raise StorageError(f"{source}: nothing to upload; check the path")
     root = source.parent if source.is_file() else source
-    client = _client()
+    client = connect()
 
     def put(path: Path) -> None:
         key = prefix + path.relative_to(root).as_posix()
@@ -70,7 +80,7 @@ def download(url: str, target: Path, *, progress: bool = True) -> int:
         StorageError: nothing below the prefix, no such bucket, refused credentials, or the server cannot be reached.
     """
     bucket, prefix = _bucket_and_prefix(url)
-    client = _client()
+    client = connect()
     with _translate_errors(url), write_aside(target) as aside:
         keys = [entry["Key"] for entry in _objects(client, bucket, prefix) if not entry["Key"].endswith("/")]
         if not keys:
@@ -96,7 +106,7 @@ def list_names(url: str) -> list[str]:
     """
     bucket, prefix = _bucket_and_prefix(url)
     with _translate_errors(url):  # without a delimiter: some servers list the folders of objects that are gone
-        keys = [entry["Key"] for entry in _objects(_client(), bucket, prefix)]
+        keys = [entry["Key"] for entry in _objects(connect(), bucket, prefix)]
     return sorted({key[len(prefix) :].partition("/")[0] for key in keys if not key.endswith("/")})
 
 
@@ -107,7 +117,7 @@ def remove(url: str) -> None:
         StorageError: no such bucket, refused credentials, or the server cannot be reached.
     """
     bucket, prefix = _bucket_and_prefix(url)
-    client = _client()
+    client = connect()
     with _translate_errors(url):
         for entry in _objects(client, bucket, prefix):
             client.delete_object(Bucket=bucket, Key=entry["Key"])
@@ -121,7 +131,7 @@ def fingerprint(url: str) -> str:
     """
     bucket, prefix = _bucket_and_prefix(url)
     with _translate_errors(url):
-        found = [(entry["Key"], entry["Size"], entry["ETag"]) for entry in _objects(_client(), bucket, prefix)]
+        found = [(entry["Key"], entry["Size"], entry["ETag"]) for entry in _objects(connect(), bucket, prefix)]
     if not found:
         raise StorageError(f"{url}: no objects there; check the bucket and the prefix")
     return hashlib.sha256(repr(sorted(found)).encode()).hexdigest()
@@ -135,12 +145,30 @@ def _bucket_and_prefix(url: str) -> tuple[str, str]:
     return bucket, f"{prefix}/" if prefix else ""
 
 
-def _client() -> Any:
+def adopt_settings() -> None:
+    """Give this process's settings AWS's names too, which DVC, MLflow and boto3 read; called before any of them."""
+    os.environ.update({theirs: os.environ[ours] for ours, theirs in SETTINGS.items() if ours in os.environ})
+
+
+def connect(settings: Mapping[str, str] | None = None) -> Any:
+    """A client of boto3.
+
+    Args:
+        settings: by AWS's names; the environment unless given.
+    """
     import boto3
     from botocore.config import Config
 
     options = Config(retries={"mode": "standard", "total_max_attempts": 3}, connect_timeout=10)
-    return boto3.Session().client("s3", config=options)  # the default session would keep its first credentials
+    if settings is None:
+        adopt_settings()
+        return boto3.Session().client("s3", config=options)  # the default session would keep its first credentials
+    session = boto3.Session(
+        aws_access_key_id=settings["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=settings["AWS_SECRET_ACCESS_KEY"],
+        region_name=settings["AWS_DEFAULT_REGION"],
+    )
+    return session.client("s3", endpoint_url=settings["AWS_ENDPOINT_URL"], config=options)
 
 
 def _objects(client: Any, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
@@ -171,7 +199,9 @@ def _translate_errors(url: str) -> Iterator[None]:
         yield
     except (Boto3Error, BotoCoreError, ClientError) as error:
         text = str(error)
-        remedy = next((remedy for sign, remedy in _REMEDIES.items() if sign in text), "check the AWS_* settings")
+        remedy = next(
+            (remedy for sign, remedy in _REMEDIES.items() if sign in text), "check the AWS_* or CONTRIQUE_S3_* settings"
+        )
         raise StorageError(f"{url}: {text}; {remedy}") from error
 
 

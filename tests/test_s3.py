@@ -1,5 +1,6 @@
 """Writing aside, and S3 against a real server."""
 
+import os
 import sqlite3
 import subprocess
 from pathlib import Path
@@ -10,8 +11,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from contrique.config import RegistryConfig
 from contrique.files import DiskFull, StorageError, inside, room, write_aside
-from contrique.s3 import download, is_s3, upload
+from contrique.s3 import SETTINGS, download, is_s3, upload
+from contrique.sources.dvc_pin import publish
+from contrique.tracking.client import connect
 
 
 def test_write_aside_replaces_the_file_whole_and_leaves_nothing_beside_it(tmp_path):
@@ -193,3 +197,42 @@ def test_uploading_nothing_is_an_error(tmp_path):
 @pytest.mark.parametrize(("location", "expected"), [("s3://b/p", True), ("/s3/b", False), ("https://s3.host/b", False)])
 def test_is_s3(location, expected):
     assert is_s3(location) is expected
+
+
+class TestSettings:
+    """This project's own names for them, which a cluster gives to its tasks."""
+
+    @pytest.fixture
+    def own(self, s3, monkeypatch):
+        """The server's settings by this project's names, and AWS's leading astray, as the launcher's own might."""
+        for ours, theirs in SETTINGS.items():
+            monkeypatch.setenv(ours, s3.environment[theirs])
+            monkeypatch.setenv(theirs, "http://127.0.0.1:9" if "URL" in theirs else "astray")
+        return s3
+
+    def test_they_reach_the_server(self, own, tmp_path):
+        (tmp_path / "file").write_text("text")
+        assert upload(tmp_path / "file", f"{own.bucket}/settings") == 1
+
+    def test_so_do_dvc_and_mlflow_by_them(self, own, tmp_path, monkeypatch):
+        """Both read AWS's names, and are opened at one place each."""
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+        connect(RegistryConfig())
+        assert {name: os.environ[name] for name in SETTINGS.values()} == {
+            name: own.environment[name] for name in SETTINGS.values()
+        }
+        project = tmp_path / "project"
+        (project / ".dvc").mkdir(parents=True)
+        config = f"[core]\n    remote = store\n    no_scm = true\n['remote \"store\"']\n    url = {own.bucket}/dvc\n"
+        (project / ".dvc" / "config").write_text(config)
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data" / "file").write_text("text")
+        for theirs in SETTINGS.values():
+            monkeypatch.setenv(theirs, "astray")
+        assert "md5" in publish(tmp_path / "data", project)
+
+    def test_without_them_awss_own_are_used(self, s3, tmp_path, monkeypatch):
+        for ours in SETTINGS:
+            monkeypatch.delenv(ours, raising=False)
+        (tmp_path / "file").write_text("text")
+        assert upload(tmp_path / "file", f"{s3.bucket}/settings") == 1

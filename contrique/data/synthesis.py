@@ -29,6 +29,7 @@ from contrique.config import SynthesisConfig
 from contrique.data.manifest import as_manifest, read_manifest, read_picture_bytes, rows_of
 from contrique.errors import ContriqueError
 from contrique.files import room, write_aside
+from contrique.metadata import Facts
 
 SHARDS = "shards"
 FORMAT = 1  # of the shards; a change makes finished ones stale
@@ -48,7 +49,7 @@ class Version(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SynthesisSummary:
+class SynthesisSummary(Facts):
     """What `synthesize` made.
 
     Attributes:

@@ -29,6 +29,7 @@ from contrique.encoder.features import Features
 from contrique.evaluation.judgement import OPINION_UNAWARE, TEST_PART, Judgement, Rated, estimate_agreement
 from contrique.evaluation.protocol import cross_validate, transfer
 from contrique.files import write_aside
+from contrique.metadata import Metadata, describe
 from contrique.metrics import EvaluationError
 from contrique.regressor.cross_validation import Learner, ridge_learner
 from contrique.regressor.head import Head
@@ -65,12 +66,12 @@ class Evaluation:
         """Nested plain values, ready for JSON."""
         return asdict(self)
 
-    def figures(self) -> dict[str, float]:
-        """The protocol's figures with their intervals, flat, as a page of metrics shows them."""
+    def figures(self) -> Metadata:
+        """The protocol's figures with their intervals, as a page of metrics shows them."""
         figures: dict[str, float] = {}
         for name, estimate in self.protocol.metrics.items():
             figures |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-        return figures
+        return describe(figures)
 
 
 def evaluate_set(

@@ -15,6 +15,7 @@ from contrique.artifacts import CHECKPOINTS, ENCODER, HISTORY
 from contrique.config import PretrainConfig, SynthesisConfig
 from contrique.encoder.weights import load_encoder, read_metadata, save_encoder
 from contrique.files import sha256, write_aside
+from contrique.metadata import Facts
 from contrique.pretraining import distributed
 from contrique.pretraining.batches import OnTheFly, Views
 from contrique.pretraining.checkpoints import Checkpoints
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class PretrainSummary:
+class PretrainSummary(Facts):
     """Summary of a pretraining run.
 
     Attributes:

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from contrique.artifacts import COEFFICIENTS, DESCRIPTION
 from contrique.errors import one_line
 from contrique.files import read_arrays, read_regular, write_aside
+from contrique.metadata import Facts
 from contrique.regressor.diagnosis import Diagnosis
 from contrique.regressor.reliability import NEIGHBOURS, Novelty
 from contrique.regressor.ridge import Array, RegressorError, Ridge
@@ -28,7 +29,7 @@ _MAX_COEFFICIENT_BYTES: Final = 2**28
 
 
 @dataclass(frozen=True)
-class RegressorSummary:
+class RegressorSummary(Facts):
     """What a regressor was fitted on; `regressor.json` holds it.
 
     Attributes:

@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 from contrique.artifacts import PIN
 from contrique.errors import ContriqueError
 from contrique.files import StorageError, open_regular, read_regular, write_aside
+from contrique.s3 import adopt_settings
 from contrique.text import mask_secrets
 
 _CHECK = (
@@ -196,6 +197,7 @@ def open_remote(project: Path, name: str, location: str, *, foreign: bool = Fals
     Raises:
         FetchError: no configuration, no such remote, or one that is refused.
     """
+    adopt_settings()
     root = next((place for place in (project, *project.parents) if (place / ".dvc").is_dir()), None)
     if root is None or (foreign and root != project):
         raise FetchError(f"{location}: no .dvc/config there or above, so no remote is known; copy it beside {PIN}")

@@ -24,6 +24,7 @@ from contrique import s3
 from contrique.artifacts import LINEAGE, MANIFEST, PIN
 from contrique.data.manifest import as_manifest, read_manifest, write_manifest
 from contrique.files import inside, write_aside
+from contrique.metadata import Facts
 from contrique.sources import git, public_sets
 from contrique.sources.dvc_pin import (
     MAX_PIN,
@@ -42,7 +43,7 @@ _FRESH = "fresh-"  # begins a fingerprint that stands for no content
 
 
 @dataclass(frozen=True)
-class Lineage:
+class Lineage(Facts):
     """Where a picture set came from.
 
     Attributes:
@@ -54,6 +55,7 @@ class Lineage:
         bytes: their size.
         rows: rows of the manifest.
         counts: rows by `split/kind`.
+        licences: rows by licence, as the manifest states it.
     """
 
     source: str
@@ -64,6 +66,7 @@ class Lineage:
     bytes: int
     rows: int
     counts: dict[str, int]
+    licences: dict[str, int]
 
 
 def read_lineage(directory: Path) -> Lineage:
@@ -186,6 +189,7 @@ def _bring(request: _Request, work: Path) -> _Part:
 def _describe(folder: Path, rows: pd.DataFrame, data: str, parts: Sequence[_Part]) -> Lineage:
     files = list_files(folder)
     counts = (rows["split"] + "/" + rows["kind"]).value_counts()
+    licences = rows["licence"].replace("", "not stated").value_counts()
     return Lineage(
         source=data,
         revision=next((part.commit for part in parts if part.commit), ""),
@@ -195,6 +199,7 @@ def _describe(folder: Path, rows: pd.DataFrame, data: str, parts: Sequence[_Part
         bytes=sum((folder / name).stat().st_size for name in files),
         rows=len(rows),
         counts={str(name): int(counts[name]) for name in sorted(counts.index)},
+        licences={str(name): int(licences[name]) for name in sorted(licences.index)},
     )
 
 

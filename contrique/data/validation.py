@@ -5,9 +5,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,12 @@ from tqdm import tqdm
 from contrique import images
 from contrique.config import ValidationConfig
 from contrique.data import leaks
-from contrique.data.manifest import KINDS, SPLITS, read_manifest, read_picture_bytes
+from contrique.data.expectations import SHOWN, Check, list_checks
+from contrique.data.manifest import SPLITS, read_manifest, read_picture_bytes
 from contrique.errors import ContriqueError
 from contrique.files import write_aside
+from contrique.metadata import Facts
 
-_SHOWN = 5  # rows that a message names
 # column of a perceptual hash -> axes along which the picture was flipped before
 HASHES: dict[str, tuple[int, ...]] = {"hash": (), "mirrored": (1,), "upside_down": (0,), "turned": (0, 1)}
 
@@ -40,7 +40,7 @@ class ValidationFailed(ContriqueError):
 
 
 @dataclass(frozen=True)
-class Summary:
+class Summary(Facts):
     """What a valid picture set holds.
 
     Attributes:
@@ -61,35 +61,72 @@ class Summary:
 
 
 def validate(directory: Path, report: Path, config: ValidationConfig | None = None) -> Summary:
-    """Look at every file of a picture set, then check files, manifest and splits with Great Expectations.
+    """`examine` a picture set, the findings beside the report, and `accept` it.
 
     Args:
         directory: the picture set.
-        report: HTML page to write, readable offline; the results as JSON go beside it. Both are written on failure too.
+        report: HTML page to write, readable offline; written on failure too.
         config: the limits.
     Returns:
         what the set holds.
     Raises:
         ValidationFailed: an expectation is not met; the message names the rows.
-        dataset.DatasetError: there is no readable manifest.
+        DatasetError: there is no readable manifest.
+    """
+    findings = report.with_suffix(".json")
+    summary = examine(directory, report, findings, config)
+    accept(findings)
+    return summary
+
+
+def examine(directory: Path, report: Path, findings: Path, config: ValidationConfig | None = None) -> Summary:
+    """Look at every file of a picture set, then check files, manifest and splits with Great Expectations.
+
+    It ends well whatever it finds: a cluster discards what a failed task made, and the report with it.
+
+    Args:
+        directory: the picture set.
+        report: HTML page to write, readable offline.
+        findings: JSON file to write, for `accept` and the run's report.
+        config: the limits.
+    Returns:
+        what the set holds.
+    Raises:
+        DatasetError: there is no readable manifest.
     """
     config = config or ValidationConfig()
     facts = observe(directory, read_manifest(directory), config)
-    checks = _checks(facts, config)
+    checks = list_checks(facts, config)
     result = _run(facts, checks)
     failed = {checks[number]: facts.loc[rows] for number, rows in _failed(result).items()}
-    failures = [check.message(rows) for check, rows in failed.items()]
     summary = _summarize(facts, len(checks))
+    failures = [check.message(rows) for check, rows in failed.items()]
+    outcome = {
+        "failures": failures,
+        "named": {check.what: check.names(rows) for check, rows in failed.items()},
+        "summary": asdict(summary),
+    }
     with write_aside(report) as aside:
         aside.write_text(_page(result, summary, failures), encoding="utf-8")
-    with write_aside(report.with_suffix(".json")) as aside:
-        aside.write_text(json.dumps(result.to_json_dict() | {"failures": failures}, indent=2) + "\n", encoding="utf-8")
-    if failures:
-        for check, rows in failed.items():  # a cluster keeps the log of a failed task, and not its report
-            if len(check.names(rows)) > _SHOWN:
-                print(f"{check.what}: {', '.join(check.names(rows))}", file=sys.stderr)
-        raise ValidationFailed(failures)
+    with write_aside(findings) as aside:
+        aside.write_text(json.dumps(result.to_json_dict() | outcome, indent=2) + "\n", encoding="utf-8")
     return summary
+
+
+def accept(findings: Path) -> None:
+    """Go on only with a picture set that met its expectations.
+
+    Args:
+        findings: of `examine`.
+    Raises:
+        ValidationFailed: an expectation is not met; the message names the rows.
+    """
+    outcome = json.loads(findings.read_text(encoding="utf-8"))
+    for what, names in outcome["named"].items():  # of many, the message names a few
+        if len(names) > SHOWN:
+            print(f"{what}: {', '.join(names)}", file=sys.stderr)
+    if outcome["failures"]:
+        raise ValidationFailed(outcome["failures"])
 
 
 def observe(directory: Path, manifest: pd.DataFrame, config: ValidationConfig) -> pd.DataFrame:
@@ -151,179 +188,7 @@ def _near_duplicates(facts: pd.DataFrame, bits: int) -> pd.Series:
     return found
 
 
-@dataclass(frozen=True, eq=False)
-class _Check:
-    """An expectation and how its failure is told.
-
-    Attributes:
-        what: what is wrong.
-        remedy: what to do.
-        expectation: name of a class of `great_expectations.expectations`.
-        arguments: its arguments.
-        condition: boolean column that says which rows it is about; empty for all.
-        show: how a row is named.
-    """
-
-    what: str
-    remedy: str
-    expectation: str
-    arguments: dict[str, Any]
-    condition: str = ""
-    show: Callable[[Any], str] = lambda row: str(row.image)
-
-    def names(self, rows: pd.DataFrame) -> list[str]:
-        """The rows, as a person is told them, each once."""
-        return list(dict.fromkeys(self.show(row) for row in rows.itertuples()))
-
-    def message(self, rows: pd.DataFrame) -> str:
-        """One line that names the rows and the remedy; a check of the whole set fails without rows."""
-        if rows.empty:
-            return f"{self.what}; {self.remedy}"
-        names = self.names(rows)
-        more = f" and {len(names) - _SHOWN} more, named in the log" if len(names) > _SHOWN else ""
-        return f"{self.what} ({len(rows)}): {', '.join(names[:_SHOWN])}{more}; {self.remedy}"
-
-
-def _checks(facts: pd.DataFrame, config: ValidationConfig) -> list[_Check]:
-    low, high = config.mos_range
-    sides = {"min_value": config.min_side, "max_value": config.max_side}
-    outside = f"outside {config.min_side} to {config.max_side} pixels"
-    resize = "resize or remove them, or change validation.min_side and max_side"
-    pretraining, judged = facts[facts["pretraining"]], facts[facts["judged"]]
-    checks = [
-        _Check(
-            "pictures that cannot be decoded",
-            "or remove their rows",
-            "ExpectColumnValuesToBeInSet",
-            {"column": "problem", "value_set": [""]},
-            show=lambda row: row.problem.replace(";", ","),
-        ),
-        _Check(
-            "pictures that are not those of the manifest, by SHA-256",
-            "restore them with `dvc pull`, or build the manifest again",
-            "ExpectColumnPairValuesToBeEqual",
-            {"column_A": "sha256", "column_B": "found_sha256"},
-            "readable",
-        ),
-        _Check(
-            "pictures of another size than the manifest says",
-            "build the manifest again",
-            "ExpectColumnPairValuesToBeEqual",
-            {"column_A": "declared", "column_B": "found"},
-            "readable",
-            lambda row: f"{row.image} ({row.found}, not {row.declared})",
-        ),
-        _Check(
-            f"pictures with a width {outside}",
-            resize,
-            "ExpectColumnValuesToBeBetween",
-            {"column": "found_width"} | sides,
-            "readable",
-            lambda row: f"{row.image} ({row.found_width})",
-        ),
-        _Check(
-            f"pictures with a height {outside}",
-            resize,
-            "ExpectColumnValuesToBeBetween",
-            {"column": "found_height"} | sides,
-            "readable",
-            lambda row: f"{row.image} ({row.found_height})",
-        ),
-        _Check(
-            "pictures without one to four channels",
-            "convert them to RGB",
-            "ExpectColumnValuesToBeInSet",
-            {"column": "found_channels", "value_set": [1, 2, 3, 4]},
-            "readable",
-            lambda row: f"{row.image} ({row.found_channels})",
-        ),
-        _Check(
-            "pictures that are the same file",
-            "keep one of them",
-            "ExpectColumnValuesToBeUnique",
-            {"column": "found_sha256"},
-            "readable",
-        ),
-        _Check(
-            f"scores outside {low:g} to {high:g}",
-            "correct the labels, or change validation.mos_range",
-            "ExpectColumnValuesToBeBetween",
-            {"column": "mos", "min_value": low, "max_value": high},
-            show=lambda row: f"{row.image} ({row.mos:g})",
-        ),
-        _Check(
-            "weak labels outside 0 to 1",
-            "build the manifest again",
-            "ExpectColumnValuesToBeBetween",
-            {"column": "weak_label", "min_value": 0, "max_value": 1},
-            show=lambda row: f"{row.image} ({row.weak_label:g})",
-        ),
-        _Check(
-            "rows of an unknown split",
-            f"use one of {', '.join(SPLITS)}",
-            "ExpectColumnValuesToBeInSet",
-            {"column": "split", "value_set": list(SPLITS)},
-            show=lambda row: f"{row.image} ('{row.split}')",
-        ),
-        _Check(
-            "rows of an unknown kind",
-            f"use one of {', '.join(KINDS)}",
-            "ExpectColumnValuesToBeInSet",
-            {"column": "kind", "value_set": list(KINDS)},
-            show=lambda row: f"{row.image} ('{row.kind}')",
-        ),
-        _Check(
-            "pictures whose reference is on both sides of a split",
-            "give all pictures of a reference the same split",
-            "ExpectColumnValuesToNotMatchRegex",
-            {"column": "splits_of_reference", "regex": " and "},
-            show=lambda row: f"{row.image} ('{row.reference}' is in {row.splits_of_reference})",
-        ),
-        _Check(
-            f"too few contents to pretrain on ({pretraining['reference'].nunique()})",
-            f"add folders of pristine or authentic pictures, {config.min_pretrain_contents} contents at least",
-            "ExpectColumnUniqueValueCountToBeBetween",
-            {"column": "reference", "min_value": config.min_pretrain_contents},
-            "pretraining",
-        ),
-    ]
-    if judged.empty:
-        return checks
-    empty = [split for split in SPLITS[1:] if split not in set(judged["split"])]
-    return [
-        *checks,
-        _Check(
-            "judged pictures without a score (NaN)",
-            "fill it in or remove the row; pictures without scores can be pretrained on, in split pretrain",
-            "ExpectColumnValuesToNotBeNull",
-            {"column": "label"},
-            "labels_needed",
-        ),
-        _Check(
-            "judged pictures that are in another part too, as they are or flipped, by perceptual hash",
-            "remove one of each pair, or the model is judged on what it has seen",
-            "ExpectColumnValuesToBeInSet",
-            {"column": "near_duplicate_of", "value_set": [""]},
-            show=lambda row: f"{row.image} (as {row.near_duplicate_of})",
-        ),
-        _Check(
-            f"too few contents to judge with ({judged['reference'].nunique()})",
-            f"label pictures of {config.min_judged_contents} at least: to train, to validate and to test with",
-            "ExpectColumnUniqueValueCountToBeBetween",
-            {"column": "reference", "min_value": config.min_judged_contents},
-            "judged",
-        ),
-        _Check(
-            f"no pictures in the split {' and the split '.join(empty)}",
-            "move whole contents there",
-            "ExpectColumnDistinctValuesToContainSet",
-            {"column": "split", "value_set": list(SPLITS[1:])},
-            "judged",
-        ),
-    ]
-
-
-def _run(facts: pd.DataFrame, checks: list[_Check]) -> Any:
+def _run(facts: pd.DataFrame, checks: list[Check]) -> Any:
     """The result of Great Expectations; each expectation carries the number of its check."""
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     import great_expectations as gx

@@ -15,6 +15,7 @@ def evaluate_model(
     overrides: dict,
     seed: int,
     result: dsl.Output[dsl.Artifact],
+    extract: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
 ) -> None:
     """Run the protocol on content-wise splits and rescore the champion on the challenger's test pictures.
@@ -28,6 +29,7 @@ def evaluate_model(
         overrides: options that differ from the profile.
         seed: of the splits and of the resampling behind each interval.
         result: folder with evaluation.json and test_scores.parquet.
+        extract: folder of the few pictures that later stages show or ask for, with lineage.json.
         metrics: the correlations, as the run page shows them.
     """
     from pathlib import Path
@@ -39,6 +41,7 @@ def evaluate_model(
         Path(features.path),
         Path(regressor.path),
         Path(result.path),
+        Path(extract.path),
         sets=(Path(dataset.path), Path(distorted.path)),
         config=resolve(profile, overrides),
         seed=seed,

@@ -7,7 +7,7 @@ from components import component
 
 @component
 def keep_champion(
-    dataset: dsl.Input[dsl.Dataset],
+    extract: dsl.Input[dsl.Dataset],
     verdict: dsl.Input[dsl.Artifact],
     profile: str,
     overrides: dict,
@@ -16,7 +16,7 @@ def keep_champion(
     """Record the hold on the run and leave the registry as it is.
 
     Args:
-        dataset: picture set, for its lineage.
+        extract: folder with lineage.json.
         verdict: JSON file of the gate.
         profile: demo or paper.
         overrides: options that differ from the profile.
@@ -32,7 +32,7 @@ def keep_champion(
 
     champion = promotion.keep_champion(
         Path(verdict.path),
-        Path(dataset.path, "lineage.json"),
+        Path(extract.path, "lineage.json"),
         config=resolve(profile, overrides).registry,
         page=Path(tracking.path),
     )

@@ -7,8 +7,7 @@ from components import component
 
 @component
 def register_model(
-    dataset: dsl.Input[dsl.Dataset],
-    distorted: dsl.Input[dsl.Dataset],
+    extract: dsl.Input[dsl.Dataset],
     encoder: dsl.Input[dsl.Model],
     regressor: dsl.Input[dsl.Model],
     evaluation: dsl.Input[dsl.Artifact],
@@ -20,8 +19,7 @@ def register_model(
     """Register encoder and regressor as one model and make it champion.
 
     Args:
-        dataset: picture set, for its lineage and for pictures of the test part, which the served model must score.
-        distorted: synthesized picture set, for the same.
+        extract: folder with lineage.json and pictures of the test part, which the served model must score.
         encoder: folder with encoder.safetensors.
         regressor: folder with ridge.npz and regressor.json.
         evaluation: folder with evaluation.json.
@@ -46,10 +44,10 @@ def register_model(
                 Path(regressor.path),
                 Path(evaluation.path, "evaluation.json"),
                 Path(verdict.path),
-                Path(dataset.path, "lineage.json"),
-                sets=[Path(dataset.path), Path(distorted.path)],
+                Path(extract.path, "lineage.json"),
+                sets=[Path(extract.path, "test_pictures")],
                 card=model_card(
-                    trained_here(dataset, encoder, regressor, evaluation, verdict, profile=profile, overrides=overrides)
+                    trained_here(extract, encoder, regressor, evaluation, verdict, profile=profile, overrides=overrides)
                 ),
             ),
             config=resolve(profile, overrides).registry,

@@ -7,11 +7,9 @@ from components import component
 
 @component
 def write_report(
-    dataset: dsl.Input[dsl.Dataset],
-    validation: dsl.Input[dsl.Metrics],
-    distorted: dsl.Input[dsl.Dataset],
+    findings: dsl.Input[dsl.Artifact],
+    extract: dsl.Input[dsl.Dataset],
     encoder: dsl.Input[dsl.Model],
-    features: dsl.Input[dsl.Dataset],
     regressor: dsl.Input[dsl.Model],
     evaluation: dsl.Input[dsl.Artifact],
     verdict: dsl.Input[dsl.Artifact],
@@ -23,11 +21,9 @@ def write_report(
     """Draw the run as one self-contained HTML page.
 
     Args:
-        dataset: picture set with its lineage.
-        validation: counts of what was checked.
-        distorted: synthesized picture set, for the contact sheet.
+        findings: JSON file of validate_data.
+        extract: folder with lineage.json and the few pictures and features that are shown.
         encoder: folder with encoder.safetensors and history.jsonl.
-        features: feature set, drawn in the plane.
         regressor: folder with regressor.json.
         evaluation: folder with evaluation.json and test_scores.parquet.
         verdict: JSON file of the gate.
@@ -42,9 +38,7 @@ def write_report(
 
     write(
         Path(report.path),
-        trained_here(dataset, encoder, regressor, evaluation, verdict, profile=profile, overrides=overrides),
-        distorted=Path(distorted.path),
-        features=Path(features.path),
-        validation=validation.metadata,
+        trained_here(extract, encoder, regressor, evaluation, verdict, profile=profile, overrides=overrides),
+        findings=Path(findings.path),
         outcome=outcome,
     )

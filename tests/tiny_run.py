@@ -16,6 +16,7 @@ from contrique.encoder.network import Encoder
 from contrique.encoder.weights import save_encoder
 from contrique.evaluation.decision import decide_set
 from contrique.evaluation.evaluate import evaluate_set
+from contrique.evaluation.extract import keep_extract
 from contrique.regressor.fit import fit_set
 from contrique.reports.report import Trained
 
@@ -66,21 +67,25 @@ def judge(folder: Path, labelled: Path, column: str, champion: bool) -> None:
 
 
 def build(folder: Path, column: str = "weak_label", champion: bool = False) -> dict[str, Any]:
-    """Arguments of `report.write`, but for `out`."""
+    """Arguments of `report.write`, but for `out`; `distorted` beside them holds the pictures."""
     human = column == "mos"
     data = picture_set(folder / "dataset", column if human else "")
     distorted = picture_set(folder / "distorted", "" if human else column)
     judge(folder, data if human else distorted, column, champion)
     lineage = {"source": "<script>alert(1)</script>", "revision": "", "hash": "abc.dir", "files": 3}
     lineage |= {"bytes": 12_000_000, "rows": 2, "counts": {"train/pristine": 2}, "sources": {"here": "abc.dir"}}
+    lineage |= {"licences": {"CC0-1.0": 45}}
     (data / "lineage.json").write_text(json.dumps(lineage))
+    keep_extract(folder / "features", folder / "evaluation", [data, distorted], folder / "extract", seed=SEED)
+    findings = {"summary": {"expectations": 12, "rows": 2, "mos": []}}
+    (folder / "findings.json").write_text(json.dumps(findings))
     save_encoder(Encoder("resnet18"), folder / "encoder" / "encoder.safetensors", {"steps": STEPS, "crops": 3480})
     history = [{"step": step, "loss": 5.0 - step / 100, "lr": step / 1000} for step in range(1, STEPS + 1)]
     for entry in history[9::10]:
         entry |= {"probe_type": entry["step"] / 40, "probe_level": entry["step"] / 60}
     (folder / "encoder" / "history.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in history))
     trained = Trained(
-        data,
+        folder / "extract",
         folder / "encoder",
         folder / "regressor",
         folder / "evaluation",
@@ -92,8 +97,6 @@ def build(folder: Path, column: str = "weak_label", champion: bool = False) -> d
     )
     return {
         "trained": trained,
-        "distorted": distorted,
-        "features": folder / "features",
-        "validation": {"expectations": 12.0, "rows": 2.0, "mos": []},
+        "findings": folder / "findings.json",
         "outcome": {"name": "contrique", "version": "3", "alias": "champion"},
     }

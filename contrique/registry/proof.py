@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 PROOF = "proof"  # tag of a version: how it was asked, and how near its answers were
 SERVED_TOLERANCE = 0.5  # points of 0-100: the evaluation may have run on other hardware, or in bfloat16
 LOADED_TOLERANCE = 0.01  # the same, of what this process computed from the same files
-_KNOWN_PICTURES = 4  # of the test part
 _PICKLES = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
 
 
@@ -67,15 +66,13 @@ def read_known_pictures(candidate: Candidate) -> list[Known]:
     """Pictures of the test part, from worst to best, with the scores that the evaluation wrote down."""
     if not candidate.sets:
         return []
-    import numpy as np
     import pandas as pd
 
     from contrique.data.manifest import read_manifest, read_picture
+    from contrique.evaluation.extract import pick_known
     from contrique.images import encode_png
     from contrique.regressor.head import Head
 
-    scores = pd.read_parquet(candidate.evaluation.with_name(TEST_SCORES)).sort_values(["challenger", "image"])
-    ranks = np.linspace(0, len(scores) - 1, min(_KNOWN_PICTURES, len(scores))).astype(int)
     tolerance = SERVED_TOLERANCE * Head.load(candidate.regressor).point
     places_of = {
         (row.image, row.reference, row.distortion): (folder, row)
@@ -83,7 +80,7 @@ def read_known_pictures(candidate: Candidate) -> list[Known]:
         for row in read_manifest(folder).itertuples()
     }
     known = []
-    for row in scores.iloc[ranks].itertuples():
+    for row in pick_known(pd.read_parquet(candidate.evaluation.with_name(TEST_SCORES))).itertuples():
         place = places_of.get((row.image, row.reference, row.distortion))
         if place is None:
             raise RegistryError(

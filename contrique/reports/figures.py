@@ -38,7 +38,6 @@ _STYLE = {
     "ytick.labelcolor": INK,
 }
 WIDTH = 4.8  # inches: text that is readable on a phone and not too large beside a second figure
-POINTS = 600  # pictures in the embedding
 # The seven groups of KADID-10k (Lin, Hosu and Saupe, QoMEX 2019), with colours that tell apart on white and on black.
 FAMILIES: dict[str, tuple[str, ...]] = {
     "blur": ("gaussian_blur", "lens_blur", "motion_blur"),
@@ -108,11 +107,6 @@ def keys(distortions: Sequence[str]) -> list[Key]:
     others = sorted(present - {name for names in FAMILIES.values() for name in names} - {""})
     legend += [Key(name, "other", MUTED, markers[i % len(markers)]) for i, name in enumerate(others)]
     return legend + ([Key(_NONE, "no distortion", INK, markers[0])] if "" in present else [])
-
-
-def subsample(total: int, seed: int) -> NDArray[np.intp]:
-    """Which of `total` rows the embedding shows: all, or POINTS of them, the same for the same seed; rising."""
-    return np.sort(np.random.default_rng(seed).permutation(total)[:POINTS])
 
 
 def embed(features: NDArray[np.float32], seed: int) -> NDArray[np.float32]:

@@ -40,7 +40,6 @@ METRICS = {
 }
 TILE = (192, 144)  # width and height, in pixels, of a tile of the contact sheet, at the picture's own scale
 THUMBNAIL = 240  # pixels of the longer side
-EXTREMES = 6  # pictures of each kind
 
 
 class ReportError(ContriqueError):
@@ -93,7 +92,7 @@ class Trained:
     """A trained and judged model: where its files are, and how it was made.
 
     Attributes:
-        dataset: picture set with `lineage.json`.
+        extract: folder of `evaluation.extract.keep_extract`.
         encoder: folder with `encoder.safetensors` and `history.jsonl`.
         regressor: folder with `regressor.json`.
         evaluation: folder with `evaluation.json` and `test_scores.parquet`.
@@ -104,7 +103,7 @@ class Trained:
         code: git revision of the code.
     """
 
-    dataset: Path
+    extract: Path
     encoder: Path
     regressor: Path
     evaluation: Path
@@ -122,7 +121,7 @@ class Artifact(Protocol):
 
 
 def trained_here(
-    dataset: Artifact,
+    extract: Artifact,
     encoder: Artifact,
     regressor: Artifact,
     evaluation: Artifact,
@@ -134,7 +133,7 @@ def trained_here(
     """The model of the pipeline run that this process is a step of, made by this code.
 
     Args:
-        dataset, encoder, regressor, evaluation, verdict: as in `Trained`.
+        extract, encoder, regressor, evaluation, verdict: as in `Trained`.
         profile, overrides: as `config.resolve` takes them.
     Raises:
         RegistryError: this is no step of a pipeline run.
@@ -143,7 +142,7 @@ def trained_here(
     from contrique.tracking.runs import current_pipeline_run
 
     return Trained(
-        Path(dataset.path),
+        Path(extract.path),
         Path(encoder.path),
         Path(regressor.path),
         Path(evaluation.path),
@@ -159,9 +158,7 @@ def write(
     out: Path,
     trained: Trained,
     *,
-    distorted: Path,
-    features: Path,
-    validation: Mapping[str, Any],
+    findings: Path,
     outcome: Mapping[str, Any],
     cross_set: Path | None = None,
 ) -> None:
@@ -170,15 +167,15 @@ def write(
     Args:
         out: the HTML file.
         trained: the model.
-        distorted: picture set synthesized from its dataset.
-        features: feature set, for the t-SNE figure.
-        validation: what `validation.validate` found.
+        findings: JSON file of `validation.examine`.
         outcome: name, version and alias of the registered model, or of the champion that stayed; empty if none.
         cross_set: HTML fragment with the cross-set matrix, if one was made; it is put in as it is.
     Raises:
         ReportError: a file is missing or damaged.
     """
     import pandas as pd
+
+    from contrique.evaluation.extract import FEATURE_SAMPLE, SHEET, TEST_PICTURES
 
     told = _told(trained)
     card = _card(told, trained)
@@ -187,15 +184,15 @@ def write(
         "report.html",
         told
         | {
-            "validation": validation,
+            "validation": _json(findings)["summary"],
             "outcome": outcome,
             "card": card,
             "card_uri": _uri(card.encode(), "text/markdown"),
             "cross_set": _text(cross_set) if cross_set else "",
-            "sheet": contact_sheet(distorted),
-            "extremes": extremes(scores, trained.dataset, distorted),
+            "sheet": contact_sheet(trained.extract / SHEET),
+            "extremes": extremes(scores, trained.extract / TEST_PICTURES),
         }
-        | _figures(told, scores, features),
+        | _figures(told, scores, trained.extract / FEATURE_SAMPLE),
     )
     with write_aside(out) as aside:
         aside.write_text(html, encoding="utf-8")
@@ -211,7 +208,7 @@ def model_card(trained: Trained) -> str:
 
 
 def _card(told: dict[str, Any], trained: Trained) -> str:
-    return _render("model_card.md", told | _card_facts(told, trained.dataset))
+    return _render("model_card.md", told | _card_facts(told))
 
 
 def _told(trained: Trained) -> dict[str, Any]:
@@ -228,7 +225,7 @@ def _told(trained: Trained) -> dict[str, Any]:
         raise ReportError(str(error)) from error
     judged, verdict = _json(trained.evaluation / "evaluation.json"), _json(trained.verdict)
     return {
-        "lineage": _json(trained.dataset / "lineage.json"),
+        "lineage": _json(trained.extract / "lineage.json"),
         "history": list(_lines(trained.encoder / HISTORY)),
         "recipe": recipe,
         "encoder_hash": sha256(weights),
@@ -303,9 +300,8 @@ def _changed(config: Config, profile: str) -> dict[str, Any]:
     }
 
 
-def _card_facts(told: dict[str, Any], dataset: Path) -> dict[str, Any]:
+def _card_facts(told: dict[str, Any]) -> dict[str, Any]:
     """What the card alone says: limits that follow from the figures, licences, the command that made the model."""
-    from contrique.data.manifest import read_manifest
     from contrique.distortions import NAMES
     from contrique.encoder.architectures import MIN_SIDE
     from contrique.images import MAX_PIXELS
@@ -313,7 +309,6 @@ def _card_facts(told: dict[str, Any], dataset: Path) -> dict[str, Any]:
 
     slices = told["evaluation"]["protocol"]["slices"]
     defined = {name: part["srcc"] for name, part in slices.items() if part["srcc"]}
-    licences = read_manifest(dataset)["licence"].replace("", "not stated").value_counts()
     return {
         "range": RANGE,
         "direction": DIRECTION,
@@ -323,7 +318,7 @@ def _card_facts(told: dict[str, Any], dataset: Path) -> dict[str, Any]:
         "not_shown": sorted(name for name, srcc in defined.items() if not srcc["low"] > 0),
         "undefined": sorted(slices.keys() - defined.keys()),
         "unjudged": [name for name in NAMES if name not in slices],
-        "licences": dict(sorted(licences.items())),
+        "licences": told["lineage"]["licences"],
         "licence": metadata.metadata("contrique")["License-Expression"],
         "command": _command(told),
     }
@@ -369,13 +364,11 @@ def _feature_map(features: Path, seed: int) -> "tuple[str, list[tuple[str, list[
     from contrique.reports import figures
 
     manifest, values = load_set(features)
-    held_out = np.flatnonzero(manifest["split"] != "pretrain")
-    rows = held_out[figures.subsample(len(held_out), seed)]
-    if len(rows) < 5:
+    if len(values) < 5:
         return "", []
-    distortions = list(manifest["distortion"].iloc[rows])
-    drawn = figures.feature_map(figures.embed(values[rows], seed), distortions)
-    text = f"Scatter of the features of {len(rows)} pictures in the plane (t-SNE), marked by distortion"
+    distortions = list(manifest["distortion"])
+    drawn = figures.feature_map(figures.embed(values, seed), distortions)
+    text = f"Scatter of the features of {len(values)} pictures in the plane (t-SNE), marked by distortion"
     legend = [(family, list(own)) for family, own in groupby(figures.keys(distortions), lambda key: key.family)]
     return figures.svg(drawn, "features", text), legend
 
@@ -390,17 +383,16 @@ def contact_sheet(distorted: Path) -> Sheet | None:
     """
     from contrique.data.manifest import read_manifest, read_picture
     from contrique.distortions import NAMES
+    from contrique.evaluation.extract import pick_sheet
 
-    manifest = read_manifest(distorted)
-    rows = manifest[manifest["distortion"].astype(bool)]
+    manifest = pick_sheet(read_manifest(distorted))
+    rows = manifest[manifest["distortion"].astype(bool)].sort_values("level")
     if rows.empty:
         return None
-    chosen = min(rows["reference"])
-    rows = rows[rows["reference"] == chosen].sort_values("level")
     sheet: dict[str, list[tuple[int, str]]] = {name: [] for name in NAMES if name in set(rows["distortion"])}
     for row in rows.itertuples():
         sheet[str(row.distortion)].append((int(row.level), _jpeg(_middle(read_picture(distorted, row)), 85)))
-    whole = manifest[(manifest["reference"] == chosen) & (manifest["distortion"] == "")]
+    whole = manifest[manifest["distortion"] == ""]
     photograph = next((_thumbnail(read_picture(distorted, row)) for row in whole.itertuples()), "")
     return Sheet(photograph, sheet)
 
@@ -418,18 +410,13 @@ def extremes(scores: "pd.DataFrame", *sets: Path) -> dict[str, list[Shown]]:
         scores: columns image, reference, distortion, label, challenger.
         sets: the picture sets that hold them.
     Returns:
-        heading to at most EXTREMES pictures, the most extreme first.
+        heading to at most `extract.EXTREMES` pictures, the most extreme first.
     Raises:
         ReportError: a picture is in none of the sets.
     """
     from contrique.data.manifest import read_manifest, read_picture
+    from contrique.evaluation.extract import pick_extremes
 
-    error = (scores["challenger"] - scores["label"]).abs()
-    chosen = {
-        "Best, as predicted": scores.nlargest(EXTREMES, "challenger"),
-        "Worst, as predicted": scores.nsmallest(EXTREMES, "challenger"),
-        "Farthest from their labels": scores.loc[error.nlargest(EXTREMES).index],
-    }
     found = {(row.image, row.reference): (folder, row) for folder in sets for row in read_manifest(folder).itertuples()}
 
     def shown(row: Any) -> Shown:
@@ -440,7 +427,7 @@ def extremes(scores: "pd.DataFrame", *sets: Path) -> dict[str, list[Shown]]:
         uri = _thumbnail(read_picture(folder, source))
         return Shown(uri, row.reference, name, float(row.challenger), float(row.label))
 
-    return {heading: [shown(row) for row in rows.itertuples()] for heading, rows in chosen.items()}
+    return {heading: [shown(row) for row in rows.itertuples()] for heading, rows in pick_extremes(scores).items()}
 
 
 def _thumbnail(pixels: "images.Picture") -> str:

@@ -123,15 +123,6 @@ class TestEmbed:
         assert np.isfinite(figures.embed(features[:5], 0)).all()
 
 
-def test_subsample_is_seeded_and_bounded():
-    chosen = figures.subsample(5 * figures.POINTS, 1)
-    assert len(set(chosen)) == figures.POINTS
-    assert (np.diff(chosen) > 0).all()
-    assert np.array_equal(chosen, figures.subsample(5 * figures.POINTS, 1))
-    assert not np.array_equal(chosen, figures.subsample(5 * figures.POINTS, 2))
-    assert np.array_equal(figures.subsample(7, 1), np.arange(7))
-
-
 def test_svg_is_described_escaped_and_the_same_each_time():
     history = [{"step": 1, "loss": 1.0, "lr": 0.1}, {"step": 2, "loss": 0.5, "lr": 0.1}]
     texts = [figures.svg(figures.training_curve(history), "a", 'loss "<b>"') for _ in range(2)]

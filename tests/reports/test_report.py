@@ -20,8 +20,8 @@ from PIL import Image
 from contrique import images
 from contrique.config import resolve
 from contrique.data.manifest import as_manifest, read_manifest, write_manifest
+from contrique.evaluation.extract import EXTREMES
 from contrique.reports.report import (
-    EXTREMES,
     METRICS,
     TILE,
     ReportError,
@@ -43,6 +43,11 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def human(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return tiny_run.build(tmp_path_factory.mktemp("human"), "mos", champion=True)
+
+
+def pictures(given: dict[str, Any]) -> Path:
+    """The picture set that the run distorted."""
+    return given["trained"].extract.parent / "distorted"
 
 
 def written(folder: Path, given: dict[str, Any], **changed: Any) -> str:
@@ -248,7 +253,7 @@ def test_a_run_without_probes_has_one_curve(given, tmp_path):
     ("name", "file"),
     [
         ("encoder", "encoder.safetensors"),
-        ("dataset", "lineage.json"),
+        ("extract", "lineage.json"),
         ("evaluation", "evaluation.json"),
         ("regressor", "regressor.json"),
     ],
@@ -270,7 +275,7 @@ def test_a_damaged_file_is_named(given, text, tmp_path):
 
 class TestContactSheet:
     def test_shows_the_middle_of_the_pictures_by_rising_level(self, given):
-        sheet = contact_sheet(given["distorted"])
+        sheet = contact_sheet(pictures(given))
         assert {name: [level for level, _ in tiles] for name, tiles in sheet.rows.items()} == {
             name: [1, 2, 3, 4] for name in tiny_run.NAMES
         }
@@ -279,14 +284,14 @@ class TestContactSheet:
             for level, uri in tiles:
                 shown = decoded(uri)
                 assert shown.shape == (100, TILE[0], 3)
-                assert likest(shown, given["distorted"], slice(24, 216)) == f"0{name}{level}"
+                assert likest(shown, pictures(given), slice(24, 216)) == f"0{name}{level}"
 
     def test_begins_with_the_photograph(self, given):
-        shown = decoded(contact_sheet(given["distorted"]).photograph)
-        assert likest(shown, given["distorted"]) == "00"
+        shown = decoded(contact_sheet(pictures(given)).photograph)
+        assert likest(shown, pictures(given)) == "00"
 
     def test_of_photographs_alone_is_none(self, given, tmp_path):
-        manifest = read_manifest(given["distorted"])
+        manifest = read_manifest(pictures(given))
         write_manifest(manifest.assign(distortion="", level=0), tmp_path)
         assert contact_sheet(tmp_path) is None
 
@@ -319,7 +324,7 @@ def card(given) -> str:
 
 class TestExtremes:
     def test_are_what_the_scores_say(self, given, scores):
-        best, worst, far = extremes(scores, given["distorted"]).values()
+        best, worst, far = extremes(scores, pictures(given)).values()
         ordered = scores.sort_values("challenger")
         assert [one.predicted for one in worst] == list(ordered["challenger"][:EXTREMES])
         assert [one.predicted for one in best] == list(ordered["challenger"][::-1][:EXTREMES])
@@ -328,10 +333,10 @@ class TestExtremes:
 
     def test_show_the_picture_that_they_name(self, given, scores):
         rows = scores[scores["distortion"] == "jpeg"].nlargest(1, "challenger")
-        (shown, *_), *_ = extremes(rows, given["distorted"]).values()
+        (shown, *_), *_ = extremes(rows, pictures(given)).values()
         name = rows["image"].iloc[0].removesuffix(".png")
         assert shown.version == f"jpeg {name[-1]}"
-        assert likest(decoded(shown.uri), given["distorted"]) == name
+        assert likest(decoded(shown.uri), pictures(given)) == name
 
     def test_of_a_picture_that_is_nowhere(self, given, scores, tmp_path):
         write_manifest(as_manifest([]), tmp_path)

@@ -7,7 +7,7 @@ from components import component
 
 @component
 def close_run(status: dsl.PipelineTaskFinalStatus, profile: str, overrides: dict) -> None:
-    """Close the MLflow run of a pipeline run that failed or was cancelled.
+    """Close the MLflow run of a pipeline run that failed or was ended from outside.
 
     Args:
         status: how the pipeline ended.

@@ -13,11 +13,11 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from contrique.artifacts import CHECKPOINTS, ENCODER
+from contrique.artifacts import CHECKPOINTS, ENCODER, SUMMARY
 from contrique.config import Config, resolve
 from contrique.errors import ContriqueError
 
@@ -35,6 +35,7 @@ _KIND = {"group": "trainer.kubeflow.org", "version": "v1alpha1", "plural": "trai
 _POLL_SECONDS = 15.0
 _PATIENCE_SECONDS = 600.0  # with an API server that is away, and with a job that is being deleted
 _REQUEST_SECONDS = 60.0
+_SHORT_REQUEST_SECONDS = 0.8  # of a task that is told to end
 
 
 class LaunchError(ContriqueError):
@@ -58,7 +59,7 @@ def pretrain(
 
     Args:
         dataset, distorted: picture sets, as `contrique.pretraining.pretrain.pretrain` takes them.
-        out: folder for `encoder.safetensors` and `history.jsonl`.
+        out: folder for `encoder.safetensors`, `history.jsonl` and `summary.json`.
         profile, overrides: of the configuration.
         seed: of the weights, the batches and the crops.
         processes: on this machine; if more than 1, each has a GPU of its own, or a share of the cores.
@@ -111,6 +112,8 @@ def _train(
         )
         if world.is_main and not settings.pretrain.checkpoints:  # no part of the encoder that later tasks fetch
             shutil.rmtree(out / CHECKPOINTS)
+        if world.is_main:
+            (out / SUMMARY).write_text(json.dumps(asdict(summary)))
     return summary
 
 
@@ -148,7 +151,6 @@ def _on_machines(
     seed: int,
 ) -> "PretrainSummary":
     from contrique import s3
-    from contrique.artifacts import SUMMARY
     from contrique.pretraining.pretrain import PretrainSummary
     from contrique.tracking.runs import current_pipeline_run
 
@@ -159,7 +161,7 @@ def _on_machines(
 
     places = {kind: [f"{prefix}/{kind}"] for kind in (*sets, "checkpoints")} | {"publish": [f"{prefix}/{RESULT}"]}
     manifest = fill_in(job, name, run, command(places, profile=profile, overrides=overrides, seed=seed))
-    with _delete_on_sigterm(jobs, name):
+    with _delete_on_sigterm(name):
         previous = jobs.get(name)
         if previous is not None and _is_over(previous):
             print(f"{jobs.called(name)} ended in an earlier attempt: made anew, from its last checkpoint", flush=True)
@@ -174,29 +176,29 @@ def _on_machines(
     for kind in sets:  # the checkpoints stay: with them a retry that finds no job is a matter of minutes
         s3.remove(f"{prefix}/{kind}")
     jobs.delete(name, wait=False)  # last: until then a retry finds a complete job, and but fetches
-    path = out / SUMMARY
-    summary = PretrainSummary(**json.loads(path.read_text()))
-    path.unlink()
-    return summary
+    return PretrainSummary(**json.loads((out / SUMMARY).read_text()))
 
 
 @contextlib.contextmanager
-def _delete_on_sigterm(jobs: "_Jobs", name: str) -> Iterator[None]:
+def _delete_on_sigterm(name: str) -> Iterator[None]:
     """Delete the job on SIGTERM: a cancelled run must not hold machines for days. A retry resumes from the checkpoints.
 
-    A task that is killed outright leaves the job, and a retry goes on waiting for it.
+    KFP's launcher dies of the signal, and its container with it a moment later: so one short request goes out before
+    anything else, from within the handler. A task that is killed outright leaves the job, and a retry goes on waiting
+    for it.
     """
+    jobs = _Jobs.of_this_namespace()  # a client of its own: the other may be in the middle of a request
 
     def end(number: int, _: Any) -> None:
+        with contextlib.suppress(LaunchError):
+            jobs.delete(name, wait=False, seconds=_SHORT_REQUEST_SECONDS)
+            # not by print, in the middle of which this may be
+            os.write(2, f"{jobs.called(name)} deleted, because this task was told to end\n".encode())
         sys.exit(128 + number)
 
     before = signal.signal(signal.SIGTERM, end)
     try:
         yield
-    except SystemExit:
-        jobs.delete(name, wait=False)
-        print(f"{jobs.called(name)} deleted, because this task was told to end", file=sys.stderr, flush=True)
-        raise
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -294,7 +296,7 @@ class _Jobs:
         job: dict[str, Any] | None = self._ask("get", self.api.get_namespaced_custom_object, name, absent=404)
         return job
 
-    def create(self, job: dict[str, Any], **options: str) -> bool:
+    def create(self, job: dict[str, Any], **options: Any) -> bool:
         """Create a job, unless an interrupted task created it before.
 
         Args:
@@ -309,24 +311,39 @@ class _Jobs:
             print(f"{self.called(name)} {'was there' if created is None else 'made'}", flush=True)
         return created is not None
 
-    def delete(self, name: str, *, wait: bool = True) -> None:
-        """Delete a job with its pods, if it exists. `wait`: return when it is gone."""
+    def delete(self, name: str, *, wait: bool = True, seconds: float = _REQUEST_SECONDS) -> None:
+        """Delete a job with its pods, if it exists.
+
+        Args:
+            name: of the job.
+            wait: return when it is gone.
+            seconds: for the request.
+        """
         delete = self.api.delete_namespaced_custom_object
-        self._ask("delete", delete, name, absent=404, propagation_policy="Foreground")
+        self._ask("delete", delete, name, absent=404, seconds=seconds, propagation_policy="Foreground")
         until = time.monotonic() + _PATIENCE_SECONDS
         while wait and self.get(name) is not None:
             if time.monotonic() > until:
                 raise LaunchError(f"{self.called(name)} was deleted and is still there; {self.remedy(name)}")
             time.sleep(min(1.0, _POLL_SECONDS))
 
-    def _ask(self, verb: str, call: Callable[..., T], name: str, *, absent: int, **arguments: Any) -> T | None:
+    def _ask(
+        self,
+        verb: str,
+        call: Callable[..., T],
+        name: str,
+        *,
+        absent: int,
+        seconds: float = _REQUEST_SECONDS,
+        **arguments: Any,
+    ) -> T | None:
         """Answer of the API; None for the status `absent`."""
         from kubernetes.client import ApiException
         from urllib3.exceptions import HTTPError
 
         parameters = arguments if "body" in arguments else arguments | {"name": name}
         try:
-            return call(namespace=self.namespace, _request_timeout=_REQUEST_SECONDS, **_KIND, **parameters)
+            return call(namespace=self.namespace, _request_timeout=seconds, **_KIND, **parameters)
         except HTTPError as error:
             raise _Unavailable(f"{self.called(name)}: the Kubernetes API does not answer ({error})") from error
         except ApiException as error:

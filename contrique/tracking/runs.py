@@ -13,6 +13,7 @@ from contrique.tracking.revision import read_code_revision
 from contrique.tracking.store import STORE_REMEDY, RegistryError, Store
 
 PIPELINE_RUN = "contrique.pipeline_run"  # tag of an MLflow run
+SUCCESS = ("SUCCEEDED", "COMPLETE", "CACHED")  # of a pipeline: in the words of KFP's API, and of its metadata store
 
 
 class Run:
@@ -68,7 +69,7 @@ class Run:
                 self.id, tags=[RunTag(name, str(value)[:5000]) for name, value in tags.items()]
             )
 
-    def close(self, status: Literal["FINISHED", "FAILED"] = "FINISHED") -> None:
+    def close(self, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> None:
         """Say that the pipeline run is over. Logging afterwards still works."""
         with self._store.translate_errors("closing the run"):
             self._store.client.set_terminated(self.id, status)
@@ -113,19 +114,24 @@ class Runs:
     def close_failed(self, pipeline_run: str, state: str) -> None:
         """Close the MLflow run of a pipeline run that did not succeed; nothing to do if it did, or opened none.
 
+        A run that is FINISHED stays so: its verdict stands, whatever became of the report after it. On a cluster the
+        state is RUNNING too where nobody was left to write another one, also at the end of some runs that succeeded.
+
         Args:
             pipeline_run: as `open` takes it.
-            state: how it ended, in KFP's words: SUCCEEDED, FAILED or CANCELLED.
+            state: how it ended: one of SUCCESS, FAILED (then the MLflow run is FAILED), or another word for a run that
+                was ended from outside (KILLED).
         Raises:
             RegistryError: MLflow cannot be reached.
         """
-        if state == "SUCCEEDED" or not self.store.exists:
+        if state in SUCCESS or not self.store.exists:
             return
         with self.store.translate_errors("closing the run"):
             run = self._find(pipeline_run)
-        if run:
-            run.set_tags({"pipeline.state": state})
-            run.close("FAILED")
+            if not run or self.store.client.get_run(run.id).info.status == "FINISHED":
+                return
+        run.set_tags({"pipeline.state": state})
+        run.close("FAILED" if state == "FAILED" else "KILLED")
 
     def describe(self, pipeline_run: str) -> str:
         """Where a person finds the MLflow run of a pipeline run, in Markdown.

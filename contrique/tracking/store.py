@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from contrique.config import RegistryConfig
 from contrique.errors import ContriqueError
+from contrique.s3 import adopt_settings
 from contrique.text import escape_control, mask_secrets
 from contrique.tracking.address import database_of, store_uri
 
@@ -77,6 +78,7 @@ class Store:
             RegistryError: MLflow is not installed, or the store cannot be reached or read.
         """
         mlflow = _import_mlflow()
+        adopt_settings()  # for artifacts that MLflow's clients take from S3 themselves
         mlflow.set_tracking_uri(self.uri)
         mlflow.set_registry_uri(self.uri)
         database = database_of(self.uri)

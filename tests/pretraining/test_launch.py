@@ -106,7 +106,7 @@ class TestSeveralProcesses:
 
         places = dict(zip(("dataset", "distorted"), map(str, sets), strict=True))
         done = runner.run(alone, {**places, "overrides": OVERRIDES}, tmp_path / "runs", io.StringIO())
-        assert done.artifacts["pretrain_encoder"]["encoder"].metadata["steps"] == 2
+        assert json.loads((done.artifacts["pretrain_encoder"]["encoder"] / SUMMARY).read_text())["steps"] == 2
         reason = r"^Pretrain the encoder: process [01] of 2: DatasetError: pretrain.images=13 cannot be shared"
         changed = OVERRIDES | {"pretrain.images": 13}
         with pytest.raises(runner.RunFailed, match=reason) as caught:
@@ -433,6 +433,33 @@ class TestSeveralMachines:
         assert ended.value.code == 128 + signal.SIGTERM
         assert not kubernetes.jobs
         assert signal.getsignal(signal.SIGTERM) is before
+
+    def test_a_task_that_dies_a_second_later_has_taken_its_job_with_it(self, sets, tmp_path, kubernetes, prefix):
+        """KFP's launcher dies of SIGTERM, and its container with it, whatever the task is about: here, uploading."""
+        code = (
+            "import sys, time, contrique.s3 as s3\n"
+            "from contrique.pretraining.launch import pretrain\n"
+            "def upload(*_):\n"
+            "    try:\n"
+            "        print('uploading', flush=True)\n"
+            "        time.sleep(60)\n"
+            "    except SystemExit:\n"
+            "        time.sleep(60)\n"  # as a pool of threads does, that waits for its own
+            "s3.upload = upload\n"
+            "from pathlib import Path\n"
+            "pretrain(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), profile='demo', overrides={}, seed=0,"
+            " job=sys.argv[4], to=sys.argv[5])\n"
+        )
+        command = [sys.executable, "-c", code, *map(str, sets), str(tmp_path / "out"), JOB, prefix]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as task:
+            while task.stdout.readline() != "uploading\n":
+                assert task.poll() is None
+            kubernetes.make(job_of_this_run())  # as if by a try that was cut off
+            task.terminate()
+            time.sleep(1)
+            task.kill()
+        assert not kubernetes.jobs
+        assert kubernetes.asked[-1].startswith("DELETE")
 
     def test_without_a_cluster(self, sets, tmp_path, monkeypatch, prefix):
         monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))

@@ -6,6 +6,7 @@ from typing import Any
 from kfp import dsl
 
 from components import IMAGE
+from components.accept_data import accept_data
 from components.close_run import close_run
 from components.decide_promotion import decide_promotion
 from components.evaluate_model import evaluate_model
@@ -56,23 +57,22 @@ def build(shards: int = 1, gpus: int = 1, nodes: int = 1, to: str = "") -> dsl.b
     @dsl.pipeline(name="contrique-training", display_name="CONTRIQUE training")
     def training(
         data: str,
+        profile: str = "demo",
         revision: str = "",
         pristine: list = [],  # noqa: B006 (KFP copies defaults into the compiled document)
         authentic: list = [],  # noqa: B006
-        profile: str = "demo",
         overrides: dict = {},  # noqa: B006
         seed: int = 0,
     ) -> None:
         """Train, judge, gate and register a no-reference image-quality model.
 
         Args:
-            data: Where the data is: a folder, git URL or s3:// prefix that holds data.dvc, a picture set, or images
-                with labels.csv.
-            revision: Git revision of data.dvc to train on; empty means what the folder holds now.
-            pristine: Folders (or s3:// prefixes) of undistorted photographs without labels, to distort and train on.
-            authentic: Folders (or s3:// prefixes) of camera photographs without labels, to train on.
-            profile: Starting point of the configuration, demo (minutes on a laptop) or paper (the published recipe).
-            overrides: Options that differ from the profile, by dotted name, as JSON, such as {"pretrain.steps" : 100}.
+            data: Rated pictures: an s3:// prefix, git URL or folder with labels.csv, data.dvc or a picture set.
+            profile: Where the options start from: demo (small, minutes on a laptop) or paper (the published recipe).
+            revision: Git revision of data.dvc, if data is a git URL; empty for the newest.
+            pristine: Undistorted photographs without labels, as JSON, such as ["s3://bucket/photographs"].
+            authentic: Camera photographs without labels, taken as they are, as JSON, such as ["s3://bucket/uploads"].
+            overrides: Options that differ from the profile, as JSON by name, such as {"pretrain.steps" : 100}.
             seed: Of every random draw; the same seed on the same data gives the same weights on a CPU.
         """
         settings = {"profile": profile, "overrides": overrides}
@@ -81,7 +81,9 @@ def build(shards: int = 1, gpus: int = 1, nodes: int = 1, to: str = "") -> dsl.b
             pinned = equipped(pin_data(**sources))
             dataset = equipped(fetch_data(pin=pinned.output, **sources)).outputs["dataset"]
             validated = equipped(validate_data(dataset=dataset, **settings))
-            distorted = distorted_set(dataset, validated, seed=seed, **settings)
+            findings = validated.outputs["findings"]
+            accepted = equipped(accept_data(findings=findings))
+            distorted = distorted_set(dataset, accepted, seed=seed, **settings)
             pictures = {"dataset": dataset, "distorted": distorted}
             trained = equipped(pretrain_encoder(seed=seed, **pictures, **settings, **spread), pretraining(gpus, nodes))
             encoder = trained.outputs["encoder"]
@@ -91,20 +93,20 @@ def build(shards: int = 1, gpus: int = 1, nodes: int = 1, to: str = "") -> dsl.b
             evaluation = judged.outputs["result"]
             decided = equipped(decide_promotion(evaluation=evaluation, **settings))
             verdict = decided.outputs["verdict"]
-            model = {"encoder": encoder, "regressor": regressor, "evaluation": evaluation, "verdict": verdict}
+            # not the picture sets themselves: whoever takes them downloads terabytes
+            small = {"extract": judged.outputs["extract"], "verdict": verdict}
+            model = {"encoder": encoder, "regressor": regressor, "evaluation": evaluation, **small}
             # If AND Else on a component's one returned value: KFP's local runner skips other forms, and calls it
             # success.
             with dsl.If(decided.outputs["Output"] == "promote", name="promote"):
-                registered = equipped(register_model(**model, **pictures, **settings))
+                registered = equipped(register_model(**model, **settings))
             with dsl.Else(name="hold"):
-                kept = equipped(keep_champion(dataset=dataset, verdict=verdict, **settings))
+                kept = equipped(keep_champion(**small, **settings))
             equipped(
                 write_report(
-                    validation=validated.outputs["summary"],
-                    features=features,
+                    findings=findings,
                     outcome=dsl.OneOf(registered.outputs["Output"], kept.outputs["Output"]),
                     **model,
-                    **pictures,
                     **settings,
                 )
             )

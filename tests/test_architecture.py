@@ -169,6 +169,24 @@ def test_a_component_is_thin(path):
     assert not nested, "control flow belongs into contrique"
 
 
+@pytest.mark.parametrize("path", sources(*LAYERS), ids=name_of)
+def test_nothing_is_read_from_an_artifacts_metadata(path):
+    """On a cluster they come back changed: they are written, and that is all."""
+    tree = ast.parse(path.read_text())
+    parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr == "metadata" and not is_library(node):
+            parent = parents[node]
+            updated = isinstance(parent, ast.Attribute) and parent.attr == "update"
+            stored = isinstance(parent, ast.Subscript) and isinstance(parent.ctx, ast.Store)
+            assert updated or stored, f"line {node.lineno}"
+
+
+def is_library(node: ast.Attribute) -> bool:
+    """Whether it is the library of that name, or a file's header, and no artifact's."""
+    return isinstance(node.value, ast.Name) and node.value.id in ("importlib", "metadata", "file")
+
+
 def test_pipelines_compute_nothing():
     for path in sources("pipelines"):
         assert not roots(path) & {"numpy", "pandas", "torch", "sklearn", "scipy"}, name_of(path)

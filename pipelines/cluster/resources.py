@@ -14,13 +14,13 @@ from contrique.pretraining.launch import NAMESPACE
 GPU = "nvidia.com/gpu"
 
 # Kubernetes Secrets and the ConfigMap that a cluster provides (docs/kubeflow.md); nothing of them is a parameter.
-S3_SECRET = ("contrique-s3", {"access-key": "AWS_ACCESS_KEY_ID", "secret-key": "AWS_SECRET_ACCESS_KEY"})
+# No name begins with AWS_: KFP's launcher runs in the task's container, and may read those for a store of its own.
+S3_SECRET = ("contrique-s3", {"access-key": "CONTRIQUE_S3_ACCESS_KEY", "secret-key": "CONTRIQUE_S3_SECRET_KEY"})
 MLFLOW_SECRET = ("contrique-mlflow", {"username": "MLFLOW_TRACKING_USERNAME", "password": "MLFLOW_TRACKING_PASSWORD"})
-S3_ENDPOINTS = {"s3-endpoint": "AWS_ENDPOINT_URL", "s3-region": "AWS_DEFAULT_REGION"}
+S3_ENDPOINTS = {"s3-endpoint": "CONTRIQUE_S3_ENDPOINT", "s3-region": "CONTRIQUE_S3_REGION"}
 MLFLOW_ENDPOINTS = {
     "mlflow-uri": "MLFLOW_TRACKING_URI",
     "mlflow-ui": "CONTRIQUE_MLFLOW_UI",  # the same server, as a person's browser reaches it
-    "s3-endpoint": "MLFLOW_S3_ENDPOINT_URL",
 }
 ENDPOINTS = "contrique-endpoints"
 
@@ -32,13 +32,14 @@ class Stage:
     Attributes:
         title: what the run page calls the task.
         cpu, memory: requested; memory is the limit too, so that a leak kills the task and not its neighbours.
-        hours: after which the task is stopped.
+        hours: after which a try of the task is stopped: what it computes, and at least twice what its artifacts travel
+            at 100 MB/s, at the sizes of docs/scaling.md.
         gpus: how many, of the kind GPU.
         shm: size of /dev/shm in memory, counted in `memory`; the container default of 64 MiB kills DataLoader workers.
         retries: after a failure, with exponential backoff; 0 where a second try can only fail alike.
         cache: whether the same inputs may reuse an earlier run's outputs.
         because: why it is cached or not.
-        s3, mlflow: whether the task is given the credentials and endpoints.
+        s3, mlflow: whether the task is given credentials and endpoint; MLflow's server hands artifacts on itself.
         jobs: whether it starts jobs, and so must know its namespace.
     """
 
@@ -59,15 +60,14 @@ class Stage:
 STAGES: dict[str, Stage] = {
     "pin_data": Stage("Pin the data", "1", "1Gi", 1, False, "the same name can hold other data today", s3=True),
     "fetch_data": Stage(
-        "Fetch and prove the data", "2", "4Gi", 4, True, "the pin is an input, and names the content", s3=True
+        "Fetch and prove the data", "2", "4Gi", 12, True, "the pin is an input, and names the content", s3=True
     ),
-    "validate_data": Stage(
-        "Validate the data", "4", "8Gi", 2, True, "the same pictures pass the same expectations", retries=0
-    ),
+    "validate_data": Stage("Validate the data", "4", "8Gi", 6, True, "the same pictures meet the same expectations"),
+    "accept_data": Stage("Accept the data", "1", "1Gi", 1, True, "a pure function of the findings", retries=0),
     "synthesize_distortions": Stage(
-        "Synthesize distortions", "16", "16Gi", 24, True, "seeded: the same photographs give the same bytes"
+        "Synthesize distortions", "16", "16Gi", 48, True, "seeded: the same photographs give the same bytes"
     ),
-    "gather_distortions": Stage("Gather the distortions", "4", "16Gi", 12, True, "as the parts"),
+    "gather_distortions": Stage("Gather the distortions", "4", "16Gi", 72, True, "as the parts"),
     "pretrain_encoder": Stage(
         "Pretrain the encoder",
         "12",
@@ -77,15 +77,16 @@ STAGES: dict[str, Stage] = {
         "seeded, and the dearest stage by far",
         gpus=1,
         shm="16Gi",
+        s3=True,
         mlflow=True,
     ),
     "extract_features": Stage(
-        "Extract features", "8", "32Gi", 8, True, "a pure function of pictures and weights", gpus=1, shm="8Gi"
+        "Extract features", "8", "32Gi", 48, True, "a pure function of pictures and weights", gpus=1, shm="8Gi"
     ),
     "gather_features": Stage("Gather the features", "2", "32Gi", 2, True, "as the parts"),
     "fit_regressor": Stage("Fit the regressor", "4", "16Gi", 2, True, "a pure function of features and labels"),
     "evaluate_model": Stage(
-        "Evaluate challenger and champion", "4", "16Gi", 4, False, "the champion may have changed", mlflow=True
+        "Evaluate challenger and champion", "4", "16Gi", 48, False, "the champion may have changed", mlflow=True
     ),
     "decide_promotion": Stage(
         "Decide on promotion", "1", "2Gi", 1, False, "it follows the evaluation, which is never cached", retries=0
@@ -110,7 +111,8 @@ STAGES: dict[str, Stage] = {
     "detect_drift": Stage("Look for drift", "2", "8Gi", 1, True, "a pure function of the scores", retries=0),
     "raise_alarm": Stage("Raise the alarm", "1", "1Gi", 1, False, "the alarm belongs to this run", retries=0),
 }
-BACKOFF = {"backoff_duration": "60s", "backoff_factor": 2.0, "backoff_max_duration": "900s"}
+BACKOFF_SECONDS = 60  # before the second try; twice as long before each further one
+_WAITING_HOURS = 24  # for a GPU: a pod that the quota holds back has begun, by Argo's clock
 
 
 def pretraining(gpus: int = 1, nodes: int = 1) -> Stage:
@@ -127,6 +129,16 @@ def pretraining(gpus: int = 1, nodes: int = 1) -> Stage:
     return replace(stage, cpu=cpu, memory=memory, shm=shm, gpus=gpus)
 
 
+def _patience(stage: Stage) -> int:
+    """Seconds after which nothing of a task is tried any more.
+
+    Argo counts them from the beginning of the first try and ends later tries by them, too; so they must hold every try
+    to its last hour, and the pauses between.
+    """
+    pauses = BACKOFF_SECONDS * (2**stage.retries - 1)
+    return ((stage.retries + 1) * stage.hours + _WAITING_HOURS) * 3600 + pauses
+
+
 def _times(factor: int, amount: str) -> str:
     """A quantity of Kubernetes, such as 64Gi, several times."""
     return re.sub(r"^\d+", lambda number: str(factor * int(number[0])), amount)
@@ -139,13 +151,18 @@ def equipped(task: dsl.PipelineTask, stage: Stage | None = None) -> dsl.Pipeline
     task.set_cpu_request(stage.cpu).set_memory_request(stage.memory).set_memory_limit(stage.memory)
     kubernetes.set_timeout(task, stage.hours * 3600)
     if stage.retries:
-        task.set_retry(stage.retries, **BACKOFF)
+        task.set_retry(
+            stage.retries,
+            backoff_duration=f"{BACKOFF_SECONDS}s",
+            backoff_factor=2.0,
+            backoff_max_duration=f"{_patience(stage)}s",
+        )
     if stage.gpus:
         task.set_accelerator_type(GPU).set_accelerator_limit(stage.gpus)
         kubernetes.add_toleration(task, key=GPU, operator="Exists", effect="NoSchedule")
     if stage.shm:
         kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=stage.shm)
-    if stage.s3 or stage.mlflow:  # MLflow's artifacts lie on S3 too
+    if stage.s3:
         kubernetes.use_secret_as_env(task, *S3_SECRET)
         kubernetes.use_config_map_as_env(task, ENDPOINTS, S3_ENDPOINTS)
     if stage.mlflow:

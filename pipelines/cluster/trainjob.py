@@ -24,12 +24,14 @@ def manifest(image: str, *, nodes: int, gpus: int) -> dict[str, Any]:
     """
     stage = resources.pretraining(gpus)
     amounts = {"cpu": stage.cpu, "memory": stage.memory, resources.GPU: str(gpus)}
+    # Istio's sidecar keeps a job from ending, and deploy/network.yaml lets none out
+    outside = {"labels": {"sidecar.istio.io/inject": "false"}}
     pod = {
         "tolerations": [{"key": resources.GPU, "operator": "Exists", "effect": "NoSchedule"}],
         "volumes": [{"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": stage.shm}}],
         "containers": [{"name": CONTAINER, "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}]}],
     }
-    job = {"name": CONTAINER, "template": {"spec": {"template": {"spec": pod}}}}
+    job = {"name": CONTAINER, "template": {"spec": {"template": {"metadata": outside, "spec": pod}}}}
     return {
         "apiVersion": "trainer.kubeflow.org/v1alpha1",
         "kind": "TrainJob",

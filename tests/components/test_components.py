@@ -67,25 +67,33 @@ def fetched(tmp_path):
 
 
 def test_fetch_data_records_the_lineage(fetched):
-    assert fetched.metadata == json.loads(Path(fetched.path, "lineage.json").read_text())
-    assert sum(fetched.metadata["counts"].values()) == fetched.metadata["rows"] == 7
+    lineage = json.loads(Path(fetched.path, "lineage.json").read_text())
+    assert sum(lineage["counts"].values()) == sum(lineage["licences"].values()) == lineage["rows"] == 7
+    assert (fetched.metadata["hash"], fetched.metadata["counts.pretrain/pristine"]) == (lineage["hash"], 2)
+
+
+def validated(fetched: dsl.Artifact, tmp_path: Path, overrides: dict) -> dict[str, dsl.Artifact]:
+    """What validate_data made."""
+    kinds = {"report": dsl.HTML, "summary": dsl.Metrics, "findings": dsl.Artifact}
+    made = {name: artifact(kind, tmp_path / name) for name, kind in kinds.items()}
+    component("validate_data").python_func(dataset=fetched, profile="demo", overrides=overrides, **made)
+    return made
 
 
 def test_validate_data_reports_and_counts(fetched, tmp_path):
-    report, summary = artifact(dsl.HTML, tmp_path / "report"), artifact(dsl.Metrics, tmp_path / "summary")
-    component("validate_data").python_func(dataset=fetched, report=report, summary=summary, **SETTINGS)
-    assert "<html" in Path(report.path).read_text()
-    assert summary.metadata["rows"] == 7
-    json.dumps(summary.metadata)
+    made = validated(fetched, tmp_path, {})
+    assert "<html" in Path(made["report"].path).read_text()
+    assert made["summary"].metadata["rows"] == 7
+    json.dumps(made["summary"].metadata, allow_nan=False)
+    component("accept_data").python_func(findings=made["findings"])
 
 
-def test_validate_data_refuses(fetched, tmp_path):
+def test_bad_data_have_a_report_before_they_are_refused(fetched, tmp_path):
     """With the overrides that it was given: numbers come as floats from a cluster."""
-    report, summary = artifact(dsl.HTML, tmp_path / "report"), artifact(dsl.Metrics, tmp_path / "summary")
+    made = validated(fetched, tmp_path, {"validation.min_side": 90.0})
+    assert "expectations failed" in Path(made["report"].path).read_text()
     with pytest.raises(ContriqueError, match=r"0\.png"):
-        component("validate_data").python_func(
-            dataset=fetched, report=report, summary=summary, profile="demo", overrides={"validation.min_side": 90.0}
-        )
+        component("accept_data").python_func(findings=made["findings"])
 
 
 @pytest.fixture
@@ -122,7 +130,7 @@ def test_keep_champion_leaves_the_registry_alone(fetched, evaluation, tmp_path, 
     )
     tracking = artifact(dsl.Markdown, tmp_path / "tracking")
     kept = component("keep_champion").python_func(
-        dataset=fetched, verdict=verdict, profile="demo", overrides=overrides, tracking=tracking
+        extract=fetched, verdict=verdict, profile="demo", overrides=overrides, tracking=tracking
     )
     assert kept == {}
     assert re.match(r"MLflow run `[0-9a-f]{32}` in `sqlite:///", Path(tracking.path).read_text())
@@ -133,8 +141,34 @@ def test_keep_champion_leaves_the_registry_alone(fetched, evaluation, tmp_path, 
     assert (event.action, event.run, event.data_hash) == ("hold", "a-run", fetched.metadata["hash"])
 
 
-@pytest.mark.parametrize(("state", "status"), [("FAILED", "FAILED"), ("CANCELLED", "FAILED"), ("SUCCEEDED", "RUNNING")])
-def test_close_run_closes_what_a_failure_left_open(state, status, tmp_path, monkeypatch):
+STATES = {  # how a pipeline ended, as close_run is told -> what becomes of a run that is open
+    "COMPLETE": "RUNNING",
+    "CACHED": "RUNNING",
+    "SUCCEEDED": "RUNNING",
+    "FAILED": "FAILED",
+    "RUNNING": "KILLED",
+    "CANCELED": "KILLED",
+}
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_close_run_leaves_a_finished_run_alone(state, tmp_path, monkeypatch):
+    """A cluster says RUNNING at the end of some runs that succeeded, and FAILED where the report alone did not come."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("CONTRIQUE_RUN", "a-run")
+    from contrique.config import RegistryConfig
+
+    opened = open_run("a-run", RegistryConfig())
+    opened.close()
+    ended = dsl.PipelineTaskFinalStatus(state, "job", "training", 1, "")
+    component("close_run").python_func(status=ended, **SETTINGS)
+    found = connect(RegistryConfig()).get_run(opened.id)
+    assert (found.info.status, "pipeline.state" in found.data.tags) == ("FINISHED", False)
+
+
+@pytest.mark.parametrize(("state", "status"), STATES.items())
+def test_close_run_closes_what_was_left_open(state, status, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("CONTRIQUE_RUN", "a-run")

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import kubernetes_validate
 import pytest
 import yaml
 from kubeflow_trainer_api import models
@@ -35,9 +36,25 @@ def test_is_a_trainjob_and_nothing_of_it_is_unknown(tmp_path):
     assert (trainer["numNodes"], trainer["numProcPerNode"]) == (4, 8)
     assert trainer["resourcesPerNode"]["limits"]["nvidia.com/gpu"] == "8"
     names = [variable["name"] for variable in trainer["env"]]
-    assert {"AWS_ACCESS_KEY_ID", "AWS_ENDPOINT_URL", "MLFLOW_TRACKING_URI", "CONTRIQUE_RUN"} <= set(names)
+    assert {"CONTRIQUE_S3_ACCESS_KEY", "CONTRIQUE_S3_ENDPOINT", "MLFLOW_TRACKING_URI", "CONTRIQUE_RUN"} <= set(names)
     assert len(names) == len(set(names))
     assert not [variable for variable in trainer["env"] if "value" in variable and variable["name"] != "CONTRIQUE_RUN"]
+
+
+def test_its_pods_are_kubernetess_and_get_no_istio_sidecar(tmp_path):
+    """What the job patches into the runtime's pods and asks for each, put together as Kubeflow Trainer does."""
+    spec = written(tmp_path)["spec"]
+    (patch,) = spec["runtimePatches"]
+    (replicated,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    template = replicated["template"]["spec"]["template"]
+    assert template["metadata"]["labels"]["sidecar.istio.io/inject"] == "false"
+    trainer = spec["trainer"]
+    (container,) = template["spec"]["containers"]
+    container |= {name: trainer[name] for name in ("image", "command", "args", "env")}
+    container["resources"] = trainer["resourcesPerNode"]
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "node"} | template["metadata"]}
+    kubernetes_validate.validate(pod | {"spec": template["spec"]}, "1.37", strict=True)
+    assert spec["activeDeadlineSeconds"] > 0
 
 
 def test_a_misspelt_field_would_be_found(tmp_path):

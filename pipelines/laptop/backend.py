@@ -6,18 +6,23 @@ thus works on a laptop and fails on a cluster; with these rules it fails on both
 (`backend/src/v2`), and each function names the file it follows.
 """
 
+import contextlib
+import itertools
 import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from contrique.errors import ContriqueError
+from contrique.s3 import connect
+from pipelines.laptop.stack import BUCKET, Stack
 
-SUCCESS = ("COMPLETE", "CACHED")  # states of ML Metadata's executions; the others are FAILED, RUNNING and CANCELED
+_INPUT = "--executor_input"  # option of a task's command: what it is told, as JSON
 
 
 class Refused(ContriqueError):
@@ -40,7 +45,7 @@ def read_output(text: str) -> dict[str, Any]:
     return parsed
 
 
-def recorded(metadata: Mapping[str, Any], *, output: str, session: str) -> dict[str, Any]:
+def record_metadata(metadata: Mapping[str, Any], *, output: str, session: str) -> dict[str, Any]:
     """An artifact's metadata as the next task gets it: after a way through ML Metadata.
 
     Follows `metadata/converter.go: StructValueToMLMDValue, toRuntimeArtifact` and `metadata/client.go: RecordArtifact`.
@@ -54,11 +59,11 @@ def recorded(metadata: Mapping[str, Any], *, output: str, session: str) -> dict[
     Raises:
         Refused: a value is null or not a finite number.
     """
-    kept = {name: _recorded(name, value) for name, value in metadata.items()}
-    return {"display_name": output, "store_session_info": session} | kept
+    own = {name: _record_value(name, value) for name, value in metadata.items()}
+    return {"display_name": output, "store_session_info": session} | own
 
 
-def _recorded(name: str, value: Any) -> Any:
+def _record_value(name: str, value: Any) -> Any:
     if isinstance(value, str):
         return value
     if isinstance(value, bool | int | float) and math.isfinite(value):
@@ -70,19 +75,19 @@ def _recorded(name: str, value: Any) -> Any:
     raise Refused(f"metadata {name!r} is {value!r}: unknown/unsupported value type; leave the entry out")
 
 
-def final_state(said: str, *, killed: bool) -> str:
+def final_state(outcome: str, *, killed: bool) -> str:
     """How a group of tasks ended, as an exit handler on a cluster is told.
 
     Follows `driver/resolve.go: resolveInputParameter`, which hands on the last known state of an execution: it is
     RUNNING for ever if nobody lived to write another one.
 
     Args:
-        said: SUCCEEDED or FAILED, the words of the local runner.
+        outcome: SUCCEEDED or FAILED, the words of the local runner.
         killed: whether the task that failed was ended from outside: by a signal, for memory, at its deadline.
     """
-    if said == "SUCCEEDED":
-        return SUCCESS[0]
-    return "RUNNING" if killed else said
+    if outcome == "SUCCEEDED":
+        return "COMPLETE"
+    return "RUNNING" if killed else outcome
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,9 @@ class Size:
     def __add__(self, other: "Size") -> "Size":
         return Size(self.objects + other.objects, self.bytes + other.bytes)
 
+    def __str__(self) -> str:
+        return f"{self.objects} objects of {self.bytes / 1e6:.1f} MB"
+
 
 class Store:
     """The object store of the artifacts: files as objects, folders as nothing but parts of their names.
@@ -105,6 +113,8 @@ class Store:
         bucket: its name.
         client: of boto3, for S3.
     """
+
+    session = '{"Provider":"s3","Params":{"fromEnv":"false"}}'  # as ML Metadata is told how to reach it
 
     def __init__(self, bucket: str, client: Any) -> None:
         self.bucket, self._client = bucket, client
@@ -137,16 +147,16 @@ class Store:
         """Copy the objects of a key and below it to a path; without any, nothing is made there."""
         total = Size()
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=key)
-        for found in (one for page in pages for one in page.get("Contents", [])):
-            if found["Key"] == key or found["Key"].startswith(f"{key}/"):
-                target = path / found["Key"][len(key) :].lstrip("/")
+        for entry in (one for page in pages for one in page.get("Contents", [])):
+            if entry["Key"] == key or entry["Key"].startswith(f"{key}/"):
+                target = path / entry["Key"][len(key) :].lstrip("/")
                 target.parent.mkdir(parents=True, exist_ok=True)
-                self._client.download_file(self.bucket, found["Key"], str(target))
-                total += Size(1, found["Size"])
+                self._client.download_file(self.bucket, entry["Key"], str(target))
+                total += Size(1, entry["Size"])
         return total
 
 
-def carried(path: Path, key: str, store: Store) -> Size:
+def round_trip(path: Path, key: str, store: Store) -> Size:
     """Replace an artifact on disk by what another machine would get of it: through the store, and back.
 
     Raises:
@@ -167,3 +177,117 @@ def discard(path: Path) -> None:
         shutil.rmtree(path)
     elif os.path.lexists(path):
         path.unlink()
+
+
+def measure(path: Path) -> Size:
+    """What a launcher carries to a task that takes this artifact."""
+    files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
+    return Size(len(files), sum(each.stat().st_size for each in files))
+
+
+class Backend:
+    """The backend of one run: it stands between the local runner and each task.
+
+    Args:
+        store: of the artifacts.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._killed = False
+        self._numbers = itertools.count(1)
+
+    def prepare(self, command: list[str]) -> list[str]:
+        """A task's command, with the end of what came before it in ML Metadata's words, if it asks for that."""
+        place = command.index(_INPUT) + 1
+        task = json.loads(command[place])
+        for value in task.get("inputs", {}).get("parameterValues", {}).values():
+            if isinstance(value, dict) and value.keys() >= {"state", "pipeline_task_name"}:
+                job, name = (value.pop(f"pipeline_{key}_name") for key in ("job_resource", "task"))
+                value |= {"state": final_state(value["state"], killed=self._killed), "error": {}}
+                value |= {"pipelineJobResourceName": job, "pipelineTaskName": name}
+        return [*command[:place], json.dumps(task), *command[place + 1 :]]
+
+    def settle(self, command: list[str], code: int) -> str:
+        """What becomes of a task's outputs: they are published, or discarded if it failed.
+
+        Args:
+            command: of the task.
+            code: its exit status; that of a signal if it was killed.
+        Returns:
+            what was carried, for the log.
+        Raises:
+            Refused: the outputs cannot be published; they are discarded then.
+        """
+        task = read_task(command)
+        outputs = [Path(one["uri"]) for one in _artifacts(task["outputs"])]
+        try:
+            if not code:
+                return self._publish(task, outputs)
+        except BaseException:
+            code = 1
+            raise
+        finally:
+            if code:
+                self._killed |= is_killed(code)
+                for path in outputs:
+                    discard(path)
+        return "KFP would discard the outputs of this task, for it failed"
+
+    def _publish(self, task: dict[str, Any], outputs: list[Path]) -> str:
+        file = Path(task["outputs"]["outputFile"])
+        output = read_output(file.read_text()) if file.is_file() else {}
+        for name, listed in output.get("artifacts", {}).items():
+            for artifact in listed["artifacts"]:
+                metadata = record_metadata(artifact.get("metadata", {}), output=name, session=self.store.session)
+                artifact |= {"metadata": metadata, "name": str(next(self._numbers))}
+        inputs = sum((measure(Path(one["uri"])) for one in _artifacts(task.get("inputs", {}))), Size())
+        size = sum((round_trip(path, str(path).lstrip("/"), self.store) for path in outputs), Size())
+        if output:
+            file.write_text(json.dumps(output))
+        return f"KFP carries to this task {inputs}, and from it {size}"
+
+
+def read_task(command: list[str]) -> dict[str, Any]:
+    """What a task is told: KFP's ExecutorInput."""
+    task: dict[str, Any] = json.loads(command[command.index(_INPUT) + 1])
+    return task
+
+
+def is_killed(code: int) -> bool:
+    """Whether an exit status is that of a signal: of the process itself, or as its shell tells it."""
+    return code < 0 or code > 128
+
+
+def _artifacts(side: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [one for listed in side.get("artifacts", {}).values() for one in listed["artifacts"]]
+
+
+@contextlib.contextmanager
+def serve_store(folder: Path) -> Iterator[Store]:
+    """An S3 server of this block's own, its data in `folder`; the store waits for it when first used.
+
+    Raises:
+        StackError: it is not installed, or does not come up.
+    """
+    stack = Stack(folder)
+    stack.s3.start()
+    try:
+        yield _LazyStore(stack)
+    finally:
+        stack.s3.stop(0)
+
+
+class _LazyStore(Store):
+    """A store whose server comes up while the first task runs."""
+
+    def __init__(self, stack: Stack) -> None:
+        super().__init__(BUCKET, None)
+        self._stack, self._once = stack, threading.Lock()
+
+    def _put(self, path: Path, key: str) -> Size:
+        with self._once:
+            if self._client is None:
+                self._stack.s3.wait()
+                self._client = connect(self._stack.s3_environment)
+        return super()._put(path, key)

@@ -2,7 +2,8 @@
 
 The document that runs is the one that `compile` writes, less its retry policies: on a laptop a failing stage should
 say so at once and not a quarter of an hour later. Each task is a process of this environment, or a container of the
-pipeline's image.
+pipeline's image. What it makes passes through the rules of a cluster's backend (`pipelines.laptop.backend`), unless
+the run is direct.
 """
 
 import builtins
@@ -16,10 +17,12 @@ import pkgutil
 import pty
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
 import termios
+import threading
 import time
 import tty
 import uuid
@@ -38,9 +41,11 @@ from kfp.local import subprocess_task_handler
 from contrique.errors import ContriqueError
 from contrique.files import room
 from pipelines.cluster.resources import STAGES
+from pipelines.laptop.backend import Backend, Refused, is_killed, read_task, serve_store
 
 _BAR = "%|"  # of tqdm: what tells a progress bar from a line of text
 _PASSED = ("AWS_", "MLFLOW_", "CONTRIQUE_", "OMP_")  # variables of this process that containers are given too
+_GRACE_SECONDS = 1.0  # that a task has after SIGTERM; a cluster gives about as much
 BRANCHES = ("register_model", "keep_champion")
 
 
@@ -58,25 +63,17 @@ class RunFailed(ContriqueError):
 
 
 @dataclass(frozen=True)
-class Artifact:
-    """One output of a finished task."""
-
-    path: Path
-    metadata: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class Run:
     """A finished run.
 
     Attributes:
         root: the folder that keeps everything of it.
-        artifacts: by task, then by name; a task that did not run is absent.
+        artifacts: where they are, by task, then by name; a task that did not run is absent.
         returned: what each task returned, None for most; likewise.
     """
 
     root: Path
-    artifacts: dict[str, dict[str, Artifact]]
+    artifacts: dict[str, dict[str, Path]]
     returned: dict[str, Any]
 
     @property
@@ -93,6 +90,8 @@ class Terminal:
         log, screen: where to write.
         environment: given to each task beside its own.
         volumes: folders of this machine that containers may see, as Docker takes them.
+        backend: what stands between the runner and each task; None if nothing does.
+        stop_signal: signal that this run was told to end by; 0 if it was not.
         reason: why the first task failed; empty if none did.
         exit_status: of that task's error.
     """
@@ -101,8 +100,11 @@ class Terminal:
     screen: TextIO
     environment: dict[str, str]
     volumes: dict[str, dict[str, str]] = field(default_factory=dict)
+    backend: Backend | None = None
+    stop_signal: int = 0
     reason: str = ""
     exit_status: int = ContriqueError.exit_status
+    _enders: list[Callable[[int], None]] = field(default_factory=list)  # of the tasks that run
 
     def run_task(self, full_command: list[str], env_vars: dict[str, str] | None = None) -> int:
         """Stands in for KFP's own function, which pipes a task's output by line, so that no progress bar can draw.
@@ -110,7 +112,7 @@ class Terminal:
         The task is given a pseudo-terminal where this process has a terminal, and a pipe where not.
         """
         # KFP puts the interpreter into a shell command unquoted
-        command = [part.replace(sys.executable, shlex.quote(sys.executable)) for part in full_command]
+        command = [part.replace(sys.executable, shlex.quote(sys.executable)) for part in self._prepare(full_command)]
         reader, writer = pty.openpty() if self.screen.isatty() else os.pipe()
         if self.screen.isatty():
             tty.setraw(writer)  # or each newline would come with a carriage return
@@ -122,10 +124,16 @@ class Terminal:
             stderr=writer,
             stdin=subprocess.DEVNULL,
             env=os.environ | self.environment | (env_vars or {}),
+            process_group=0,  # of its own: a signal reaches the shell and what it runs, and Ctrl-C this process alone
         ) as process:
             os.close(writer)
+
+            def end(number: int) -> None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, number)
+
             # closed if the log cannot be written, too: a task that speaks then ends, and waits for no reader
-            with os.fdopen(reader, "rb", buffering=0) as output:
+            with self._register_end(end), os.fdopen(reader, "rb", buffering=0) as output:
                 return self._watch(command, _chunks(output), process.wait)
 
     def run_container(
@@ -138,6 +146,7 @@ class Terminal:
         from docker.errors import APIError
 
         environment = self.environment | arguments.pop("environment", {})
+        command = self._prepare(command)
         try:
             container = client.containers.run(
                 image, command, detach=True, volumes=volumes | self.volumes, environment=environment, **arguments
@@ -146,12 +155,34 @@ class Terminal:
             reason = " ".join(str(error).split())
             raise RunFailed(f"{image}: Docker cannot run it ({reason}); build it with `make image`") from error
         try:
-            return self._watch(command, container.logs(stream=True), lambda: container.wait()["StatusCode"])
+            with self._register_end(lambda number: container.kill(number)):
+                return self._watch(command, container.logs(stream=True), lambda: container.wait()["StatusCode"])
         finally:
             container.remove(force=True)
 
+    def stop(self, number: int, _: Any = None) -> None:
+        """Have the tasks that run end by a signal, as a cluster does when a run is terminated; the last task runs."""
+        self.stop_signal = self.stop_signal or number
+        enders = list(self._enders)
+        for end in enders:
+            end(signal.SIGTERM)
+        timer = threading.Timer(_GRACE_SECONDS, lambda: [end(signal.SIGKILL) for end in enders])
+        timer.daemon = True
+        timer.start()
+
+    @contextlib.contextmanager
+    def _register_end(self, end: Callable[[int], None]) -> Iterator[None]:
+        self._enders.append(end)
+        try:
+            yield
+        finally:
+            self._enders.remove(end)
+
+    def _prepare(self, command: list[str]) -> list[str]:
+        return self.backend.prepare(command) if self.backend else command
+
     def _watch(self, command: list[str], output: Iterable[bytes], ended: Callable[[], int]) -> int:
-        task = json.loads(command[command.index("--executor_input") + 1])["outputs"]["outputFile"].split("/")[-2]
+        task = read_task(command)["outputs"]["outputFile"].split("/")[-2]
         title = STAGES[task.replace("-", "_")].title
         tail: deque[str] = deque(maxlen=200)
         started = time.monotonic()
@@ -159,10 +190,16 @@ class Terminal:
         for line in self._lines(output):
             tail.append(line)
             print(line, file=self.log, flush=True)
-        code = ended()
+        code, refusal = ended(), ""
+        if self.backend:
+            try:
+                print(self.backend.settle(command, code), file=self.log, flush=True)
+            except Refused as error:
+                code, refusal = 1, f"{error} (so the backend of Kubeflow Pipelines would have it)"
+                print(refusal, file=self.log, flush=True)
         self._show(f"{'✗' if code else '✓'} {title} ({time.monotonic() - started:.1f} s)\n")
         if code and not self.reason:
-            reason, self.exit_status = _failure(list(tail), code)
+            reason, self.exit_status = (refusal, self.exit_status) if refusal else _failure(list(tail), code)
             self.reason = f"{title}: {reason}"
         return code
 
@@ -202,9 +239,9 @@ def _failure(lines: list[str], code: int) -> tuple[str, int]:
 
     A ContriqueError's own message, or the end of a traceback.
     """
-    if code < 0 or code > 128:  # of the process itself, or as its shell tells it
-        signal = -code if code < 0 else code - 128
-        reason = f"killed by signal {signal} (9 usually means that the machine ran out of memory)"
+    if is_killed(code):
+        number = -code if code < 0 else code - 128
+        reason = f"killed by signal {number} (9 usually means that the machine ran out of memory)"
         return reason, ContriqueError.exit_status
     for place, line in reversed(list(enumerate(lines))):
         if match := re.match(r"(contrique(?:\.\w+)+): (.+)", line):
@@ -223,6 +260,7 @@ def run(
     screen: TextIO | None = None,
     *,
     mounts: Sequence[str] | None = None,
+    direct: bool = False,
 ) -> Run:
     """Run a pipeline on this machine, one process or one container a task.
 
@@ -233,10 +271,13 @@ def run(
         screen: where progress goes; standard output if not given.
         mounts: None: each task is a process. Else each is a container of the pipeline's image, by Docker, that may
             read these folders beside those in `arguments`, write `mlruns` and the run's own, and use this network.
+        direct: hand outputs on just as tasks leave them, without a cluster's rules and its object store.
     Returns:
         the finished run.
     Raises:
-        RunFailed: a task failed, the gate's branches did not run as the verdict says, or Docker cannot be used.
+        RunFailed: a task failed, the run was told to end by SIGTERM or Ctrl-C, the gate's branches did not run as the
+            verdict says, or Docker cannot be used.
+        StackError: the object store does not come up.
         DiskFull: the run's own folder or log cannot be written.
     """
     name = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
@@ -251,9 +292,13 @@ def run(
         contextlib.redirect_stdout(log),
         warnings.catch_warnings(),
         _kfps_changes_undone(),
+        contextlib.ExitStack() as held,
     ):
         warnings.simplefilter("ignore")  # KFP warns of every resource setting that has no meaning here
         terminal = Terminal(log, screen or terminal_of_process, {"CONTRIQUE_RUN": name})
+        if not direct:
+            store = held.enter_context(serve_store(Path(scratch, "store")))
+            terminal.backend = Backend(store)
         if mounts is not None:
             runner, module, function = _docker_runner(terminal, [*_paths(arguments), *mounts])
             stand_in: Callable[..., int] = terminal.run_container
@@ -265,6 +310,7 @@ def run(
                 "run_local_subprocess",
             )
             stand_in = terminal.run_task
+        held.enter_context(_handle_signals(terminal.stop))
         local.init(runner, pipeline_root=str(root))
         original = getattr(module, function)
         setattr(module, function, stand_in)
@@ -274,12 +320,39 @@ def run(
             failure = terminal.reason or str(error)
         finally:
             setattr(module, function, original)
+    if terminal.stop_signal:
+        raise RunFailed(
+            f"told to end by {signal.Signals(terminal.stop_signal).name}\nThe whole log: {root / 'run.log'}",
+            128 + terminal.stop_signal,
+        )
     if failure:
         raise RunFailed(f"{failure}\nThe whole log: {root / 'run.log'}", terminal.exit_status)
     done = _read_run(root)
     if pipeline.name == "contrique-training":
         check_branches(done)
     return done
+
+
+@contextlib.contextmanager
+def _handle_signals(stop: Callable[[int, Any], None]) -> Iterator[None]:
+    """SIGTERM and Ctrl-C end the tasks and not this process, once: the next one ends it as always."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def handle(number: int, frame: Any) -> None:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        stop(number, frame)
+
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -345,14 +418,14 @@ def _read_run(root: Path) -> Run:
     for path in sorted(root.glob("*/*/executor_output.json")):
         task, told = path.parent.name.replace("-", "_"), json.loads(path.read_text())
         listed = {name: value["artifacts"][0] for name, value in told.get("artifacts", {}).items()}
-        run.artifacts[task] = {name: Artifact(Path(one["uri"]), one["metadata"]) for name, one in listed.items()}
+        run.artifacts[task] = {name: Path(one["uri"]) for name, one in listed.items()}
         run.returned[task] = told.get("parameterValues", {}).get("Output")
     return run
 
 
 def check_branches(run: Run) -> None:
     """KFP's local runner can skip a branch and still report success: see that the verdict's own branch ran."""
-    verdict = json.loads(run.artifacts["decide_promotion"]["verdict"].path.read_text())
+    verdict = json.loads(run.artifacts["decide_promotion"]["verdict"].read_text())
     expected = BRANCHES[0] if verdict["promote"] else BRANCHES[1]
     ran = [name for name in BRANCHES if name in run.returned]
     if ran != [expected]:

@@ -204,7 +204,7 @@ class Stack:
         # Iceberg's and Lance's servers would listen on fixed ports, where two stacks meet
         command = [weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false"]
         command += ["-s3", "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false"]
-        command += ["-volume.max=100", "-master.volumeSizeLimitMB=64", "-volume.preStopSeconds=0"]
+        command += ["-volume.max=0", "-master.volumeSizeLimitMB=64", "-volume.preStopSeconds=0"]  # 0: what the disk has
         command += [f"-{name}={port}" for name, port in own.items()]
         shell = [weed, "shell", f"-master=127.0.0.1:{own['master.port']}.{own['master.port.grpc']}"]
 

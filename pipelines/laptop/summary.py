@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from contrique.artifacts import SCORES
+from contrique.artifacts import EVALUATION, LINEAGE, SCORES, SUMMARY
 from contrique.reports.report import LABELS, METRICS
 from contrique.text import mask_secrets
 from contrique.tracking.address import DEFAULT_URI
@@ -20,16 +20,16 @@ def summary(run: Run) -> str:
 
 
 def _of_scoring(run: Run) -> str:
-    scored = run.artifacts["score_pictures"]["scores"]
-    verdict = json.loads(run.artifacts["detect_drift"]["verdict"].path.read_text())
+    scores = run.artifacts["score_pictures"]["scores"]
+    scored = json.loads((scores / SUMMARY).read_text())
+    verdict = json.loads(run.artifacts["detect_drift"]["verdict"].read_text())
     report = run.root / "drift.html"
-    shutil.copyfile(run.artifacts["detect_drift"]["report"].path, report)
+    shutil.copyfile(run.artifacts["detect_drift"]["report"], report)
     lines = [
         "",
-        f"Scored    {scored.metadata['scored']} pictures by version {scored.metadata['model']}, "
-        f"{scored.metadata['failed']} failed",
+        f"Scored    {scored['scored']} pictures by version {scored['model']}, {scored['failed']} failed",
         f"Drift     {verdict['reason']}",
-        f"Scores    {scored.path / SCORES}",
+        f"Scores    {scores / SCORES}",
         f"Report    {report}",
     ]
     return "\n".join(lines)
@@ -37,10 +37,10 @@ def _of_scoring(run: Run) -> str:
 
 def _of_training(run: Run) -> str:
     """Data, training, figures with n and interval, verdict, registry, report, and what to do next."""
-    lineage = run.artifacts["fetch_data"]["dataset"].metadata
-    trained = run.artifacts["pretrain_encoder"]["encoder"].metadata
-    evaluation = json.loads((run.artifacts["evaluate_model"]["result"].path / "evaluation.json").read_text())
-    verdict = json.loads(run.artifacts["decide_promotion"]["verdict"].path.read_text())
+    lineage = json.loads((run.artifacts["fetch_data"]["dataset"] / LINEAGE).read_text())
+    trained = json.loads((run.artifacts["pretrain_encoder"]["encoder"] / SUMMARY).read_text())
+    evaluation = json.loads((run.artifacts["evaluate_model"]["result"] / EVALUATION).read_text())
+    verdict = json.loads(run.artifacts["decide_promotion"]["verdict"].read_text())
     outcome = run.returned[run.branch]
     counts = ", ".join(f"{count} {part}" for part, count in lineage["counts"].items())
     if outcome:
@@ -49,7 +49,7 @@ def _of_training(run: Run) -> str:
     else:
         registry = "nothing registered; there is no champion yet"
     report = run.root / "report.html"  # KFP's artifact has no suffix, and a browser would show its source
-    shutil.copyfile(run.artifacts["write_report"]["report"].path, report)
+    shutil.copyfile(run.artifacts["write_report"]["report"], report)
     lines = [
         "",
         f"Data      {lineage['hash']}: {lineage['rows']} pictures ({counts})",

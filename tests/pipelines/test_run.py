@@ -9,7 +9,11 @@ import os
 import pty
 import re
 import shutil
+import signal
+import subprocess
 import sys
+import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +23,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 from kfp.local.logging_utils import indented_print, local_logger_context
+from processes import VARIABLE, survivors
 
 from contrique import images
 from contrique.config import RegistryConfig
@@ -51,7 +56,9 @@ TINY = {
     "synthesis.workers": 1,
 }
 CONFIG = RegistryConfig()
-SECRETS = ("AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD")  # as a Kubernetes Secret would set them
+ROOT = Path(__file__).parents[2]
+# as Kubernetes Secrets would set them
+SECRETS = ("AWS_SECRET_ACCESS_KEY", "CONTRIQUE_S3_SECRET_KEY", "MLFLOW_TRACKING_PASSWORD")
 SECRET = "planted-6f1d2c"
 
 
@@ -84,6 +91,13 @@ def run(data: Path, *flags: str, **options: Any) -> tuple[int, str, str]:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = main(["run", "--data", os.path.relpath(data), *flags, *params])
     return status, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture
+def mark(monkeypatch) -> str:
+    """In the environment of every process started by this test."""
+    monkeypatch.setenv(VARIABLE, name := uuid.uuid4().hex)
+    return name
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +170,7 @@ class TestPromote:
     def test_every_stage_ran_and_one_branch(self, promoted):
         assert "register-model" in ran(promoted)
         assert "keep-champion" not in ran(promoted)
-        assert len(ran(promoted)) == 12
+        assert len(ran(promoted)) == 13
 
     def test_the_run_page_links_to_mlflow(self, promoted):
         (page,) = promoted.root.glob("*/register-model/tracking")
@@ -178,9 +192,8 @@ class TestPromote:
         assert found.data.params["pretrain.steps"] == "3"
 
     def test_the_lineage_is_the_pin(self, place, promoted):
-        (output,) = promoted.root.glob("*/fetch-data/executor_output.json")
-        (dataset,) = json.loads(output.read_text())["artifacts"]["dataset"]["artifacts"]
-        assert dataset["metadata"]["hash"] == read_pin(place / "project")
+        (lineage,) = promoted.root.glob("*/fetch-data/dataset/lineage.json")
+        assert json.loads(lineage.read_text())["hash"] == read_pin(place / "project")
 
     def test_the_report_stands_alone(self, promoted):
         page = (promoted.root / "report.html").read_text()
@@ -193,6 +206,22 @@ class TestPromote:
         assert len(files) > 30
         assert not [path for path in files if SECRET.encode() in path.read_bytes()]
         assert SECRET not in promoted.out
+
+    def test_everything_went_through_the_backend(self, promoted):
+        """Metadata as ML Metadata gives them back; what each task would download stands in the log."""
+        listed = [json.loads(path.read_text()) for path in promoted.root.glob("*/*/executor_output.json")]
+        made = [one for told in listed for each in told.get("artifacts", {}).values() for one in each["artifacts"]]
+        assert len(made) > 12
+        assert len({one["name"] for one in made}) == len(made), "the numbers of ML Metadata"
+        for one in made:
+            assert {"display_name", "store_session_info"} <= one["metadata"].keys()
+            assert {type(value) for value in one["metadata"].values()} <= {str, float}
+        assert (promoted.root / "run.log").read_text().count("KFP carries to this task") == 13
+
+    def test_no_artifact_holds_what_a_store_cannot(self, promoted):
+        paths = [path for folder in promoted.root.glob("contrique-training-*/*") for path in folder.rglob("*")]
+        assert not [path for path in paths if path.is_symlink()]
+        assert not [path for path in paths if path.is_dir() and not any(path.iterdir())]
 
     def test_the_log_keeps_what_the_terminal_does_not_show(self, promoted):
         assert "executor_input" in (promoted.root / "run.log").read_text()
@@ -327,15 +356,48 @@ class TestFailures:
         (found,) = client.search_runs([experiment], f"tags.`{PIPELINE_RUN}` = '{name}'")
         assert (found.info.status, found.data.tags["pipeline.state"]) == ("FAILED", "FAILED")
 
+    def test_told_to_end(self, place, mark):
+        """As by Ctrl-C: the tasks end, the last one closes the MLflow run, and nobody is left behind."""
+        params = [f"--param={name}={json.dumps(value)}" for name, value in (TINY | {"pretrain.steps": 10**6}).items()]
+        command = [sys.executable, "-m", "pipelines", "run", "--data", "project", *params]
+        known = set(Path("runs").iterdir())
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        client = connect(CONFIG)
+        experiment = client.get_experiment_by_name(CONFIG.experiment).experiment_id
+
+        def found() -> list[Any]:
+            (name,) = {path.name for path in set(Path("runs").iterdir()) - known} or {"none yet"}
+            return list(client.search_runs([experiment], f"tags.`{PIPELINE_RUN}` = '{name}' and metrics.loss > 0"))
+
+        with subprocess.Popen(command, env=environment, **pipes) as process:
+            until = time.monotonic() + 600
+            while not found():  # until it trains
+                assert process.poll() is None, process.communicate()
+                assert time.monotonic() < until
+                time.sleep(0.5)
+            process.terminate()
+            out, err = process.communicate(timeout=300)
+        assert process.returncode == 128 + signal.SIGTERM
+        (root,) = set(Path("runs").iterdir()) - known
+        assert err == f"error: told to end by SIGTERM\nThe whole log: {root.resolve() / 'run.log'}\n"
+        assert [line[0] for line in out.splitlines()] == ["✓"] * 5 + ["✗", "✓"]
+        (ended,) = found()
+        assert (ended.info.status, ended.data.tags["pipeline.state"]) == ("KILLED", "RUNNING")
+        assert survivors(mark) == []
+
     @staticmethod
     def fails_in_validation(folder: Path, message: str) -> None:
         status, out, err = run(folder)
         assert status == 2
         assert re.search(message, err), err
-        assert err.startswith("error: Validate the data: ")
+        assert err.startswith("error: Accept the data: ")
         assert "Traceback" not in err
         assert "run.log" in err.splitlines()[-1]
-        assert [line[0] for line in out.splitlines()] == ["✓", "✓", "✗", "✓"], "of later stages the last alone may run"
+        marks = [line[0] for line in out.splitlines()]
+        assert marks == ["✓", "✓", "✓", "✗", "✓"], "of later stages the last alone may run"
+        (report,) = max(Path("runs").iterdir()).glob("*/validate-data/report")
+        assert "expectations failed" in report.read_text(), "its outputs are kept, for it did not fail"
 
 
 class TestArguments:
@@ -434,7 +496,7 @@ class TestBranches:
     def finished(self, tmp_path):
         verdict = tmp_path / "verdict.json"
         verdict.write_text(json.dumps({"promote": True}))
-        artifacts = {"decide_promotion": {"verdict": runner.Artifact(verdict, {})}}
+        artifacts = {"decide_promotion": {"verdict": verdict}}
         return lambda *ran: runner.Run(tmp_path, artifacts, dict.fromkeys(ran))
 
     def test_the_verdicts_own_branch_is_accepted(self, finished):

@@ -19,6 +19,8 @@ BASE ?= python:3.11-slim-bookworm
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 IMAGE ?= contrique-python:$(VERSION)
 DOCKER ?= docker
+DATA ?= s3://contrique/pictures
+NAMESPACE ?=
 # of docker build, such as --build-arg PIP_INDEX_URL=https://pypi.example.org/simple
 BUILD_OPTIONS ?=
 
@@ -36,7 +38,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export GX_ANALYTICS_ENABLED := false
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: $(TESTS) $(BATCHES) help setup data demo stack stack-stop demo-stack test faults lint format compile ui containers image image-check audit lock clean
+.PHONY: $(TESTS) $(BATCHES) help setup data demo kubeflow-check stack stack-stop demo-stack test faults lint format compile ui containers image image-check audit lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -91,6 +93,11 @@ format: setup ## let ruff mend and format the code
 
 compile: setup ## write training.yaml for Kubeflow
 	@$(BIN)/python -m pipelines compile --out training.yaml
+
+# HOST: address of the Kubeflow Pipelines API; DATA: pictures that its pods reach; NAMESPACE: the profile, if there are any.
+# With MLFLOW_TRACKING_URI and the S3 settings in the environment it looks there, too.
+kubeflow-check: setup ## run the demo on a cluster and say what held: make kubeflow-check HOST=http://localhost:8080
+	@$(BIN)/python -m pipelines check --host $(HOST) --data $(DATA) --namespace "$(NAMESPACE)"
 
 stack: setup ## start S3 (SeaweedFS), PostgreSQL and the MLflow server on this machine, in the background
 	@$(BIN)/python -m pipelines stack up --detach

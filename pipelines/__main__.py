@@ -52,6 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     running.add_argument(
         "--mount", action="append", default=[], metavar="FOLDER", help="that containers may read, too; repeatable"
     )
+    running.add_argument(
+        "--direct", action="store_true", help="without the rules of a cluster's backend and its object store"
+    )
     running.set_defaults(command=run)
 
     submitting = commands.add_parser("submit", help="start a run on a Kubeflow cluster")
@@ -70,6 +73,16 @@ def _parser() -> argparse.ArgumentParser:
     uploading.add_argument("--version", required=True, help="its name, new for this pipeline, such as 0.1.0")
     uploading.add_argument("--description", default="", help="shown beside the version")
     uploading.set_defaults(command=upload)
+
+    checking = commands.add_parser("check", help="run the demo on a Kubeflow cluster, and say what held")
+    _add_cluster(checking)
+    checking.add_argument(
+        "--data", required=True, help="rated pictures that its pods reach, such as s3://bucket/pictures"
+    )
+    checking.add_argument(
+        "--artifacts", default="s3://contrique/kfp", help="where runs keep theirs (default: s3://contrique/kfp)"
+    )
+    checking.set_defaults(command=check)
 
     training = commands.add_parser("trainjob", help="write a Kubeflow Trainer job that pretrains on several machines")
     training.add_argument("--name", required=True, help="of the job and of its MLflow run")
@@ -225,6 +238,10 @@ class UsageError(ContriqueError):
     """A command-line argument that makes no sense."""
 
 
+class CheckFailed(ContriqueError):
+    """A cluster that does not do what it should."""
+
+
 def compile_pipeline(options: argparse.Namespace) -> None:
     """Write the compiled pipeline."""
     from kfp import compiler
@@ -277,7 +294,7 @@ def run(options: argparse.Namespace) -> None:
             given = arguments[name]
             arguments[name] = _absolute(given) if isinstance(given, str) else [_absolute(path) for path in given]
     mounts = [str(Path(folder).resolve()) for folder in options.mount] if options.runner == "docker" else None
-    print(summary(runner.run(_pipeline(options), arguments, options.runs, mounts=mounts)))
+    print(summary(runner.run(_pipeline(options), arguments, options.runs, mounts=mounts, direct=options.direct)))
 
 
 def _absolute(location: str) -> str:
@@ -310,6 +327,16 @@ def submit(options: argparse.Namespace) -> None:
     started = cluster.submit(_pipeline(options), arguments, options.name)
     if options.wait:
         cluster.wait(started)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Run the demo on a cluster and print what held, line by line."""
+    from pipelines.cluster.check import check as check_cluster
+
+    findings = check_cluster(_cluster(options), options.data, options.artifacts, lambda one: print(one, flush=True))
+    failed = sum(one.held is False for one in findings)
+    if failed:
+        raise CheckFailed(f"{failed} of {len(findings)} did not hold; each ✗ above says what to look at")
 
 
 def schedule(options: argparse.Namespace) -> None:

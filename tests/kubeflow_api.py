@@ -34,7 +34,8 @@ class Server(http.server.ThreadingHTTPServer):
         address: for clients.
         received: the last request of each kind.
         kept: what was made, by kind.
-        states: of a run, one for each time that it is asked for.
+        states: of a run, one for each time that it is asked for; the last one stays.
+        tasks: how those of a run ended, by title.
         tokens: that requests brought.
     """
 
@@ -45,6 +46,8 @@ class Server(http.server.ThreadingHTTPServer):
         self.received: dict[str, dict[str, Any]] = {}
         self.kept: dict[str, list[dict[str, Any]]] = {kind: [] for kind in (*MODELS, "pipelines", "versions")}
         self.states: list[str] = []
+        self.state = "PENDING"
+        self.tasks: dict[str, str] = {}
         self.tokens: set[str | None] = set()
 
     def __enter__(self) -> "Server":
@@ -104,7 +107,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if kind in ("experiments", "pipelines"):
             return {kind: [one for one in self.of_namespace(kind, query) if matches(one, query.get("filter", ""))]}
         if kind == f"runs/{RUN}":
-            return {"run_id": RUN, "state": server.states.pop(0)}
+            if server.states:
+                server.state = server.states.pop(0)
+            tasks = [{"display_name": title, "state": state} for title, state in server.tasks.items()]
+            return {"run_id": RUN, "state": server.state, "run_details": {"task_details": tasks}}
         raise Refused(404, f"unexpected GET {self.path}")
 
     def of_namespace(self, kind: str, query: dict[str, str]) -> list[dict[str, Any]]:

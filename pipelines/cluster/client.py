@@ -145,30 +145,38 @@ class Cluster:
         found = client.list_pipelines(namespace=self.namespace or None, filter=chosen).pipelines
         return str(found[0].pipeline_id) if found else ""
 
+    def version(self) -> str:
+        """What the server calls its version; empty if it does not tell.
+
+        Raises:
+            ClusterError: the API cannot be reached or refuses.
+        """
+        with self._client() as client:
+            return _version(client)
+
+    def task_states(self, run: str) -> dict[str, str]:
+        """How each task of a run ended, by its title.
+
+        Raises:
+            ClusterError: the API cannot be reached or refuses.
+        """
+        with self._client() as client:
+            details = client.get_run(run).run_details
+            tasks = (details.task_details if details else None) or []
+            return {str(task.display_name): str(task.state) for task in tasks}
+
     def _refuse_older(self, client: kfp.Client, pipeline: dsl.base_component.BaseComponent) -> None:
         """Refuse a server that would start the run, and let it fail at what it does not know.
 
         A server that does not tell its version is taken: newer ones have no first API, and a build may have no number.
         """
-        try:
-            told = client._healthz_api.api_client.call_api(
-                "/apis/v1beta1/healthz",
-                "GET",
-                response_type="object",
-                auth_settings=["Bearer"],
-                _return_http_data_only=True,
-            )
-        except kfp_server_api.ApiException as error:
-            if error.status == 404:
-                return
-            raise
-        version = str(told.get("tag_name", ""))
         loops = any(
             task.HasField("parameter_iterator")
             for component in pipeline.pipeline_spec.components.values()
             for task in component.dag.tasks.values()
         )
         needed, because = _NEEDED["loops" if loops else "all"]
+        version = _version(client)
         if (_number(version) or needed) < needed:
             least = "{}.{}".format(*needed)
             raise ClusterError(
@@ -198,6 +206,23 @@ class Cluster:
             ) from error
         finally:
             logging.disable(logging.NOTSET)
+
+
+def _version(client: kfp.Client) -> str:
+    """What the first API's health check tells, which KFP's client does not ask; empty without."""
+    try:
+        answer = client._healthz_api.api_client.call_api(
+            "/apis/v1beta1/healthz",
+            "GET",
+            response_type="object",
+            auth_settings=["Bearer"],
+            _return_http_data_only=True,
+        )
+    except kfp_server_api.ApiException as error:
+        if error.status == 404:
+            return ""
+        raise
+    return str(answer.get("tag_name", ""))
 
 
 def _number(version: str) -> tuple[int, int] | None:

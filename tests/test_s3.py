@@ -15,7 +15,7 @@ from contrique.config import RegistryConfig
 from contrique.files import DiskFull, StorageError, inside, room, write_aside
 from contrique.s3 import SETTINGS, download, is_s3, upload
 from contrique.sources.dvc_pin import publish
-from contrique.tracking.client import connect
+from contrique.tracking.store import Store
 
 
 def test_write_aside_replaces_the_file_whole_and_leaves_nothing_beside_it(tmp_path):
@@ -217,7 +217,7 @@ class TestSettings:
     def test_so_do_dvc_and_mlflow_by_them(self, own, tmp_path, monkeypatch):
         """Both read AWS's names, and are opened at one place each."""
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-        connect(RegistryConfig())
+        assert Store(RegistryConfig()).client
         assert {name: os.environ[name] for name in SETTINGS.values()} == {
             name: own.environment[name] for name in SETTINGS.values()
         }

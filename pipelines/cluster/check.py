@@ -12,9 +12,9 @@ from typing import TypeVar
 from contrique import s3
 from contrique.config import RegistryConfig
 from contrique.errors import ContriqueError
-from contrique.registry.versions import list_models
-from contrique.tracking.client import connect
-from contrique.tracking.runs import PIPELINE_RUN, experiment_id
+from contrique.registry.versions import Registry
+from contrique.tracking.runs import PIPELINE_RUN
+from contrique.tracking.store import Store
 from pipelines.cluster.client import Cluster
 from pipelines.training import training
 
@@ -113,8 +113,8 @@ def _report(run: str, artifacts: str) -> str:
 
 
 def _mlflow_run(run: str) -> str:
-    client = connect(RegistryConfig())
-    runs = client.search_runs([experiment_id(client, RegistryConfig())], f"tags.`{PIPELINE_RUN}` = '{run}'")
+    store = Store(RegistryConfig())
+    runs = store.client.search_runs([store.experiment_id()], f"tags.`{PIPELINE_RUN}` = '{run}'")
     if [one.info.status for one in runs] != ["FINISHED"]:
         raise _Absent(f"{len(runs)} MLflow runs of it, {[one.info.status for one in runs]}; see the log of close_run")
     return str(runs[0].info.run_id)
@@ -122,7 +122,7 @@ def _mlflow_run(run: str) -> str:
 
 def _champion() -> str:
     config = RegistryConfig()
-    for model in list_models(config):
+    for model in Registry(config).list_versions():
         if config.alias in model.aliases:
             return f"{config.model} version {model.version}"
     raise _Absent(f"no version of {config.model} has the alias {config.alias}; see the verdict in the run's report")

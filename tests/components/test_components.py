@@ -159,11 +159,11 @@ def test_close_run_leaves_a_finished_run_alone(state, tmp_path, monkeypatch):
     monkeypatch.setenv("CONTRIQUE_RUN", "a-run")
     from contrique.config import RegistryConfig
 
-    opened = open_run("a-run", RegistryConfig())
+    opened = Runs(RegistryConfig()).open("a-run")
     opened.close()
     ended = dsl.PipelineTaskFinalStatus(state, "job", "training", 1, "")
     component("close_run").python_func(status=ended, **SETTINGS)
-    found = connect(RegistryConfig()).get_run(opened.id)
+    found = Store(RegistryConfig()).client.get_run(opened.id)
     assert (found.info.status, "pipeline.state" in found.data.tags) == ("FINISHED", False)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from contrique.config import RegistryConfig
-from contrique.tracking.runs import open_run
+from contrique.tracking.runs import Runs
 from pipelines.__main__ import main
 from tests.kubeflow_api import RUN, Server
 
@@ -62,7 +62,7 @@ def test_the_run_and_its_report_are_found(server, s3, capsys, monkeypatch, tmp_p
     from contrique.s3 import connect
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    open_run(RUN, RegistryConfig()).close()
+    Runs(RegistryConfig()).open(RUN).close()
     bucket = s3.bucket.removeprefix("s3://")
     connect().put_object(Bucket=bucket, Key=f"kfp/contrique-training/{RUN}/write-report/7/report", Body=b"<p>")
     _, table, _ = checked(server, capsys, "--artifacts", f"{s3.bucket}/kfp")

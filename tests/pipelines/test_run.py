@@ -363,7 +363,7 @@ class TestFailures:
         known = set(Path("runs").iterdir())
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        client = connect(CONFIG)
+        client = Store(CONFIG).client
         experiment = client.get_experiment_by_name(CONFIG.experiment).experiment_id
 
         def found() -> list[Any]:

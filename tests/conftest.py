@@ -2,11 +2,11 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from servers import S3
 
 from contrique.sources.sample import write
 from pipelines.laptop.stack import BUCKET, Stack
@@ -23,19 +23,6 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sample") / "data"
     write(folder)
     return folder
-
-
-@dataclass(frozen=True)
-class S3:
-    """A running S3 server with one bucket.
-
-    Attributes:
-        bucket: URL of the bucket, `s3://NAME`.
-        environment: what AWS clients need to reach it.
-    """
-
-    bucket: str
-    environment: dict[str, str]
 
 
 @pytest.fixture(scope="session")

@@ -212,6 +212,6 @@ def test_no_model_is_one_clear_error(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RegistryError, match="run the pipeline first"):
-        contrique.load()
+        contrique.load("champion")
     with pytest.raises(RegistryError, match=r"nowhere/: no model there; give a folder with encoder\.safetensors"):
         contrique.load("nowhere/")

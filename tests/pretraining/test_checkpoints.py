@@ -8,7 +8,7 @@ from typing import Any
 import boto3
 import pytest
 import torch
-from conftest import S3
+from servers import S3
 
 from contrique import s3 as s3_module
 from contrique.files import StorageError

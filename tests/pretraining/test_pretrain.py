@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import tiny_training
 import torch
-from conftest import S3
+from servers import S3
 from torch import Tensor
 
 from contrique import images

@@ -1,4 +1,4 @@
-"""Every default of every stage: the only place where one stands.
+"""Defaults and ranges of all options of all stages: the only place where they stand.
 
 `resolve("demo")` gives the laptop profile, `resolve("paper")` the published recipe; overrides are dotted names:
 
@@ -8,30 +8,51 @@ The resolved configuration is logged as JSON with each run (`as_dict`).
 """
 
 import dataclasses
-from collections.abc import Mapping
+import difflib
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from contrique.errors import ContriqueError
 
+_LARGEST = 2**53  # integers beyond it are not exact in JSON
+Count = Annotated[int, Ge(0), Le(_LARGEST)]
+Positive = Annotated[int, Ge(1), Le(_LARGEST)]
+Bits = Annotated[int, Ge(0), Le(64)]
+Level = Annotated[int, Ge(1), Le(5)]
+Share = Annotated[float, Ge(0), Le(1)]
+Probability = Annotated[float, Gt(0), Lt(1)]
+NotNegative = Annotated[float, Ge(0)]
+Above0 = Annotated[float, Gt(0)]
+Name = Annotated[str, MinLen(1)]
 ColourSpace = Literal["gray", "lab", "hsv", "ms", "rgb"]
 
 
 class ConfigError(ContriqueError):
-    """An unknown profile or option, or a value of the wrong type."""
+    """An unknown profile or option, or a value of a wrong type or out of range."""
 
 
 @dataclass(frozen=True)
 class ValidationConfig:
     """What a picture set must hold to be trained on and judged with."""
 
-    min_side: int = 64
-    max_side: int = 16_384
+    min_side: Positive = 64
+    max_side: Positive = 16_384
     mos_range: tuple[float, float] = (-1000.0, 1000.0)
-    near_duplicate_bits: int = 6  # of 64: re-encoded and resized copies differ by fewer
-    min_pretrain_contents: int = 2
-    min_judged_contents: int = 3  # one each to train, validate and test with; none at all is a pretraining set
+    near_duplicate_bits: Bits = 6  # of 64: re-encoded and resized copies differ by fewer
+    min_pretrain_contents: Count = 2
+    min_judged_contents: Count = 3  # one each to train, validate and test with; none at all is a pretraining set
+
+    def __post_init__(self) -> None:
+        if self.min_side > self.max_side:
+            raise ConfigError(f"validation.min_side={self.min_side} is above validation.max_side={self.max_side}")
+        if self.mos_range[0] >= self.mos_range[1]:
+            raise ConfigError(
+                f"validation.mos_range: {list(self.mos_range)} should be the lowest and the highest score"
+            )
 
 
 @dataclass(frozen=True)
@@ -39,11 +60,11 @@ class SynthesisConfig:
     """Distorted pictures made from pristine photographs (spec sections 1 and 6)."""
 
     distortions: tuple[str, ...] = ()  # empty: all 25
-    levels: tuple[int, ...] = (1, 2, 3, 4, 5)
-    max_side: int = 512
-    photographs_per_shard: int = 1
-    weak_labels_per_photograph: int = 126  # how many of its versions get full-reference scores
-    workers: int = 0  # 0: one per core
+    levels: Annotated[tuple[Level, ...], MinLen(1)] = (1, 2, 3, 4, 5)
+    max_side: Count = 512
+    photographs_per_shard: Positive = 1
+    weak_labels_per_photograph: Count = 126  # how many of its versions get full-reference scores
+    workers: Count = 0  # 0: one per core
 
 
 @dataclass(frozen=True)
@@ -51,36 +72,46 @@ class PretrainConfig:
     """Contrastive pretraining (spec sections 2 to 4)."""
 
     arch: Literal["resnet18", "resnet50"] = "resnet50"
-    projection: int = 128
-    crop: int = 256
-    pool: int = 2  # local vectors per side of a view
-    images: int = 512  # a step
-    authentic_share: float = 0.5  # of them
+    projection: Positive = 128
+    crop: Annotated[int, Ge(32), Le(_LARGEST)] = 256
+    pool: Positive = 2  # local vectors per side of a view
+    images: Positive = 512  # a step
+    authentic_share: Share = 0.5  # of them
     sampler: Literal["uniform", "balanced"] = "uniform"
-    contents_per_class: int = 3  # of the balanced sampler
+    contents_per_class: Positive = 3  # of the balanced sampler
     synthesis: Literal["stored", "on_the_fly"] = "stored"  # distorted pictures: read, or made as they are needed
-    calibration: int = 0  # batches of RGB views for the final batch-norm statistics; 0: the running ones, as published
-    colour_spaces: tuple[ColourSpace, ...] = ("gray", "lab", "hsv", "ms", "rgb")  # one is drawn for each view
+    calibration: Count = (
+        0  # batches of RGB views for the final batch-norm statistics; 0: the running ones, as published
+    )
+    colour_spaces: Annotated[tuple[ColourSpace, ...], MinLen(1)] = (
+        "gray",
+        "lab",
+        "hsv",
+        "ms",
+        "rgb",
+    )  # one is drawn for each view
     merge_identity: bool = True  # nearly-identity classes count as pristine (spec section 6)
-    temperature: float = 0.1
+    temperature: Annotated[float, Ge(1 / 300)] = 0.1
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = 0.6  # for `lr_views` views a step, scaled linearly
-    lr_views: int = 1024
-    weight_decay: float = 1e-4
-    momentum: float = 0.9
-    warmup: float = 0.1  # share of the steps
-    epochs: float = 25.0
-    steps: int = 0  # if set, instead of epochs
-    minutes: float = 0.0  # if set, instead of either: the schedule follows the clock, from the end of the first step
+    lr: Above0 = 0.6  # for `lr_views` views a step, scaled linearly
+    lr_views: Positive = 1024
+    weight_decay: NotNegative = 1e-4
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
+    warmup: Annotated[float, Ge(0), Lt(1)] = 0.1  # fraction of the steps
+    epochs: Above0 = 25.0
+    steps: Count = 0  # if set, instead of epochs
+    minutes: NotNegative = (
+        0.0  # if set, instead of either: the schedule follows the clock, from the end of the first step
+    )
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     channels_last: bool = True
     compile: bool = False  # torch.compile of the encoder: a slow first step, a third more crops/s on a GPU
-    threads: int = 0  # torch threads; 0: one per core
-    workers: int = 1  # loader processes
-    checkpoint_every: int = 500  # steps
+    threads: Count = 0  # torch threads; 0: one per core
+    workers: Count = 1  # loader processes
+    checkpoint_every: Positive = 500  # steps
     checkpoints: str = ""  # a folder or s3://bucket/prefix; empty: `checkpoints` in the run's folder
-    log_every: int = 10
-    probe_every: int = 1000  # steps between linear probes of distortion type and level; 0: never
+    log_every: Positive = 10
+    probe_every: Count = 1000  # steps between linear probes of distortion type and level; 0: never
 
 
 @dataclass(frozen=True)
@@ -94,19 +125,26 @@ class FeaturesConfig:
 class RegressorConfig:
     """Ridge regression from features to scores."""
 
-    alphas: tuple[float, ...] = tuple(10.0 ** (k / 2) for k in range(-6, 5))
+    alphas: Annotated[tuple[Above0, ...], MinLen(1)] = tuple(10.0 ** (k / 2) for k in range(-6, 5))
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
     """The protocol: random splits by content, or leave-one-content-out when contents are few."""
 
-    splits: int = 10
-    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
-    few_contents: int = 10  # below this, leave-one-content-out
-    resamples: int = 1000
-    confidence: float = 0.95
-    near_duplicate_bits: int = ValidationConfig.near_duplicate_bits
+    splits: Positive = 10
+    fractions: tuple[Share, Share, Share] = (0.7, 0.1, 0.2)
+    few_contents: Count = 10  # below this, leave-one-content-out
+    resamples: Positive = 1000
+    confidence: Probability = 0.95
+    near_duplicate_bits: Bits = ValidationConfig.near_duplicate_bits
+
+    def __post_init__(self) -> None:
+        if abs(sum(self.fractions) - 1) > 1e-6 or self.fractions[0] == 0:
+            raise ConfigError(
+                f"evaluation.fractions: {list(self.fractions)} should be the shares of training, validation and test, "
+                "which add up to 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -116,7 +154,7 @@ class GateConfig:
     floor: float = 0.6  # SRCC on the test part
     margin: float = 0.02  # SRCC by which the lower bound of the paired difference may fall short
     slice_margin: float = 0.15  # SRCC by which any one distortion may fall
-    min_slice: int = 10  # pictures below which a distortion slice is not judged
+    min_slice: Count = 10  # pictures below which a distortion slice is not judged
 
 
 @dataclass(frozen=True)
@@ -128,10 +166,10 @@ class RegistryConfig:
             in this process instead.
     """
 
-    experiment: str = "contrique"
-    model: str = "contrique"
-    alias: str = "champion"
-    serve_seconds: float = 180.0
+    experiment: Name = "contrique"
+    model: Name = "contrique"
+    alias: Name = "champion"
+    serve_seconds: NotNegative = 180.0
 
 
 @dataclass(frozen=True)
@@ -142,29 +180,29 @@ class ServingLimits:
     image alone, all else for the whole request.
     """
 
-    max_images: int = 64  # a request
-    max_bytes: int = 32_000_000  # of an image file
-    max_pixels: int = 50_000_000  # of an image
-    decoders: int = 2  # processes that decode images, one each at a time
-    decode_seconds: float = 10.0  # of a processor, for one image; a fifth of it for one of under four megapixels
-    decode_bytes: int = 3_000_000_000  # of a decoder's address space
-    max_request_bytes: int = 64_000_000  # of a request's body; base64 is a third longer than the file
-    max_requests: int = 32  # under way at once
-    max_held_bytes: int = 256_000_000  # of the bodies of all requests under way
-    max_connections: int = 256  # open at once, half of them by one address; at most half the descriptors there are
-    header_seconds: float = 10.0  # from a connection, or the last answer on it, to the end of a request's headers
-    seconds: float = 300.0  # from the end of a request's headers to its answer; 50 megapixels take a minute or two
-    heat_side: int = 800  # pixels of the longer side, to which a heat map is drawn
+    max_images: Positive = 64  # a request
+    max_bytes: Positive = 32_000_000  # of an image file
+    max_pixels: Positive = 50_000_000  # of an image
+    decoders: Positive = 2  # processes that decode images, one each at a time
+    decode_seconds: Above0 = 10.0  # of a processor, for one image; a fifth of it for one of under four megapixels
+    decode_bytes: Positive = 3_000_000_000  # of a decoder's address space
+    max_request_bytes: Positive = 64_000_000  # of a request's body; base64 is a third longer than the file
+    max_requests: Positive = 32  # under way at once
+    max_held_bytes: Positive = 256_000_000  # of the bodies of all requests under way
+    max_connections: Positive = 256  # open at once, half of them by one address; at most half the descriptors there are
+    header_seconds: Above0 = 10.0  # from a connection, or the last answer on it, to the end of a request's headers
+    seconds: Above0 = 300.0  # from the end of a request's headers to its answer; 50 megapixels take a minute or two
+    heat_side: Positive = 800  # pixels of the longer side, to which a heat map is drawn
 
 
 @dataclass(frozen=True)
 class DriftConfig:
-    """When pictures count as unlike those that the model was judged on."""
+    """When pictures count as unlike those that the model was evaluated on."""
 
-    psi: float = 0.25  # population stability index from which on a distribution has changed (Siddiqi 2006)
-    significance: float = 0.001  # of a change that chance alone would make
-    bins: int = 10  # quantiles of the reference
-    min_pictures: int = 20  # below which nothing can be said
+    psi: Above0 = 0.25  # population stability index from which on a distribution has changed (Siddiqi 2006)
+    significance: Probability = 0.001  # of a change that chance alone would make
+    bins: Annotated[int, Ge(2), Le(_LARGEST)] = 10  # quantiles of the reference
+    min_pictures: Positive = 20  # below which nothing can be said
 
 
 @dataclass(frozen=True)
@@ -243,48 +281,129 @@ def resolve(profile: str, overrides: Mapping[str, Any] | None = None) -> Config:
 
     Args:
         profile: a key of PROFILES.
-        overrides: dotted option names (`pretrain.steps`) to values; numbers may come as floats or strings, as
-            pipeline parameters do, and are cast to the option's type.
+        overrides: dotted option names (`pretrain.steps`) to values, as `parse_value` takes them.
     Returns:
         the resolved configuration.
     Raises:
-        ConfigError: unknown profile, unknown option or a value that does not fit its type.
+        ConfigError: unknown profile, unknown option, or a value of a wrong type or out of range.
     """
     if profile not in PROFILES:
         raise ConfigError(f"unknown profile '{profile}'; choose one of {', '.join(sorted(PROFILES))}")
     config = PROFILES[profile]
+    changes: dict[str, dict[str, Any]] = {}
     for name, value in (overrides or {}).items():
         stage, _, option = name.partition(".")
-        section: Any = getattr(config, stage, None)
-        hints = get_type_hints(type(section)) if dataclasses.is_dataclass(section) else {}
-        if option not in hints:
-            raise ConfigError(f"unknown option '{name}'; options look like 'pretrain.steps' (see contrique/config.py)")
-        changed: dict[str, Any] = {option: _cast(name, value, hints[option])}
-        stages: dict[str, Any] = {stage: dataclasses.replace(section, **changed)}
-        config = dataclasses.replace(config, **stages)
-    return config
+        changes.setdefault(stage, {})[option] = parse_value(name, value, _find_type(name))
+    stages: dict[str, Any] = {
+        stage: dataclasses.replace(getattr(config, stage), **values) for stage, values in changes.items()
+    }
+    return dataclasses.replace(config, **stages)
 
 
-def _cast(name: str, value: Any, kind: Any) -> Any:
-    if get_origin(kind) is Literal:
-        if value not in get_args(kind):
-            raise ConfigError(f"{name}: {value!r} is not one of {', '.join(map(repr, get_args(kind)))}")
-        return value
+def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
+    """Overrides for `resolve` from `NAME=VALUE` texts, as a command line gives them.
+
+    Returns:
+        option names to plain values, which JSON can hold. The last setting of a name wins.
+    Raises:
+        ConfigError: no `=`, unknown option, or a value of a wrong type or out of range.
+    """
+    overrides = {}
+    for text in settings:
+        name, value = split_setting(text)
+        parsed = parse_value(name, value, _find_type(name))
+        overrides[name] = list(parsed) if isinstance(parsed, tuple) else parsed
+    return overrides
+
+
+def split_setting(text: str) -> tuple[str, str]:
+    """Name and value of `NAME=VALUE`."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"--set {text}: expected NAME=VALUE, such as pretrain.steps=100")
+    return name, value
+
+
+def _find_type(name: str) -> Any:
+    """The annotated type of an option."""
+    stages = get_type_hints(Config)
+    known = {
+        f"{stage}.{option}": kind
+        for stage, section in stages.items()
+        for option, kind in get_type_hints(section, include_extras=True).items()
+    }
+    if name not in known:
+        close = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean '{close[0]}'?" if close else "options look like 'pretrain.steps'"
+        raise ConfigError(f"unknown option '{name}'; {hint} (see contrique/config.py)")
+    return known[name]
+
+
+def parse_value(name: str, value: Any, kind: Any) -> Any:
+    """A value of a type, from text or from plain JSON values.
+
+    Text becomes a number, a list or true and false by JSON where the type is no text; a name stays as it is, also one
+    that looks like a number. Floats without a fraction count as integers: pipeline parameters arrive so.
+
+    Args:
+        name: for the message.
+        value: text, number, bool or list.
+        kind: type, with its range.
+    Raises:
+        ConfigError: wrong type or out of range.
+    """
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    adapter = TypeAdapter[Any](kind, config=ConfigDict(strict=True, allow_inf_nan=False))
+    error = None
+    for reading in _list_readings(value):
+        try:
+            return adapter.validate_json(json.dumps(reading))
+        except ValidationError as failure:
+            error = failure.errors()[0]
+    if error is None:
+        raise ConfigError(f"{name}: {_shorten(value)} is nested too deeply")
+    is_word = isinstance(value, str) and not value.startswith("[")
+    if is_word and get_origin(_strip(kind)) is tuple:
+        raise ConfigError(f"{name}: {_shorten(value)} is one value; give a list, such as '[{json.dumps(value)}]'")
+    place = "".join(f"[{index}]" for index in error["loc"])
+    message = "is not UTF-8" if error["type"] == "json_invalid" else error["msg"].removeprefix("Input ")
+    raise ConfigError(f"{name}{place}: {_shorten(error['input'])} {message[0].lower()}{message[1:]}")
+
+
+def _list_readings(value: Any) -> list[Any]:
+    """What a value may mean, likeliest first: text as it is and as JSON, a number as it is and as text."""
     try:
-        if get_origin(kind) is tuple:
-            if isinstance(value, str):
-                raise ConfigError(f"{name}: {value!r} is one value; give a list of them, such as '[\"{value}\"]'")
-            members = get_args(kind)
-            kinds = [members[0]] * len(value) if members[-1] is Ellipsis else members
-            return tuple(_cast(name, item, member) for item, member in zip(value, kinds, strict=True))
-        if kind is bool:
-            return {"true": True, "false": False}[str(value).lower()]
-        if kind is int and float(value) != int(float(value)):
-            raise ValueError
-        return kind(float(value)) if kind is int else kind(value)
-    except (TypeError, ValueError, KeyError):
-        expected = kind if isinstance(kind, UnionType) else getattr(kind, "__name__", kind)
-        raise ConfigError(f"{name}: {value!r} does not fit {expected}") from None
+        if isinstance(value, str):
+            text = value.lower() if value.lower() in ("true", "false") else value
+            try:
+                parsed = _to_integers(json.loads(text))
+            except ValueError:
+                return [value]
+            return [parsed, value] if isinstance(parsed, str) else [value, parsed]
+        plain = _to_integers(value)
+    except RecursionError:
+        return []
+    if isinstance(plain, int) and not isinstance(plain, bool) and abs(plain) <= _LARGEST:
+        return [str(plain), plain]
+    return [plain]
+
+
+def _to_integers(value: Any) -> Any:
+    """Floats without a fraction as integers, in lists too."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return [_to_integers(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _strip(kind: Any) -> Any:
+    """A type without its range."""
+    return kind.__origin__ if get_origin(kind) is Annotated else kind
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def as_dict(config: Config) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import stat
+import tempfile
 import uuid
 import zipfile
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
-from contrique.errors import ContriqueError
+from contrique.errors import ContriqueError, one_line
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -80,7 +81,7 @@ def write_aside(path: Path) -> Iterator[Path]:
     Raises:
         DiskFull: there is no room for it.
     """
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    aside = _name_aside(path)
     with room(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -91,6 +92,40 @@ def write_aside(path: Path) -> Iterator[Path]:
                 shutil.rmtree(aside)
             else:
                 aside.unlink(missing_ok=True)
+
+
+def _name_aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+
+
+def check_writable(path: Path, *, folder: bool = False) -> None:
+    """Refuse a place that cannot be written, before the work that shall end there. Nothing is left behind.
+
+    Args:
+        path: of the file; missing parents are no fault.
+        folder: `path` is a folder to write files in.
+    Raises:
+        StorageError: the message names the place and the remedy.
+    """
+    try:
+        if path.is_dir() and not folder:
+            raise StorageError(f"{path}: is a folder; give the name of a file")
+        if path.exists() and not (path.is_dir() if folder else path.is_file()):
+            raise StorageError(f"{path}: is no {'folder' if folder else 'regular file'}; choose another place")
+        target = path / _name_aside(Path("x")) if folder else _name_aside(path)
+        ancestor = next(parent for parent in target.parents if parent.exists())
+        if not ancestor.is_dir():
+            raise StorageError(f"{path}: cannot be written ({ancestor} is a file); choose another place")
+        for part in target.relative_to(ancestor).parts:
+            if len(os.fsencode(part)) > os.pathconf(ancestor, "PC_NAME_MAX"):
+                raise StorageError(f"{path}: the name is too long; choose a shorter one")
+        with room(path):
+            descriptor, probe = tempfile.mkstemp(prefix=".contrique-", dir=ancestor)
+            os.close(descriptor)
+            Path(probe).unlink()
+    except OSError as error:
+        reason = error.strerror or one_line(error)
+        raise StorageError(f"{path}: cannot be written ({reason}); choose another place") from error
 
 
 def _replace(path: Path, aside: Path) -> None:

@@ -1,11 +1,22 @@
 """Compile, run, submit, schedule and upload the pipelines: `python -m pipelines COMMAND --help`."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from contrique.cli.boundary import run_command
+from contrique.cli.options import (
+    Parser,
+    UsageError,
+    add_minutes,
+    add_output,
+    add_seed,
+    add_settings,
+    parse_integer,
+    parse_place,
+    parse_settings,
+)
 from contrique.errors import ContriqueError
 
 if TYPE_CHECKING:
@@ -13,6 +24,7 @@ if TYPE_CHECKING:
 
     from pipelines.cluster.client import Cluster
 
+_COUNT = parse_integer(1, 10_000)
 # Arguments of each pipeline that have an option of their own, and what they are by default.
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "training": {"data": "", "revision": "", "pristine": [], "authentic": [], "profile": "demo", "seed": 0},
@@ -22,27 +34,22 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one subcommand; 0 on success, 2 on a failure that the user can mend (3 on drift), told on stderr."""
-    options = _parser().parse_args(arguments)
-    try:
-        options.command(options)
-    except ContriqueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
-    return 0
+    return run_command(build_parser, arguments, "error")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pipelines", description=__doc__)
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = Parser(prog="python -m pipelines", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     compiling = commands.add_parser("compile", help="write a pipeline as YAML for Kubeflow")
     _add_pipeline(compiling)
-    compiling.add_argument("--out", type=Path, help="default: the pipeline's name with .yaml")
+    add_output(compiling, "--out", help="default: the pipeline's name with .yaml")
     compiling.set_defaults(command=compile_pipeline)
 
     running = commands.add_parser("run", help="run a pipeline on this machine; status 3: the scoring found drift")
     _add_arguments(running)
-    running.add_argument("--runs", type=Path, default=Path("runs"), help="folder that keeps each run (default: runs)")
+    add_output(running, "--runs", folder=True, default=Path("runs"), help="folder that keeps each run (default: runs)")
     running.add_argument(
         "--runner",
         choices=("subprocess", "docker"),
@@ -50,7 +57,12 @@ def _parser() -> argparse.ArgumentParser:
         help="each task as a process of this environment, or as a container of the image (default: subprocess)",
     )
     running.add_argument(
-        "--mount", action="append", default=[], metavar="FOLDER", help="that containers may read, too; repeatable"
+        "--mount",
+        type=parse_place,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="that containers may read, too; repeatable",
     )
     running.add_argument(
         "--direct", action="store_true", help="without the rules of a cluster's backend and its object store"
@@ -86,20 +98,20 @@ def _parser() -> argparse.ArgumentParser:
 
     training = commands.add_parser("trainjob", help="write a Kubeflow Trainer job that pretrains on several machines")
     training.add_argument("--name", required=True, help="of the job and of its MLflow run")
-    training.add_argument("--nodes", type=int, required=True, help="machines")
-    training.add_argument("--gpus", type=int, default=8, help="on each machine (default: 8)")
+    training.add_argument("--nodes", type=_COUNT, required=True, help="machines")
+    training.add_argument("--gpus", type=_COUNT, default=8, help="on each machine (default: 8)")
     training.add_argument("--pristine", action="append", required=True, help="s3:// prefix of photographs; repeatable")
     training.add_argument("--authentic", action="append", required=True, help="likewise, taken as they are; repeatable")
     training.add_argument("--to", required=True, help="s3:// prefix for checkpoints, encoder and history")
     training.add_argument("--profile", default="paper", help="default: paper")
-    training.add_argument("--seed", type=int, default=0, help="default: 0")
-    training.add_argument("--param", action="append", default=[], metavar="K=V", help="an option; repeatable")
-    training.add_argument("--out", type=Path, default=Path("trainjob.yaml"), help="default: trainjob.yaml")
+    add_seed(training)
+    add_settings(training, "--param")
+    add_output(training, "--out", default=Path("trainjob.yaml"), help="default: trainjob.yaml")
     training.set_defaults(command=trainjob)
 
     stacking = commands.add_parser("stack", help="S3, PostgreSQL and the MLflow server on this machine")
     stacking.add_argument("action", choices=("up", "down", "env"), help="env: shell commands that set its addresses")
-    stacking.add_argument("--folder", type=Path, default=Path(".stack"), help="its data and logs (default: .stack)")
+    add_output(stacking, "--folder", folder=True, default=Path(".stack"), help="its data and logs (default: .stack)")
     stacking.add_argument("--detach", action="store_true", help="with up: run in the background, return when it works")
     stacking.set_defaults(command=stack)
     return parser
@@ -108,13 +120,13 @@ def _parser() -> argparse.ArgumentParser:
 def _add_pipeline(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pipeline", choices=tuple(ARGUMENTS), default="training", help="default: training")
     parser.add_argument(
-        "--shards", type=int, default=1, help="tasks that synthesis and feature extraction fan out over (default: 1)"
+        "--shards", type=_COUNT, default=1, help="tasks that synthesis and feature extraction fan out over (default: 1)"
     )
     parser.add_argument(
-        "--gpus", type=int, default=1, help="that pretraining takes, one process each; on each node (default: 1)"
+        "--gpus", type=_COUNT, default=1, help="that pretraining takes, one process each; on each node (default: 1)"
     )
     parser.add_argument(
-        "--nodes", type=int, default=1, help="machines that pretrain together, as a TrainJob if over 1 (default: 1)"
+        "--nodes", type=_COUNT, default=1, help="machines that pretrain together, as a TrainJob if over 1 (default: 1)"
     )
     parser.add_argument(
         "--to", default="", help="with --nodes: s3:// prefix for the job's data, checkpoints and results"
@@ -140,39 +152,33 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pristine", action="append", help="folder of undistorted photographs; repeatable")
     parser.add_argument("--authentic", action="append", help="folder of camera photographs; repeatable")
     parser.add_argument("--profile", help="demo (minutes on a laptop) or paper; default: demo")
-    parser.add_argument("--minutes", type=float, help="to pretrain for, instead of the profile's steps")
-    parser.add_argument("--seed", type=int, help="default: 0")
-    parser.add_argument(
-        "--param",
-        action="append",
-        default=[],
-        metavar="K=V",
-        help="an option of the configuration, such as pretrain.steps=100, or an argument of the pipeline; repeatable",
-    )
+    add_minutes(parser)
+    parser.add_argument("--seed", type=parse_integer(0, 2**32 - 1), help="default: 0")
+    add_settings(parser, "--param", also="an argument of the pipeline, such as profile=paper")
 
 
 def _arguments(options: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of the pipeline: a --param with a dot is an option of the configuration, one without an argument."""
-    from contrique.config import resolve
+    """Arguments of the pipeline: a setting with a dot is an option of the configuration, one without an argument."""
+    from contrique.config import parse_value, resolve, split_setting
     from contrique.sources.fetch import refuse_credentials
 
     known = ARGUMENTS[options.pipeline]
-    given = {name: getattr(options, name, None) for every in ARGUMENTS.values() for name in every}
-    for name, value in given.items():
+    values = {name: getattr(options, name, None) for defaults in ARGUMENTS.values() for name in defaults}
+    for name, value in values.items():
         if value is not None and name not in known:
             raise UsageError(f"--{name}: the {options.pipeline} pipeline has no such argument; leave it out")
-    arguments = known | {name: value for name, value in given.items() if value is not None} | {"overrides": {}}
-    for name, value in _params(options).items():
-        if "." not in name and name not in arguments:
-            raise UsageError(f"--param {name}: neither an option of the configuration nor an argument of the pipeline")
-        target = arguments["overrides"] if "." in name else arguments
-        target[name] = value
-    if options.minutes is not None:
-        if options.pipeline == "scoring":
-            raise UsageError("--minutes: the scoring pipeline trains nothing; leave it out")
-        if not 0 < options.minutes < float("inf"):
-            raise UsageError(f"--minutes {options.minutes:g}: give more than 0")
-        arguments["overrides"]["pretrain.minutes"] = options.minutes
+    arguments = known | {name: value for name, value in values.items() if value is not None}
+    settings = [split_setting(text) for text in options.set]
+    for name, value in settings:
+        if "." not in name and name not in known:
+            raise UsageError(f"--set {name}: neither an option of the configuration nor an argument of the pipeline")
+        if "." not in name:
+            kind = type(known[name])
+            arguments[name] = parse_value(name, value, list[str] if kind is list else kind)
+    options.set = [f"{name}={value}" for name, value in settings if "." in name]
+    if options.minutes is not None and options.pipeline == "scoring":
+        raise UsageError("--minutes: the scoring pipeline trains nothing; leave it out")
+    arguments["overrides"] = parse_settings(options)
     if not arguments["data"]:
         raise UsageError("no data; give --data FOLDER (`--data .` here, after `make data`, for the sample photographs)")
     refuse_credentials(arguments["data"], *arguments.get("pristine", ()), *arguments.get("authentic", ()))
@@ -184,22 +190,14 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
 
 def _divide(images: int, options: argparse.Namespace) -> None:
     """Refuse numbers of machines and GPUs that a step's pictures do not divide by."""
-    _refuse_below_one({"gpus": options.gpus, "nodes": options.nodes})
     if images % (options.nodes * options.gpus):
         raise UsageError(
             f"{options.nodes} nodes x {options.gpus} GPUs: pretrain.images={images} does not divide by them"
         )
 
 
-def _refuse_below_one(numbers: dict[str, int]) -> None:
-    for name, number in numbers.items():
-        if number < 1:
-            raise UsageError(f"--{name} {number}: give 1 or more")
-
-
 def _pipeline(options: argparse.Namespace) -> "dsl.base_component.BaseComponent":
     shape = {"shards": options.shards, "gpus": options.gpus, "nodes": options.nodes}
-    _refuse_below_one(shape)
     for name, number in shape.items():
         if number > 1 and options.pipeline == "scoring":
             raise UsageError(f"--{name}: the scoring pipeline is not fanned out; leave it out")
@@ -214,28 +212,6 @@ def _pipeline(options: argparse.Namespace) -> "dsl.base_component.BaseComponent"
     from pipelines.training import build
 
     return build(**shape, to=options.to)
-
-
-def _params(options: argparse.Namespace) -> dict[str, Any]:
-    """The values of --param by name."""
-    given = {}
-    for text in options.param:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise UsageError(f"--param {text}: expected NAME=VALUE, such as pretrain.steps=100 or profile=paper")
-        given[name] = _value(value)
-    return given
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text  # a bare word, such as resnet18
-
-
-class UsageError(ContriqueError):
-    """A command-line argument that makes no sense."""
 
 
 class CheckFailed(ContriqueError):
@@ -264,7 +240,7 @@ def trainjob(options: argparse.Namespace) -> None:
     from contrique.pretraining.launch import command, fill_in
     from pipelines.cluster.trainjob import manifest
 
-    overrides = _params(options)
+    overrides = parse_settings(options)
     _divide(resolve(options.profile, overrides).pretrain.images, options)
     for place in (*options.pristine, *options.authentic, options.to):
         if not place.startswith("s3://"):

@@ -15,7 +15,7 @@ LAYERS = ("contrique", "components", "pipelines")
 ORDER = (
     (
         *("", "config", "errors", "images", "completeness", "tiff", "metrics", "metadata"),
-        *("pages", "artifacts", "files", "integrity", "walk", "s3", "text"),
+        *("pages", "artifacts", "files", "interrupts", "integrity", "walk", "s3", "text"),
     ),
     ("distortions", "tracking"),
     ("data",),

@@ -51,7 +51,7 @@ def test_torchrun_commands_parse(command: str) -> None:
 
 @pytest.mark.parametrize("command", commands("python -m pipelines"))
 def test_pipelines_commands_parse(command: str) -> None:
-    pipelines.__main__._parser().parse_args(shlex.split(command, comments=True)[3:])
+    pipelines.__main__.build_parser().parse_args(shlex.split(command, comments=True)[3:])
 
 
 @pytest.mark.parametrize("command", [c for c in commands("python") if " benchmarks/" in c])

@@ -1,10 +1,18 @@
 """benchmark: an encoder on public rated sets."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from contrique.cli.options import add_command, add_seed, add_settings, load_scorer, resolve_config
+from contrique.cli.options import (
+    add_command,
+    add_output,
+    add_seed,
+    add_settings,
+    load_scorer,
+    parse_integer,
+    parse_path,
+    resolve_config,
+)
 
 
 def add_parsers(commands: Any) -> None:
@@ -25,7 +33,7 @@ def add_parsers(commands: Any) -> None:
         help="a public set as distributed, or any name for a folder with labels.csv or a picture set; repeatable",
     )
     which = command.add_mutually_exclusive_group(required=True)
-    which.add_argument("--encoder", type=Path, help="a .safetensors file of a pretraining run")
+    which.add_argument("--encoder", type=parse_path, help="a .safetensors file of a pretraining run")
     which.add_argument("--model", help="registry version, alias, or a folder of `adapt`, for its encoder")
     command.add_argument(
         "--baseline",
@@ -35,11 +43,15 @@ def add_parsers(commands: Any) -> None:
         help="untrained: the same network with random weights, three seeds; brisque: with an SVR; repeatable",
     )
     command.add_argument(
-        "--distorted", type=Path, help="set of `contrique synthesize` or a run, to fit an opinion-unaware head on too"
+        "--distorted",
+        type=parse_path,
+        help="set of `contrique synthesize` or a run, to fit an opinion-unaware head on too",
     )
-    command.add_argument("--weak-pictures", type=int, default=2000, help="how many of it; default: 2000")
-    command.add_argument("--out", type=Path, required=True, help="folder for benchmark.md, .json and .html")
-    command.add_argument("--cache", type=Path, help="folder of features to keep and use; default: features in --out")
+    command.add_argument(
+        "--weak-pictures", type=parse_integer(1, 10**9), default=2000, help="how many of it; default: 2000"
+    )
+    add_output(command, "--out", folder=True, required=True, help="folder for benchmark.md, .json and .html")
+    add_output(command, "--cache", folder=True, help="folder of features to keep and use; default: features in --out")
     add_seed(command, "of splits and intervals; ")
     add_settings(command)
 

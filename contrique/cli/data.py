@@ -7,7 +7,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from contrique.cli.options import UsageError, add_command, add_seed, add_settings, resolve_config
+from contrique.cli.options import (
+    UsageError,
+    add_command,
+    add_output,
+    add_seed,
+    add_settings,
+    parse_integer,
+    parse_path,
+    parse_place,
+    resolve_config,
+)
 
 if TYPE_CHECKING:
     from contrique.images import Picture
@@ -23,12 +33,12 @@ def add_parsers(commands: Any) -> None:
         "contrique distort photo.png --name jpeg --level 3 --seed 0 --out distorted.png\n"
         "  contrique distort photo.png --sheet sheet.png",
     )
-    command.add_argument("image", type=Path, metavar="IMAGE")
+    command.add_argument("image", type=parse_path, metavar="IMAGE")
     command.add_argument("--name", help="one of the 25; a wrong name lists them")
-    command.add_argument("--level", type=int, help="1 to 5")
+    command.add_argument("--level", type=parse_integer(1, 5), help="1 to 5")
     add_seed(command)
-    command.add_argument("--out", type=Path, help="PNG to write")
-    command.add_argument("--sheet", type=Path, help="PNG of all 25 x 5 to write, labelled")
+    add_output(command, "--out", help="PNG to write")
+    add_output(command, "--sheet", help="PNG of all 25 x 5 to write, labelled")
 
     command = add_command(
         commands,
@@ -37,9 +47,9 @@ def add_parsers(commands: Any) -> None:
         "make the distorted set of pristine photographs",
         "contrique synthesize photographs/ --out distorted/ --workers 2 --seed 0",
     )
-    command.add_argument("path", type=Path, metavar="PATH", help="folder of photographs, or a picture set")
-    command.add_argument("--out", type=Path, required=True, help="folder of the set; an interrupted one goes on")
-    command.add_argument("--workers", type=int, help="processes; default: one per core")
+    command.add_argument("path", type=parse_path, metavar="PATH", help="folder of photographs, or a picture set")
+    add_output(command, "--out", folder=True, required=True, help="folder of the set; an interrupted one goes on")
+    command.add_argument("--workers", type=parse_integer(1, 1024), help="processes; default: one per core")
     add_seed(command)
     add_settings(command)
 
@@ -51,10 +61,16 @@ def add_parsers(commands: Any) -> None:
         "contrique validate data/ --report validation.html\n"
         "  contrique validate scans/ --pristine photographs/ --authentic phone/ --report validation.html",
     )
-    command.add_argument("path", metavar="PATH", help="picture set (manifest.parquet), or folder with labels.csv")
-    command.add_argument("--pristine", action="append", default=[], help="folder to pretrain on; repeatable")
-    command.add_argument("--authentic", action="append", default=[], help="folder to pretrain on; repeatable")
-    command.add_argument("--report", type=Path, required=True, help="HTML page to write, with its JSON beside it")
+    command.add_argument(
+        "path", type=parse_place, metavar="PATH", help="picture set (manifest.parquet), or folder with labels.csv"
+    )
+    command.add_argument(
+        "--pristine", type=parse_place, action="append", default=[], help="folder to pretrain on; repeatable"
+    )
+    command.add_argument(
+        "--authentic", type=parse_place, action="append", default=[], help="folder to pretrain on; repeatable"
+    )
+    add_output(command, "--report", required=True, help="HTML page to write, with its JSON beside it")
     add_settings(command)
 
 

@@ -1,16 +1,12 @@
 """The command line. What a command needs is imported inside its function, so that help is instant."""
 
 import argparse
-import os
-import sys
 from collections.abc import Sequence
 
 from contrique import __version__
 from contrique.cli import benchmark, data, models, score, training
+from contrique.cli.boundary import run_command
 from contrique.cli.options import Parser
-from contrique.errors import ContriqueError
-
-REFUSED = 2  # as argparse exits on a usage error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,26 +15,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: the command line without the program's name; that of the process by default.
     Returns:
-        exit status: 0; 1 if some pictures could not be scored; 2 for a failure that the user can mend, told in one
-        line on stderr.
+        exit status: 0; 1 if some pictures could not be scored; 2 for a failure that the user can mend, with one line on
+        stderr; 130 after Ctrl-C.
     """
-    for stream in (sys.stdout, sys.stderr):  # a file name need not be valid UTF-8
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        options = build_parser().parse_args(arguments)
-        status: int = options.command(options) or 0
-        sys.stdout.flush()
-        return status
-    except ContriqueError as error:
-        print(f"contrique: {' '.join(str(error).split())}", file=sys.stderr)
-        return REFUSED
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + 13
-    except KeyboardInterrupt:
-        print("contrique: interrupted", file=sys.stderr)
-        return 128 + 2
+    return run_command(build_parser, arguments, "contrique")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from contrique.cli.options import add_command, add_settings, resolve_config
+from contrique.text import escape_control
 
 
 def add_parsers(commands: Any) -> None:
@@ -120,4 +121,4 @@ def _print_rows(rows: Sequence[Any], columns: dict[str, str], form: str, empty: 
 
 
 def _format_cell(value: Any) -> str:
-    return (", ".join(value) if isinstance(value, tuple) else str(value)) or "-"
+    return escape_control(", ".join(value) if isinstance(value, tuple) else str(value)) or "-"

@@ -1,10 +1,12 @@
 """Options that several commands share, each beside the function that reads it."""
 
 import argparse
-import json
+import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from contrique.config import Config, resolve
+from contrique.config import Config, parse_overrides, resolve
 from contrique.errors import ContriqueError
 
 if TYPE_CHECKING:
@@ -44,34 +46,84 @@ def add_command(commands: Any, name: str, run: Any, text: str, example: str) -> 
     return command
 
 
-def add_settings(command: argparse.ArgumentParser) -> None:
-    """Add --set."""
+def add_output(command: argparse.ArgumentParser, flag: str, *, folder: bool = False, **options: object) -> None:
+    """Add an option for a file to write, or for a `folder`; whether that is possible is checked before the command."""
+    action = command.add_argument(flag, type=parse_path, **options)  # type: ignore[arg-type]
+    outputs = command.get_default("outputs") or ()
+    command.set_defaults(outputs=(*outputs, (action.dest, folder)))
+
+
+def parse_path(text: str) -> Path:
+    """A path, not empty: that would be the working directory."""
+    return Path(parse_place(text))
+
+
+def parse_place(text: str) -> str:
+    """A path or an address, not empty."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; give a path")
+    return text
+
+
+def parse_integer(low: int, high: int) -> Callable[[str], int]:
+    """A parser of whole numbers in a range, for argparse."""
+
+    def parse(text: str) -> int:
+        number = int(text)
+        if not low <= number <= high:
+            raise argparse.ArgumentTypeError(f"{number} is not from {low} to {high}")
+        return number
+
+    parse.__name__ = "whole number"  # argparse: invalid whole number value
+    return parse
+
+
+def add_settings(command: argparse.ArgumentParser, *aliases: str, also: str = "") -> None:
+    """Add --set, which has some other names too; `also`: what else it takes, for the help."""
     command.add_argument(
         "--set",
+        *aliases,
+        dest="set",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="an option of contrique/config.py, such as pretrain.steps=100; repeatable",
+        help=f"an option of contrique/config.py, such as pretrain.steps=100{also and f', or {also}'}; repeatable",
     )
 
 
+def add_minutes(command: argparse.ArgumentParser) -> None:
+    """Add --minutes, which is short for the option pretrain.minutes."""
+    command.add_argument(
+        "--minutes", type=_parse_minutes, help="to pretrain for, instead of the steps or epochs of the profile"
+    )
+
+
+def _parse_minutes(text: str) -> float:
+    minutes = float(text)
+    if not 0 < minutes < math.inf:
+        raise argparse.ArgumentTypeError(f"{minutes:g}: give more than 0")
+    return minutes
+
+
+_parse_minutes.__name__ = "number"  # argparse: invalid number value
+
+
+def parse_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Overrides of the configuration, as plain values: --set, and --minutes if the command has it."""
+    overrides = parse_overrides(options.set)
+    if getattr(options, "minutes", None) is not None:
+        overrides["pretrain.minutes"] = options.minutes
+    return overrides
+
+
 def resolve_config(options: argparse.Namespace) -> Config:
-    """The configuration: --profile, or demo, with the values of --set."""
-    overrides = {}
-    for text in options.set:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise UsageError(f"--set {text}: expected NAME=VALUE, such as pretrain.steps=100")
-        try:
-            overrides[name] = json.loads(value)
-        except ValueError:  # a bare word, such as resnet18
-            overrides[name] = value
-    return resolve(getattr(options, "profile", "demo"), overrides)
+    """The configuration: --profile, or demo, with the values of --set and --minutes."""
+    return resolve(getattr(options, "profile", "demo"), parse_settings(options))
 
 
 def add_seed(command: argparse.ArgumentParser, of: str = "") -> None:
     """Add --seed; `of`: what it is for, in the help."""
-    command.add_argument("--seed", type=int, default=0, help=f"{of}default: 0")
+    command.add_argument("--seed", type=parse_integer(0, 2**32 - 1), default=0, help=f"{of}default: 0")
 
 
 def add_model(command: argparse.ArgumentParser) -> None:

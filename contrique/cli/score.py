@@ -3,15 +3,17 @@
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from contrique.cli.options import (
     UsageError,
     add_command,
     add_model,
+    add_output,
     add_settings,
     load_scorer,
+    parse_integer,
+    parse_path,
     read_picture,
     resolve_config,
 )
@@ -44,8 +46,8 @@ def add_parsers(commands: Any) -> None:
         "draw where a picture's quality is lost, and name the likeliest distortion",
         "contrique explain photo.jpg --out heat.png",
     )
-    command.add_argument("image", type=Path, metavar="IMAGE")
-    command.add_argument("--out", type=Path, required=True, help="PNG to write: red is bad, blue is good")
+    command.add_argument("image", type=parse_path, metavar="IMAGE")
+    add_output(command, "--out", required=True, help="PNG to write: red is bad, blue is good")
     command.add_argument("--format", choices=("text", "json"), default="text", help="default: text")
     add_model(command)
     add_settings(command)
@@ -57,7 +59,7 @@ def add_parsers(commands: Any) -> None:
         "score versions of a picture beside their reference, 100 for identical pictures",
         "contrique compare original.png compressed/*.jpg",
     )
-    command.add_argument("reference", type=Path, metavar="REFERENCE", help="the undistorted picture")
+    command.add_argument("reference", type=parse_path, metavar="REFERENCE", help="the undistorted picture")
     command.add_argument("paths", nargs="+", metavar="PICTURE", help="versions of it: file, folder or quoted glob")
     command.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
     command.add_argument("--model", default="", help="bundled, or a folder with full_reference.npz; default: bundled")
@@ -75,7 +77,7 @@ def add_parsers(commands: Any) -> None:
     command.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; default: 127.0.0.1, for this machine alone"
     )
-    command.add_argument("--port", type=int, default=8080, help="0 for a free one; default: 8080")
+    command.add_argument("--port", type=parse_integer(0, 65535), default=8080, help="0 for a free one; default: 8080")
     add_model(command)
     add_settings(command)
 

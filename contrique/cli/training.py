@@ -13,9 +13,13 @@ from contrique.artifacts import ENCODER, REGRESSOR
 from contrique.cli.options import (
     UsageError,
     add_command,
+    add_minutes,
+    add_output,
     add_seed,
     add_settings,
     load_scorer,
+    parse_path,
+    parse_place,
     read_picture,
     resolve_config,
 )
@@ -32,15 +36,23 @@ def add_parsers(commands: Any) -> None:
         "contrique pretrain --pristine photographs/ --authentic phone/ --out run/ --set pretrain.steps=200\n"
         "  torchrun --nproc_per_node=8 -m contrique.cli pretrain --profile paper --pristine photographs/ ...",
     )
-    command.add_argument("--pristine", action="append", default=[], help="folder to distort; repeatable")
-    command.add_argument("--authentic", action="append", default=[], help="folder used as it is; repeatable")
-    command.add_argument("--dataset", help="picture set instead of such folders; it, too, may be an s3:// prefix")
-    command.add_argument("--distorted", help="what `synthesize` made of it; default: it is made here")
-    command.add_argument("--out", type=Path, required=True, help="folder of the run; an interrupted one goes on")
-    command.add_argument("--checkpoints", help="their folder or s3:// prefix, if pretrain.checkpoints names none")
-    command.add_argument("--publish", help="s3:// prefix that gets encoder, history and summary too")
+    command.add_argument(
+        "--pristine", type=parse_place, action="append", default=[], help="folder to distort; repeatable"
+    )
+    command.add_argument(
+        "--authentic", type=parse_place, action="append", default=[], help="folder used as it is; repeatable"
+    )
+    command.add_argument(
+        "--dataset", type=parse_place, help="picture set instead of such folders; it, too, may be an s3:// prefix"
+    )
+    command.add_argument("--distorted", type=parse_place, help="what `synthesize` made of it; default: it is made here")
+    add_output(command, "--out", folder=True, required=True, help="folder of the run; an interrupted one goes on")
+    command.add_argument(
+        "--checkpoints", type=parse_place, help="their folder or s3:// prefix, if pretrain.checkpoints names none"
+    )
+    command.add_argument("--publish", type=parse_place, help="s3:// prefix that gets encoder, history and summary too")
     command.add_argument("--profile", choices=sorted(PROFILES), default="demo", help="default: demo")
-    command.add_argument("--minutes", type=float, help="to train for, instead of the profile's steps")
+    add_minutes(command)
     add_seed(command)
     add_settings(command)
 
@@ -53,12 +65,12 @@ def add_parsers(commands: Any) -> None:
     )
     command.add_argument(
         "--labels",
-        type=Path,
+        type=parse_path,
         required=True,
         help="CSV with the columns image (relative to it), mos or dmos, and reference where pictures share a content",
     )
     command.add_argument("--model", default="", help="as of `score`; default: the champion, or bundled without one")
-    command.add_argument("--out", type=Path, default=Path("adapted"), help="folder to make; default: adapted")
+    add_output(command, "--out", folder=True, default=Path("adapted"), help="folder to make; default: adapted")
     add_seed(command)
     add_settings(command)
 
@@ -69,11 +81,11 @@ def add_parsers(commands: Any) -> None:
         "write the frozen two-scale features of pictures",
         "contrique features a.png b.png --encoder runs/x/encoder.safetensors --out features.npz",
     )
-    command.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder (all below it) or quoted glob")
-    command.add_argument("--encoder", type=Path, required=True, help="a .safetensors file of a pretraining run")
     command.add_argument(
-        "--out", type=Path, required=True, help="npz with the arrays `features` (N, 2 x width) and `images` (N,)"
+        "images", type=parse_place, nargs="+", metavar="IMAGE", help="file, folder (all below it) or quoted glob"
     )
+    command.add_argument("--encoder", type=parse_path, required=True, help="a .safetensors file of a pretraining run")
+    add_output(command, "--out", required=True, help="npz with the arrays `features` (N, 2 x width) and `images` (N,)")
 
     command = add_command(
         commands,
@@ -82,8 +94,8 @@ def add_parsers(commands: Any) -> None:
         "turn a checkpoint of the original CONTRIQUE into an encoder file; any other file is refused",
         "contrique import-checkpoint CONTRIQUE_checkpoint25.tar --out encoder.safetensors",
     )
-    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="file written by torch.save")
-    command.add_argument("--out", type=Path, required=True, help=".safetensors file to write")
+    command.add_argument("checkpoint", type=parse_path, metavar="CHECKPOINT", help="file written by torch.save")
+    add_output(command, "--out", required=True, help=".safetensors file to write")
 
 
 def pretrain(options: argparse.Namespace) -> None:
@@ -95,7 +107,7 @@ def pretrain(options: argparse.Namespace) -> None:
     from contrique.tracking.runs import open_current_run
 
     _check_sources(options)
-    config = _resolve_pretraining(options)
+    config = resolve_config(options)
     with distributed.process_group() as world:
         dataset, distorted = _prepare_sets(options, config, fetch_here=world.is_local_main)
         distributed.wait_for_all()
@@ -132,15 +144,6 @@ def _check_sources(options: argparse.Namespace) -> None:
         raise UsageError("give --pristine and --authentic folders of photographs, or else a --dataset")
     if not options.dataset and not (options.pristine and options.authentic and not options.distorted):
         raise UsageError("give both --pristine and --authentic; --distorted goes with --dataset")
-
-
-def _resolve_pretraining(options: argparse.Namespace) -> Config:
-    config = resolve_config(options)
-    if options.minutes is None:
-        return config
-    if not 0 < options.minutes < float("inf"):
-        raise UsageError(f"--minutes {options.minutes:g}: give more than 0")
-    return dataclasses.replace(config, pretrain=dataclasses.replace(config.pretrain, minutes=options.minutes))
 
 
 def _prepare_sets(options: argparse.Namespace, config: Config, *, fetch_here: bool) -> tuple[Path, Path]:

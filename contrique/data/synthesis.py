@@ -29,6 +29,7 @@ from contrique.config import SynthesisConfig
 from contrique.data.manifest import as_manifest, read_manifest, read_picture_bytes, rows_of
 from contrique.errors import ContriqueError
 from contrique.files import room, write_aside
+from contrique.interrupts import shield_children
 from contrique.metadata import Facts
 
 SHARDS = "shards"
@@ -227,8 +228,9 @@ def _run(jobs: list[_Job], config: SynthesisConfig, done: int, total: int) -> No
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(torch_too,)) as pool:
             try:
-                for job in itertools.islice(waiting, 2 * workers):
-                    running.add(pool.submit(_make, job))
+                with shield_children():  # which the pool starts as it takes jobs
+                    for job in itertools.islice(waiting, 2 * workers):
+                        running.add(pool.submit(_make, job))
                 while running:
                     finished, running = wait(running, return_when=FIRST_COMPLETED)
                     for future in finished:

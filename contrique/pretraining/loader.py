@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from contrique.errors import ContriqueError
+from contrique.interrupts import shield_children
 from contrique.pretraining.batches import Batch, Views
 
 
@@ -50,7 +51,7 @@ def load_batches(views: Views, start: int, stop: int, workers: int) -> Iterator[
         return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["contrique.pretraining.batches"])  # imported once, and not by each process
-    for item in torch.utils.data.DataLoader(
+    loader = torch.utils.data.DataLoader(
         ErrorsAsItems(views),
         batch_size=None,
         sampler=range(start, stop),
@@ -59,7 +60,10 @@ def load_batches(views: Views, start: int, stop: int, workers: int) -> Iterator[
         worker_init_fn=_use_one_thread,
         multiprocessing_context=context,
         pin_memory=torch.cuda.is_available(),
-    ):
+    )
+    with shield_children():
+        batches = iter(loader)
+    for item in batches:
         if isinstance(item, ContriqueError):
             raise item
         yield item

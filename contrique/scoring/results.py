@@ -10,6 +10,7 @@ from typing import IO, Any, Literal
 from contrique.errors import ContriqueError
 from contrique.regressor.head import DIRECTION, RANGE
 from contrique.regressor.reliability import COVERAGE
+from contrique.text import escape_control
 
 Format = Literal["table", "json", "csv"]
 
@@ -113,6 +114,7 @@ CSV_COLUMNS = (
     *("path", "score", "raw", "low", "high", "direction", "model", "labels", "error"),
     *("interval_low", "interval_high", "distance", "warning"),
 )
+_FORMULA = ("=", "+", "-", "@")
 TEXT_COLUMNS = ("path", "direction", "model", "labels", "error", "warning")  # the others hold numbers
 
 
@@ -127,12 +129,22 @@ def flatten(item: Score | Failure) -> dict[str, Any]:
 
 def _write_csv(items: Iterable[Score | Failure], file: IO[str]) -> int:
     failed = 0
-    writer = csv.DictWriter(file, CSV_COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(file, CSV_COLUMNS, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writeheader()
     for item in items:
         failed += isinstance(item, Failure)
-        writer.writerow(flatten(item))
+        row = flatten(item)
+        writer.writerow(row | {column: escape_cell(row[column]) for column in TEXT_COLUMNS if row[column]})
     return failed
+
+
+def escape_cell(text: str) -> str:
+    """Text of a cell that no spreadsheet takes for a formula: an apostrophe precedes =, +, - and @ at its start.
+
+    Control characters are shown, as `escape_control` shows them.
+    """
+    escaped = escape_control(text)
+    return f"'{escaped}" if escaped.lstrip().startswith(_FORMULA) else escaped
 
 
 def _write_table(items: Iterable[Score | Failure], file: IO[str]) -> int:
@@ -142,15 +154,17 @@ def _write_table(items: Iterable[Score | Failure], file: IO[str]) -> int:
     for item in items:
         if isinstance(item, Failure):
             failed += 1
-            file.write(f"     -             -  {item.error}\n")
+            file.write(f"     -             -  {escape_control(item.error)}\n")
         else:
             scored, last = scored + 1, item
             within = f"{item.interval[0]:.1f} - {item.interval[1]:.1f}" if item.interval else "unknown"
-            file.write(f"{item.score:6.1f}  {within:>12}  {item.path}{' | ' + item.warning if item.warning else ''}\n")
+            name = escape_control(item.path) + (f" | {escape_control(item.warning)}" if item.warning else "")
+            file.write(f"{item.score:6.1f}  {within:>12}  {name}\n")
     summary = f"{scored} scored, {failed} failed"
     if last:
         low, high = last.range
         model = f"model {last.model}" if last.model else "unregistered model"
+        model = escape_control(model)
         summary += f" | scale {low:.0f} to {high:.0f}, {last.direction} | {model}, learned from {last.labels} labels"
     file.write(summary + "\n")
     return failed

@@ -24,7 +24,7 @@ from mlflow.server.security_utils import is_allowed_host_header, should_block_co
 
 from contrique.pretraining import launch
 from contrique.pretraining.launch import _KIND
-from pipelines.__main__ import _parser
+from pipelines.__main__ import build_parser
 from pipelines.cluster import resources
 
 ROOT = Path(__file__).parents[2]
@@ -356,7 +356,7 @@ def test_the_quota_lets_one_run_through(built):
 def test_the_schedule_is_a_command_that_pipelines_understands(built, workloads):
     submit = container(workloads["training"])
     assert submit["command"][:3] == ["python", "-m", "pipelines"]
-    options = _parser().parse_args([*submit["command"][3:], *submit["args"]])
+    options = build_parser().parse_args([*submit["command"][3:], *submit["args"]])
     assert options.namespace == "contrique"
     environment = {one["name"]: one["value"] for one in submit["env"]}
     assert environment["CONTRIQUE_IMAGE"] == submit["image"]

@@ -10,7 +10,7 @@ from kubeflow_trainer_api import models
 
 from contrique import images
 from contrique import s3 as s3_module
-from contrique.cli.main import build_parser as _parser
+from contrique.cli.main import build_parser
 from contrique.cli.main import main as contrique
 from contrique.config import RegistryConfig
 from contrique.encoder.weights import load_encoder
@@ -67,7 +67,7 @@ def test_command_is_one_that_contrique_understands(tmp_path):
     trainer = written(tmp_path, "--param", "pretrain.images=64", "--param", "synthesis.levels=[1,5]")["spec"]["trainer"]
     assert trainer["command"] == ["torchrun"]
     assert trainer["args"][:2] == ["-m", "contrique.cli"]
-    options = _parser().parse_args(trainer["args"][2:])
+    options = build_parser().parse_args(trainer["args"][2:])
     assert options.pristine == ["s3://b/p"]
     assert options.publish == "s3://b/run"
     assert {"pretrain.images=64", "synthesis.levels=[1, 5]", "pretrain.synthesis=on_the_fly"} <= set(options.set)

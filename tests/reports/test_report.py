@@ -399,7 +399,7 @@ class TestModelCard:
         import pipelines.__main__
 
         (command,) = re.findall(r"^    (python -m pipelines .*)$", card, re.M)
-        options = pipelines.__main__._parser().parse_args(shlex.split(command)[3:])
+        options = pipelines.__main__.build_parser().parse_args(shlex.split(command)[3:])
         assert (options.profile, options.seed) == ("demo", 5)
         assert options.data == "<script>alert(1)</script>"
         assert resolve("demo", dict([options.param[0].split("=")])) == resolve("demo", {"pretrain.steps": 29})

@@ -203,7 +203,7 @@ def test_where_to_publish_is_checked_before_training(home, tmp_path, capsys):
         (["--pristine", "p"], "give both --pristine and --authentic"),
         (["--pristine", "p", "--authentic", "a", "--dataset", "d"], "or else a --dataset"),
         (["--pristine", "p", "--authentic", "a", "--distorted", "d"], "--distorted goes with --dataset"),
-        (["--pristine", "p", "--authentic", "a", "--minutes", "0"], "--minutes 0: give more than 0"),
+        (["--pristine", "p", "--authentic", "a", "--minutes", "0"], "argument --minutes: 0: give more than 0"),
     ],
 )
 def test_what_to_pretrain_on_is_one_or_the_other(home, tmp_path, capsys, given, message):

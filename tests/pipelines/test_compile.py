@@ -202,7 +202,7 @@ def test_several_nodes_are_a_job_that_a_light_task_waits_for(document, on_nodes)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--gpus", "0"], "--gpus 0: give 1 or more"),
+        (["--gpus", "0"], "argument --gpus: 0 is not from 1 to 10000"),
         (["--nodes", "2"], "--nodes: give --to s3://BUCKET/PREFIX too"),
         (["--nodes", "2", "--to", "/here"], "--nodes: give --to s3://"),
         (["--to", "s3://b/p"], "--to is for --nodes of 2 or more"),

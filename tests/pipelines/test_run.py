@@ -347,9 +347,9 @@ class TestFailures:
 
     def test_after_the_mlflow_run_was_opened(self, place):
         """Then that run is closed as failed."""
-        status, _, err = run(place / "project", **{"regressor.alphas": [-1.0]})
+        status, _, err = run(place / "project", **{"pretrain.lr": 1e30})
         assert status == 2
-        assert err.startswith("error: Fit the regressor: alphas must be positive")
+        assert err.startswith("error: Pretrain the encoder: the loss is ")
         client = Store(CONFIG).client
         experiment = client.get_experiment_by_name(CONFIG.experiment).experiment_id
         name = max((place / "runs").iterdir()).name
@@ -407,7 +407,7 @@ class TestArguments:
             (["--data", "x", "--param", "pretrain.stepz=1"], "pretrain.stepz"),
             (["--data", "x", "--param", "pretrain.steps=many"], "many"),
             (["--data", "x", "--param", "steps"], "NAME=VALUE"),
-            (["--data", "x", "--param", "steps=1"], "--param steps: neither an option"),
+            (["--data", "x", "--param", "steps=1"], "--set steps: neither an option"),
             (["--data", "x", "--profile", "large"], "large"),
             (["--data", "https://token@git.test/team/data"], "data on git.test holds credentials"),
             ([], "--data"),

@@ -402,7 +402,7 @@ class TestModelCard:
         options = pipelines.__main__.build_parser().parse_args(shlex.split(command)[3:])
         assert (options.profile, options.seed) == ("demo", 5)
         assert options.data == "<script>alert(1)</script>"
-        assert resolve("demo", dict([options.param[0].split("=")])) == resolve("demo", {"pretrain.steps": 29})
+        assert resolve("demo", dict([options.set[0].split("=")])) == resolve("demo", {"pretrain.steps": 29})
 
     def test_says_the_licences_that_the_manifest_says(self, card):
         assert "Code: Apache-2.0." in card

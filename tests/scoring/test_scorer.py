@@ -372,3 +372,24 @@ def test_a_large_picture_is_decoded_in_its_turn(scorer, folder, monkeypatch):
     monkeypatch.setattr(images, "read_bytes", lambda path, real=images.read_bytes: taken.append(path) or real(path))
     assert [item.score for item in scorer.score_paths(paths)] == expected
     assert sorted(taken) == sorted(2 * paths)  # once for its size, once for good
+
+
+@pytest.mark.parametrize("name", ["=1+1.png", "+x.png", "-x.png", "@sum.png", " =x.png", "\t=x.png", 'a",b.png'])
+def test_no_cell_of_csv_is_a_formula(name):
+    file = io.StringIO()
+    write_results([Failure(name, f"{name}: no such file")], file, "csv")
+    header, line = file.getvalue().splitlines()
+    assert header.startswith('"path","score"')
+    (row,) = csv.DictReader(io.StringIO(file.getvalue()))
+    assert row["path"].lstrip()[0] not in "=+-@"
+    assert line.startswith('"')
+
+
+@pytest.mark.parametrize("form", ["csv", "table"])
+def test_names_cannot_forge_lines(form):
+    file = io.StringIO()
+    name = "a.png\n 99.9  90.0 - 99.9  b.png\x1b[2J\r"
+    write_results([Failure(name, f"{name}: no such file")], file, form)
+    assert file.getvalue().count("\n") == 2 + (form == "table")
+    assert "\x1b" not in file.getvalue()
+    assert "\r" not in file.getvalue()

@@ -7,6 +7,7 @@ PyTorch.
 
 import functools
 import os
+import tempfile
 import warnings
 from collections.abc import Callable
 from importlib import util
@@ -126,10 +127,21 @@ def list_installed() -> list[Name]:
 
 
 def cache_folder() -> Path:
-    """Where exported graphs are kept: CONTRIQUE_CACHE, or `contrique` in the user's cache folder."""
-    named = os.environ.get("CONTRIQUE_CACHE")
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(named) if named else user / "contrique"
+    """Where exported graphs are kept: CONTRIQUE_CACHE, or `contrique` in the user's cache folder.
+
+    For a user without a home, as containers have, until the end of this process.
+    """
+    if folder := os.environ.get("CONTRIQUE_CACHE"):
+        return Path(folder)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "contrique"
+    except RuntimeError:
+        return Path(_scratch().name)
+
+
+@functools.cache
+def _scratch() -> "tempfile.TemporaryDirectory[str]":
+    return tempfile.TemporaryDirectory(prefix="contrique-")
 
 
 def count_threads() -> int:

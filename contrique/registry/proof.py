@@ -3,13 +3,16 @@
 import base64
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from contrique.artifacts import TEST_SCORES
 from contrique.registry.candidate import Candidate
 from contrique.registry.versions import Registry
+from contrique.tracking.address import database_of
 from contrique.tracking.store import STORE_REMEDY, RegistryError
 
 if TYPE_CHECKING:
@@ -101,12 +104,13 @@ def prove(registry: Registry, version: str, known: Sequence[Known]) -> str:
     from contrique.registry.model_server import ask_server
 
     config = registry.config
-    model, pictures = f"models:/{config.model}/{version}", [item.data for item in known]
-    if config.serve_seconds > 0:
-        how = "served by MLflow"
-        answers = ask_server(model, pictures, store=registry.store.uri, seconds=config.serve_seconds)
-    else:
-        how, answers = "loaded back", _ask_loaded(registry, model, pictures)
+    pictures = [item.data for item in known]
+    with _openable(registry, f"models:/{config.model}/{version}") as model:
+        if config.serve_seconds > 0:
+            how = "served by MLflow"
+            answers = ask_server(model, pictures, store=registry.store.uri, seconds=config.serve_seconds)
+        else:
+            how, answers = "loaded back", _ask_loaded(registry, model, pictures)
     for number, (answer, item) in enumerate(zip(answers, known, strict=True)):
         right = not answer["error"] and abs(answer["raw"] - item.raw) <= item.tolerance
         if not right or answer["model"] != version:
@@ -118,6 +122,21 @@ def prove(registry: Registry, version: str, known: Sequence[Known]) -> str:
             )
     furthest = max(abs(answer["raw"] - item.raw) for answer, item in zip(answers, known, strict=True))
     return f"{how}: {len(known)} pictures within {furthest:.2g} of their known raw scores"
+
+
+@contextmanager
+def _openable(registry: Registry, model: str) -> Iterator[str]:
+    """Address at which MLflow can open a model: of a copy if it lies below a path with a %, which MLflow unquotes."""
+    database = database_of(registry.store.uri)
+    if not database or "%" not in str(database):
+        yield model
+        return
+    from mlflow.artifacts import download_artifacts
+
+    with TemporaryDirectory() as scratch:
+        with registry.store.translate_errors(f"fetching {model}", STORE_REMEDY):
+            address = str(download_artifacts(artifact_uri=model, dst_path=scratch))
+        yield address
 
 
 def _ask_loaded(registry: Registry, model: str, pictures: Sequence[bytes]) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Where MLflow keeps runs and models: a server, a database or, unless told otherwise, a SQLite file in `mlruns`."""
 
 import os
+import re
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -23,7 +24,7 @@ def store_uri() -> str:
 def sqlite_uri(database: Path) -> str:
     """Address of a SQLite file, whatever characters its path holds."""
     path = str(database.absolute())
-    quoted = quote(path, safe="/ " + "".join(char for char in path if char not in "%?#"))
+    quoted = re.sub("[%?#]", lambda match: quote(match.group()), path)
     return (_PLAIN if quoted == path else _QUOTED) + quoted
 
 

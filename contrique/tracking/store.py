@@ -6,9 +6,10 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from contrique.config import RegistryConfig
@@ -16,6 +17,7 @@ from contrique.errors import ContriqueError
 from contrique.s3 import adopt_settings
 from contrique.text import escape_control, mask_secrets
 from contrique.tracking.address import database_of, store_uri
+from contrique.tracking.local import ARTIFACTS, hold_database
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -24,7 +26,15 @@ if TYPE_CHECKING:
 LOCK_SECONDS = 60.0
 STORE_REMEDY = "check the artifact store behind it and its credentials; its own log says more"
 _SERVER_REMEDY = "start the server, or correct or unset MLFLOW_TRACKING_URI"
-_LIBRARIES = ("boto3", "botocore", "mlflow", "requests", "sqlalchemy", "urllib3")  # whose exceptions are a store's
+_LIBRARIES = (
+    "boto3",
+    "botocore",
+    "mlflow",
+    "requests",
+    "sqlalchemy",
+    "sqlite3",
+    "urllib3",
+)  # whose exceptions are a store's
 _MESSAGE_CHARS = 300  # of a library's error
 
 
@@ -82,13 +92,11 @@ class Store:
         mlflow.set_tracking_uri(self.uri)
         mlflow.set_registry_uri(self.uri)
         database = database_of(self.uri)
-        with self.translate_errors("connecting"):
-            if database:
-                database.parent.mkdir(parents=True, exist_ok=True)
+        location = (database.parent / ARTIFACTS).as_uri() if database else None
+        with self.translate_errors("connecting"), hold_database(database) if database else nullcontext():
             client: MlflowClient = mlflow.MlflowClient()
             experiment = client.get_experiment_by_name(self.config.experiment)
             if experiment is None:
-                location = str(database.parent / "artifacts") if database else None
                 create_once(client.create_experiment, self.config.experiment, artifact_location=location)
         if experiment is not None and experiment.lifecycle_stage != "active":
             raise RegistryError(
@@ -151,6 +159,10 @@ def limit_waiting() -> None:
 
 def _import_mlflow() -> Any:
     limit_waiting()
+    try:
+        Path.home()
+    except RuntimeError:  # a user without a name, as containers have; MLflow asks for the folder as it is imported
+        os.environ["HOME"] = "/nonexistent"
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

@@ -40,6 +40,7 @@ from kfp.local import subprocess_task_handler
 
 from contrique.errors import ContriqueError
 from contrique.files import room
+from contrique.tracking.address import sqlite_uri
 from pipelines.cluster.resources import STAGES
 from pipelines.laptop.backend import Backend, Refused, is_killed, read_task, serve_store
 
@@ -392,7 +393,7 @@ def _docker_runner(terminal: Terminal, folders: list[str]) -> tuple[local.Docker
     store = Path("mlruns").resolve()
     store.mkdir(exist_ok=True)
     passed = {name: value for name, value in os.environ.items() if name.startswith(_PASSED)}
-    default = {"MLFLOW_TRACKING_URI": f"sqlite:///{store}/mlflow.db", "HOME": "/tmp"}
+    default = {"MLFLOW_TRACKING_URI": sqlite_uri(store / "mlflow.db"), "HOME": "/tmp"}
     terminal.environment = default | passed | terminal.environment
     terminal.volumes = {folder: {"bind": folder, "mode": "ro"} for folder in folders}
     terminal.volumes[str(store)] = {"bind": str(store), "mode": "rw"}

@@ -39,8 +39,7 @@ from contrique.encoder.backends import BackendError, Torch, create_backend
 from contrique.encoder.feature_set import save_features
 from contrique.encoder.features import extract_batch
 from contrique.encoder.network import Encoder
-from contrique.encoder.weights import load_encoder
-from contrique.files import sha256
+from contrique.encoder.weights import EncoderFile, load_encoder
 from contrique.metrics import srcc
 from contrique.regressor.fit import fit_set
 from contrique.regressor.head import Head
@@ -156,7 +155,7 @@ def agreement(arguments: argparse.Namespace) -> dict[str, Any]:
         pictures = [read_picture(folder, row) for row in rows_of(manifest)]
         found: dict[str, np.ndarray] = {}
         for name, precision in WAYS:
-            backend = create_backend(name, load_encoder(arguments.encoder), sha256(arguments.encoder), precision)
+            backend = create_backend(name, EncoderFile(arguments.encoder), precision)
             bar = tqdm(pictures, desc=f"{folder.name}: {name} {precision}", mininterval=5)
             found[f"{name} {precision}"] = np.stack([extract_batch(picture[None], backend)[0] for picture in bar])
         reference = found["torch float32"]

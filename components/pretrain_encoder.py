@@ -34,7 +34,7 @@ def pretrain_encoder(
 
     from contrique.pretraining.launch import pretrain
 
-    made = pretrain(
+    summary = pretrain(
         Path(dataset.path),
         Path(distorted.path),
         Path(encoder.path),
@@ -45,4 +45,4 @@ def pretrain_encoder(
         job=job,
         to=to,
     )
-    encoder.metadata.update(made.describe())
+    encoder.metadata.update(summary.describe())

@@ -31,11 +31,11 @@ def synthesize_distortions(
     from contrique.config import resolve
     from contrique.data.synthesis import synthesize
 
-    made = synthesize(
+    summary = synthesize(
         Path(dataset.path),
         Path(distorted.path),
         seed=seed,
         config=resolve(profile, overrides).synthesis,
         part=(part, parts),
     )
-    distorted.metadata.update(made.describe())
+    distorted.metadata.update(summary.describe())

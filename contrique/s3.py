@@ -131,10 +131,10 @@ def fingerprint(url: str) -> str:
     """
     bucket, prefix = _bucket_and_prefix(url)
     with _translate_errors(url):
-        found = [(entry["Key"], entry["Size"], entry["ETag"]) for entry in _objects(connect(), bucket, prefix)]
-    if not found:
+        entries = [(entry["Key"], entry["Size"], entry["ETag"]) for entry in _objects(connect(), bucket, prefix)]
+    if not entries:
         raise StorageError(f"{url}: no objects there; check the bucket and the prefix")
-    return hashlib.sha256(repr(sorted(found)).encode()).hexdigest()
+    return hashlib.sha256(repr(sorted(entries)).encode()).hexdigest()
 
 
 def _bucket_and_prefix(url: str) -> tuple[str, str]:

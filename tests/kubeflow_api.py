@@ -79,7 +79,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.tokens.add(self.headers["Authorization"])
-        self.respond(self.found)
+        self.respond(self.answer_get)
 
     def do_POST(self) -> None:
         self.respond(self.made)
@@ -97,7 +97,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    def found(self, path: str, query: dict[str, str]) -> dict[str, Any]:
+    def answer_get(self, path: str, query: dict[str, str]) -> dict[str, Any]:
         server = self.server
         if path == "/apis/v1beta1/healthz" and server.version:
             return {"commit_sha": "0" * 40, "tag_name": server.version, "multi_user": server.multi_user}

@@ -149,8 +149,8 @@ def run(
     fitted = judged + ([open_weak(distorted, weak_pictures, seed)] if distorted else [])
     shared = _shared(fitted, bits)
     cache = cache or out / "features"
-    made = {method.name: _judge(method, judged, fitted, shared, cache, config, seed) for method in chosen}
-    told = Benchmark(
+    results = {method.name: _judge(method, judged, fitted, shared, cache, config, seed) for method in chosen}
+    benchmark = Benchmark(
         encoder={
             "name": name,
             "arch": encoder.arch,
@@ -161,21 +161,21 @@ def run(
         resamples=config.evaluation.resamples,
         confidence=config.evaluation.confidence,
         sets={one.name: _facts(one) for one in fitted},
-        methods=made,
+        methods=results,
         published=_published(names),
     )
-    _write(told.as_dict(), out)
-    return told
+    _write(benchmark.as_dict(), out)
+    return benchmark
 
 
 def _shared(sets: Sequence[JudgedSet], bits: int) -> dict[tuple[str, str], tuple[set[str], bool]]:
     """Contents of one set that another has too, by the names of both, and whether key points were compared."""
-    found = {}
+    pairs_of = {}
     for a, b in combinations(sets, 2):
         pairs, few = find_shared_contents(a, b, bits=bits)
-        found[a.name, b.name] = {content for content, _ in pairs}, few
-        found[b.name, a.name] = {content for _, content in pairs}, few
-    return found
+        pairs_of[a.name, b.name] = {content for content, _ in pairs}, few
+        pairs_of[b.name, a.name] = {content for _, content in pairs}, few
+    return pairs_of
 
 
 def _published(names: Sequence[str]) -> dict[str, dict[str, tuple[float, float | None]]]:
@@ -292,21 +292,21 @@ def read(path: Path) -> dict[str, Any]:
         BenchmarkError: missing, damaged or of another format.
     """
     try:
-        told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        known = told["format"] == _FORMAT
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        known = content["format"] == _FORMAT
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BenchmarkError(f"{path}: not a readable benchmark ({error}); run `contrique benchmark` again") from error
     if not known:
         raise BenchmarkError(f"{path}: another format than {_FORMAT}; run `contrique benchmark` again")
-    return told
+    return content
 
 
-def _write(told: Mapping[str, Any], out: Path) -> None:
+def _write(content: Mapping[str, Any], out: Path) -> None:
     files = {
-        RESULT: json.dumps(told, indent=2, allow_nan=False) + "\n",
-        MARKDOWN: tables.render_markdown(told),
-        PAGE: tables.render_page(told),
+        RESULT: json.dumps(content, indent=2, allow_nan=False) + "\n",
+        MARKDOWN: tables.render_markdown(content),
+        PAGE: tables.render_page(content),
     }
-    for name, content in files.items():
+    for name, text in files.items():
         with write_aside(out / name) as aside:
-            aside.write_text(content, encoding="utf-8")
+            aside.write_text(text, encoding="utf-8")

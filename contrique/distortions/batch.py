@@ -65,12 +65,12 @@ def distort_batch(
     serial = [(i, name, level) for (name, level), members in groups.items() if name in SERIAL for i in members]
     with ThreadPoolExecutor(max(1, min(workers or len(os.sched_getaffinity(0)), len(serial)))) as pool:
         pictures = images[[i for i, _, _ in serial]].permute(0, 2, 3, 1).cpu().numpy() if serial else ()
-        made = pool.map(_serial, pictures, [name for _, name, _ in serial], [level for _, _, level in serial])
+        distorted = pool.map(_serial, pictures, [name for _, name, _ in serial], [level for _, _, level in serial])
         for (name, level), members in sorted(groups.items()):
             if name not in SERIAL:
                 index = torch.tensor(members, device=images.device)
                 out[index] = BATCHED[name](images[index], bank.parameter(name, level), draws).clamp_(0, 1)
-        for (i, _, _), picture in zip(serial, made, strict=True):
+        for (i, _, _), picture in zip(serial, distorted, strict=True):
             out[i] = torch.from_numpy(np.require(picture, requirements=("C", "W"))).permute(2, 0, 1)
     return out
 

@@ -47,9 +47,9 @@ def extract_set(
 
     config = config or FeaturesConfig()
     net = load_encoder(encoder).to("cuda" if torch.cuda.is_available() else "cpu")
-    given, made = read_manifest(dataset), read_manifest(distorted)
-    judged = judged_rows(given)
-    weak = made[made["weak_label"].notna()]
+    labelled, synthesized = read_manifest(dataset), read_manifest(distorted)
+    judged = judged_rows(labelled)
+    weak = synthesized[synthesized["weak_label"].notna()]
     rows = pd.concat([judged, weak], ignore_index=True)
     folders = [dataset] * len(judged) + [distorted] * len(weak)
     mine = slice(*(len(rows) * k // part[1] for k in (part[0], part[0] + 1)))

@@ -294,8 +294,8 @@ def _read_foreign(root: Path, name: str, location: str, *, inside: bool) -> _Set
 
 
 def _scheme_of(url: str) -> str:
-    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", url)
-    return found[1].lower() if found else ""
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", url)
+    return match[1].lower() if match else ""
 
 
 def _check_bucket(options: Mapping[str, str], what: str) -> None:

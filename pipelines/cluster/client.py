@@ -142,8 +142,8 @@ class Cluster:
         """
         equal = {"operation": "EQUALS", "key": "display_name", "stringValue": name}
         chosen = json.dumps({"predicates": [equal]})
-        found = client.list_pipelines(namespace=self.namespace or None, filter=chosen).pipelines
-        return str(found[0].pipeline_id) if found else ""
+        pipelines = client.list_pipelines(namespace=self.namespace or None, filter=chosen).pipelines
+        return str(pipelines[0].pipeline_id) if pipelines else ""
 
     def version(self) -> str:
         """What the server calls its version; empty if it does not tell.

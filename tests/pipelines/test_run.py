@@ -366,13 +366,13 @@ class TestFailures:
         client = Store(CONFIG).client
         experiment = client.get_experiment_by_name(CONFIG.experiment).experiment_id
 
-        def found() -> list[Any]:
+        def search_runs() -> list[Any]:
             (name,) = {path.name for path in set(Path("runs").iterdir()) - known} or {"none yet"}
             return list(client.search_runs([experiment], f"tags.`{PIPELINE_RUN}` = '{name}' and metrics.loss > 0"))
 
         with subprocess.Popen(command, env=environment, **pipes) as process:
             until = time.monotonic() + 600
-            while not found():  # until it trains
+            while not search_runs():  # until it trains
                 assert process.poll() is None, process.communicate()
                 assert time.monotonic() < until
                 time.sleep(0.5)
@@ -382,7 +382,7 @@ class TestFailures:
         (root,) = set(Path("runs").iterdir()) - known
         assert err == f"error: told to end by SIGTERM\nThe whole log: {root.resolve() / 'run.log'}\n"
         assert [line[0] for line in out.splitlines()] == ["✓"] * 5 + ["✗", "✓"]
-        (ended,) = found()
+        (ended,) = search_runs()
         assert (ended.info.status, ended.data.tags["pipeline.state"]) == ("KILLED", "RUNNING")
         assert survivors(mark) == []
 

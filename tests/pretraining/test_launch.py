@@ -321,7 +321,7 @@ class TestSeveralMachines:
         weights = [load_file(tmp_path / which / ENCODER) for which in ("far", "near")]
         assert weights[0].keys() == weights[1].keys()
         assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-        assert {path.name for path in (tmp_path / "far").iterdir()} == {ENCODER, HISTORY}
+        assert {path.name for path in (tmp_path / "far").iterdir()} == {ENCODER, HISTORY, SUMMARY}
         same = ("steps", "crops", "loss_first", "loss_last")
         assert [made.metadata[name] for name in same] == [near.metadata[name] for name in same]
         assert loss == pytest.approx(made.metadata["loss_last"])

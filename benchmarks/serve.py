@@ -8,6 +8,12 @@ own. Every fifth request holds three pictures, of which one is bad; the others h
 process: a score farther off than TOLERANCE, other words of an error, a status other than 200 are wrong answers. Memory
 is the resident one of the server and its children: when it has answered one request, after a quarter of the requests,
 and at the end. Without --model and --pictures, a small model with random weights and made pictures serve.
+
+    python benchmarks/serve.py --attacks --requests 200 --clients 8 --attackers 4
+
+asks `contrique serve` alone: without an attack, then during each of benchmarks/attacks.py. The same process must answer
+to the end; memory is then the highest that was seen. A request that is sent away (503) is sent again until it is
+answered, and that time is its own.
 """
 
 import argparse
@@ -30,6 +36,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import attacks
 import numpy as np
 import psutil
 import torch
@@ -141,7 +148,13 @@ def wrong(status: int, told: bytes, request: Request) -> str:
 def resident(process: int) -> float:
     """Of a process and its children, in MiB."""
     parent = psutil.Process(process)
-    return sum(one.memory_info().rss for one in [parent, *parent.children(recursive=True)]) / 2**20
+    total = 0
+    for each in [parent, *parent.children(recursive=True)]:
+        try:
+            total += each.memory_info().rss
+        except psutil.NoSuchProcess:  # a decoder that was killed just now
+            continue
+    return total / 2**20
 
 
 def load(process: int, address: str, way: Way, asked: list[Request], clients: int) -> dict[str, Any]:
@@ -163,9 +176,13 @@ def load(process: int, address: str, way: Way, asked: list[Request], clients: in
             body = json.dumps(way.body(asked[number].images))
             start = time.perf_counter()
             try:
-                connection.request("POST", way.path, body, {"Content-Type": "application/json"})
-                answer = connection.getresponse()
-                fault = wrong(answer.status, answer.read(), asked[number])
+                status, content = 503, b""
+                while status == 503:
+                    connection.request("POST", way.path, body, {"Content-Type": "application/json"})
+                    answer = connection.getresponse()
+                    status, content = answer.status, answer.read()
+                    time.sleep(0.2 if status == 503 else 0)
+                fault = wrong(status, content, asked[number])
             except Exception as error:  # whatever it is, it is no right answer
                 connection.close()
                 fault = f"no answer: {error!r}"
@@ -239,12 +256,43 @@ def by_contrique(model: Path, folder: Path, backend: str) -> "Iterator[tuple[int
             server.send_signal(signal.SIGINT)
 
 
+def resist(
+    process: int, address: str, way: Way, asked: list[Request], clients: int, attackers: int
+) -> dict[str, dict[str, Any]]:
+    """Load without an attack, then during each of them."""
+    port = int(address.rstrip("/").rpartition(":")[2])
+    results = {"no attack": watch(process, lambda: load(process, address, way, asked, clients))}
+    for name, attack in attacks.list_attacks().items():
+        with attacks.under_attack(attack, port, attackers):
+            results[name] = watch(process, lambda: load(process, address, way, asked, clients))
+        assert psutil.pid_exists(process), f"the server ended during: {name}"
+    return results
+
+
+def watch(process: int, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `work` measures, with the highest memory meanwhile."""
+    peak, over = [0.0], threading.Event()
+
+    def look() -> None:
+        while not over.wait(0.1):
+            peak.append(resident(process))
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        return work() | {"peak_mib": max(peak)}
+    finally:
+        over.set()
+        watcher.join()
+
+
 def table(told: dict[str, dict[str, Any]]) -> str:
     """For people, in Markdown."""
-    head = "| | requests | of which wrong | p50 | p99 | requests/s | memory at first, after a quarter, at the end |"
+    head = "| | requests | of which wrong | p50 | p99 | requests/s | memory: first, after a quarter, last; peak |"
     lines = [head, "|---|---|---|---|---|---|---|"]
     for name, one in told.items():
         memory = ", ".join(f"{one[when]:.0f}" for when in ("start_mib", "quarter_mib", "end_mib"))
+        memory += f"; {one['peak_mib']:.0f}" if "peak_mib" in one else ""
         asked = f"{one['requests']} ({one['pictures']} pictures, {one['bad_pictures']} bad), {one['clients']} clients"
         times = f"{one['p50_ms']:.0f} ms | {one['p99_ms']:.0f} ms | {one['requests_per_second']:.1f}"
         lines.append(f"| {name} | {asked} | {one['wrong']} | {times} | {memory} MiB |")
@@ -259,6 +307,8 @@ def main() -> int:
     parser.add_argument("--pictures", type=Path, help="folder of photographs; 20 of them are sent")
     parser.add_argument("--backend", default="torch", help="of `contrique serve`; default: torch")
     parser.add_argument("--only", choices=("mlflow", "contrique"), help="one of the two; default: both")
+    parser.add_argument("--attacks", action="store_true", help="ask `contrique serve` while it is attacked")
+    parser.add_argument("--attackers", type=int, default=4, help="at once; default: 4")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
     logging.getLogger("mlflow").setLevel(logging.ERROR)
@@ -285,6 +335,11 @@ def main() -> int:
                 lambda given: {"images": [{"image": one} for one in given]},
             ),
         }
+        if arguments.attacks:
+            way = ways.pop("contrique serve")
+            ways.clear()
+            with way.start() as (process, address):
+                told = resist(process, address, way, asked, arguments.clients, arguments.attackers)
         for title, way in ways.items():
             if not arguments.only or title.startswith(arguments.only):
                 with way.start() as (process, address):

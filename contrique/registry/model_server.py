@@ -53,14 +53,14 @@ def ask_server(model: str, images: Sequence[bytes], *, store: str, seconds: floa
                 return [dict(answer) for answer in answers]
             except (OSError, HTTPException, ValueError, TypeError, KeyError) as error:
                 code = server.poll()
-                what = f"gave no answer within {seconds:g} s" if code is None else f"ended with status {code}"
+                end = f"gave no answer within {seconds:g} s" if code is None else f"ended with status {code}"
                 raise NotServed(
-                    f"{model} cannot be served: `mlflow models serve` at {address} {what} ({error}); mend what its log "
-                    f"says, or set registry.serve_seconds to more{_read_last_words(log)}"
+                    f"{model} cannot be served: `mlflow models serve` at {address} {end} ({error}); mend what its log "
+                    f"says, or set registry.serve_seconds to more{_read_log_end(log)}"
                 ) from error
 
 
-def _read_last_words(log: Path) -> str:
+def _read_log_end(log: Path) -> str:
     """The end of a log, without the frames of stack traces: the servers around the model add two of their own."""
     lines = log.read_text(errors="replace").splitlines()
     messages = [line for line in lines if line.strip() and not line[0].isspace() and not line.startswith("Traceback")]

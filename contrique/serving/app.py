@@ -35,7 +35,7 @@ from contrique.scoring.results import Failure, Score, flatten
 from contrique.scoring.scorer import Scorer
 from contrique.serving.connections import limit_connections
 from contrique.serving.decoder import Malformed, Upload
-from contrique.serving.guard import Guard, answer_refusal, list_hosts
+from contrique.serving.guard import AsciiResponse, Guard, answer_refusal, list_hosts
 from contrique.serving.request import Turns
 from contrique.serving.schema import (
     Explained,
@@ -141,6 +141,7 @@ def application(scorer: Scorer, limits: ServingLimits, host: str = "127.0.0.1") 
         docs_url=None,  # FastAPI's pages load from elsewhere
         redoc_url=None,
         redirect_slashes=False,
+        default_response_class=AsciiResponse,
         responses={status: {"model": Refused} for status in (400, 408, 413, 422, 500, 503, 504)},
     )
     page = _page(scorer, limits)

@@ -20,10 +20,10 @@ def limit_connections(limits: ServingLimits) -> type[H11Protocol]:
     most = limits.max_connections if descriptors < 0 else min(limits.max_connections, max(2, descriptors // 2))
 
     class LimitedProtocol(H11Protocol):
-        """Closed if no whole headers come in time, or if it is silent and another connection needs its place."""
+        """Closed if no whole headers come in time, or if it has no whole request and another needs its place."""
 
         _deadline: asyncio.TimerHandle | None = None
-        _since = 0.0  # of the loop's clock, from which it has been silent
+        _since = 0.0  # of the loop's clock, from which it has been without a request
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -47,11 +47,12 @@ def limit_connections(limits: ServingLimits) -> type[H11Protocol]:
             super().connection_lost(exc)
             self._stop_watching()
 
-        def _is_busy(self) -> bool:
+        def _has_request(self) -> bool:
+            """Whether headers came, and their answer is not complete."""
             return self.cycle is not None and not self.cycle.response_complete
 
         def _watch(self) -> None:
-            if self._is_busy():
+            if self._has_request():
                 self._stop_watching()
             elif self._deadline is None and not self.transport.is_closing():
                 self._since = self.loop.time()
@@ -63,8 +64,9 @@ def limit_connections(limits: ServingLimits) -> type[H11Protocol]:
             self._deadline = None
 
         def _make_room(self, peers: "list[LimitedProtocol]") -> None:
-            """Close the connection that has been silent longest; this one if all are busy."""
-            silent = [peer for peer in peers if peer is not self and not peer._is_busy()]
+            """Close the connection that has been without a whole request longest; this one if all have one."""
+            silent = [peer for peer in peers if not peer._has_request() or peer.cycle.more_body]
+            silent = [peer for peer in silent if peer is not self and not peer.transport.is_closing()]
             (min(silent, key=lambda peer: peer._since) if silent else self).transport.close()
 
     return LimitedProtocol

@@ -28,7 +28,7 @@ from contrique import images
 from contrique.config import ServingLimits
 from contrique.errors import ContriqueError
 
-LARGE: Final = 2**22  # pixels, from which a picture may take all of `decode_seconds`
+LARGE: Final = 2**22  # pixels, or bytes of a file or a request, from which it may take all of `decode_seconds`
 _SMALL_SHARE: Final = 0.2  # of `decode_seconds`, for smaller ones
 _WALL: Final = 6  # times `decode_seconds`, when other work leaves a decoder little of a processor
 _IDLE: Final = 20  # seconds after which a decoder that has nothing to do ends; another takes its place when needed
@@ -105,7 +105,7 @@ class Decoders:
         Args:
             value: the file.
             name: what errors call it.
-            large: whether to decode one of LARGE pixels or more; else it gives None.
+            large: whether to decode one of LARGE pixels or bytes, or more; else it gives None.
         Returns:
             RGB. Shape (H, W, 3), uint8.
         Raises:
@@ -284,7 +284,7 @@ def _do(header: dict[str, Any], data: bytearray, limits: ServingLimits) -> tuple
     if content[:2] in _PLAIN_PNM:
         return {"error": f"{name}: text in place of pixels (P1 to P3) is slow to read; send it as P6 or PNG"}, b""
     width, height = images.declared_size(content, name)
-    if LARGE <= width * height <= limits.max_pixels:
+    if max(width * height, len(content)) >= LARGE and width * height <= limits.max_pixels:
         if not header["large"]:
             return {"large": True}, b""
         _allow_seconds(limits.decode_seconds)

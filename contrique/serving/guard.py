@@ -2,6 +2,7 @@
 
 import asyncio
 import ipaddress
+import json
 import logging
 import re
 import socket
@@ -21,26 +22,30 @@ from contrique.text import escape_control
 
 LOOPBACK: Final = ("localhost", "127.0.0.1", "[::1]")  # names by which a browser on this machine asks
 MAX_PARTS: Final = 100_000  # of the JSON of one request: parsed, an empty list takes twenty times its bytes
-_PATIENCE: Final = 5.0  # seconds that a body may be on its way while others are sent away
 _log = logging.getLogger("contrique.serving")
 
 
+class AsciiResponse(JSONResponse):
+    """JSON that a terminal shows and never obeys: also C1 controls and marks that reorder text are escaped."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
+
+
 class _Arrival:
-    """A request whose body is on its way.
+    """A request, whose body may be on its way.
 
     Attributes:
-        size: bytes that have come.
+        size: bytes of the body that have come.
         deadline: until which all of it must be done.
+        is_whole: whether the body has come.
+        is_evicted: whether it had to give way to others.
     """
 
     def __init__(self, deadline: asyncio.Timeout) -> None:
         self.size = 0
         self.deadline = deadline
-        self.is_evicted = False
-        self._start = asyncio.get_running_loop().time()
-
-    def age(self) -> float:
-        return asyncio.get_running_loop().time() - self._start
+        self.is_whole = self.is_evicted = False
 
     def evict(self) -> None:
         self.is_evicted = True
@@ -64,9 +69,7 @@ class Guard:
                 "cache-control": "no-store",
             }.items()
         ]
-        self._under_way = 0  # requests with a body
-        self._held = 0  # bytes of their bodies
-        self._arrivals: list[_Arrival] = []  # oldest first
+        self._arrivals: set[_Arrival] = set()  # every request with a body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -81,16 +84,17 @@ class Guard:
             message = await receive()
             content = message.get("body", b"")
             arrival.size += len(content)
-            self._held += len(content)
             parts += sum(map(content.count, (b"[", b"{", b",")))  # none of which is in base64
             if arrival.size > self._limits.max_request_bytes:
                 raise _refuse_large(self._limits)
             if parts > MAX_PARTS:
                 raise HTTPException(413, "the request has too many parts; send fewer pictures in one")
-            if not message.get("more_body", False):
-                self._end_arrival(arrival)
-            if self._held > self._limits.max_held_bytes and not self._evict_largest(arrival):
-                raise _refuse_busy()
+            if content and self._count_held_bytes() > self._limits.max_held_bytes:
+                self._evict_largest(arrival)
+            if has_body and not arrival.is_whole and not message.get("more_body", False):
+                if sum(each.is_whole for each in self._arrivals) >= self._limits.max_requests:
+                    raise _refuse_busy()
+                arrival.is_whole = True
             return message
 
         async def send_guarded(message: Message) -> None:
@@ -106,22 +110,21 @@ class Guard:
             else:
                 await _answer(status, line)(scope, receive_counted, send_guarded)
 
-        self._under_way += has_body
         deadline = asyncio.timeout(self._limits.seconds)
         arrival = _Arrival(deadline)
         try:
             async with deadline:
-                self._admit(scope, has_body)
+                self._admit(scope)
                 if has_body:
-                    self._arrivals.append(arrival)
+                    self._arrivals.add(arrival)
                 await self._app(scope, receive_counted, send_guarded)
         except AnyHTTPException as refusal:  # of _admit; the others never get here
             await answer_refusal(None, refusal)(scope, receive_counted, send_guarded)
         except TimeoutError:
             limit = f"{self._limits.seconds:g} s"
             if arrival.is_evicted:
-                await respond(408, "the request arrived too slowly while others waited; try again")
-            elif arrival in self._arrivals:
+                await respond(408, "the request gave way to others while it arrived; try again")
+            elif has_body and not arrival.is_whole:
                 await respond(408, f"the request did not arrive within {limit}; send it smaller")
             else:
                 await respond(504, f"not done within {limit}; try again, with fewer or smaller pictures")
@@ -129,41 +132,29 @@ class Guard:
             return
         except Exception:  # in the log, whole, and to the client without its stack trace
             _log.exception("%s %s failed", scope["method"], escape_control(scope["path"]))
-            await respond(500, "an error of the server, told in its log")
+            await respond(500, "an error of the server; see its log")
         finally:
-            self._under_way -= has_body
-            self._held -= arrival.size
-            self._end_arrival(arrival)
+            self._arrivals.discard(arrival)
 
-    def _admit(self, scope: Scope, has_body: bool) -> None:
+    def _admit(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
         if not self._hosts.know(headers.get("host", "")):
             raise HTTPException(400, "unknown host; ask by the name that the server was given as --host")
         declared = headers.get("content-length", "0")
         if declared.isdecimal() and int(declared) > self._limits.max_request_bytes:
             raise _refuse_large(self._limits)
-        if has_body and self._under_way > self._limits.max_requests and not self._evict_oldest():
+
+    def _count_held_bytes(self) -> int:
+        """Those of requests that gave way are free as soon as these have their turn."""
+        return sum(each.size for each in self._arrivals if not each.is_evicted)
+
+    def _evict_largest(self, newest: _Arrival) -> None:
+        """Make room for a body: the largest that is still on its way gives way, or else this one."""
+        arriving = [each for each in self._arrivals if not each.is_whole and not each.is_evicted]
+        largest = max(arriving, key=lambda each: each.size, default=newest)
+        if largest.size <= newest.size:
             raise _refuse_busy()
-
-    def _evict_oldest(self) -> bool:
-        """Whether a request gave way whose body is long on its way."""
-        waiting = [arrival for arrival in self._arrivals if not arrival.is_evicted]
-        if not waiting or waiting[0].age() < _PATIENCE:
-            return False
-        waiting[0].evict()
-        return True
-
-    def _evict_largest(self, newest: _Arrival) -> bool:
-        """Whether a request gave way of whose body more has come than of another's, and not yet all."""
-        largest = max(self._arrivals, key=lambda arrival: arrival.size, default=newest)
-        if largest is newest or largest.size <= newest.size or largest.is_evicted:
-            return False
         largest.evict()
-        return True
-
-    def _end_arrival(self, arrival: _Arrival) -> None:
-        if arrival in self._arrivals:
-            self._arrivals.remove(arrival)
 
 
 class Hosts:
@@ -204,7 +195,7 @@ def _refuse_busy() -> HTTPException:
 
 
 def _answer(status: int, line: str, headers: Any = None) -> JSONResponse:
-    return JSONResponse(Refused(error=line).model_dump(), status, headers)
+    return AsciiResponse(Refused(error=line).model_dump(), status, headers)
 
 
 def answer_refusal(_: Request | None, error: Exception) -> JSONResponse:

@@ -8,6 +8,7 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ from contrique.config import ServingLimits
 from contrique.errors import ContriqueError
 from contrique.images import Picture
 from contrique.scoring.results import Failure
-from contrique.serving.decoder import Decoders, Upload, describe_too_large
+from contrique.serving.decoder import LARGE, Decoders, Upload, describe_too_large
 
 Result = TypeVar("Result")
 _POLL = 0.2  # seconds between looks whether somebody still waits
@@ -46,7 +47,8 @@ class Turns:
 
     def read_request(self, body: bytes, form: str) -> list[Upload]:
         """As `Decoders.read_request`."""
-        return self._decoders.read_request(body, form)
+        with self._large if len(body) >= LARGE else nullcontext():
+            return self._decoders.read_request(body, form)
 
     def answer(
         self,
@@ -64,7 +66,7 @@ class Turns:
             is_wanted: whether somebody still waits.
         Returns:
             what `work` gives; a Failure if the image is one too many, over a limit or no image, if `work` refuses it
-            by a ContriqueError, or if it fails otherwise, which is told in the log alone.
+            by a ContriqueError, or if it fails otherwise, which the log alone says.
         Raises:
             Unwanted: nobody waits any more, and it was not begun.
         """
@@ -84,7 +86,7 @@ class Turns:
             raise
         except Exception:  # in the log, whole; let through, a server might send its stack trace to the client
             _log.exception("%s could not be scored", name)
-            return Failure(name, f"{name}: could not be scored (an error of the server, told in its log)")
+            return Failure(name, f"{name}: could not be scored (an error of the server; see its log)")
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)

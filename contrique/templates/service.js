@@ -6,13 +6,17 @@
   const waiting = [];
   let [working, done, all] = [false, 0, 0];
 
+  // Characters that a reader does not see, or that reorder a line, are shown by their numbers.
+  const UNSEEN = /[\p{Cc}\p{Cs}\p{Zl}\p{Zp}\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/gu;
+  const showUnseen = (text) => text.replace(UNSEEN, (char) => `\\u${char.codePointAt(0).toString(16).padStart(4, "0")}`);
+
   // What came with the name of a file or from the server goes into the page as text, never as HTML.
   const say = (element, text) => {
-    element.textContent = text;
+    element.textContent = showUnseen(text);
     element.hidden = !text;
   };
 
-  const told = () => {
+  const showProgress = () => {
     say(of("status"), all ? `${done} of ${all} ${all === 1 ? "picture" : "pictures"} done` : "");
     of("clear").hidden = !all || working;
   };
@@ -22,7 +26,7 @@
       const card = of("card").content.firstElementChild.cloneNode(true);
       const [image, hint] = card.querySelectorAll("figure > *");
       say(card.querySelector("h2"), file.name);
-      image.alt = file.name;
+      image.alt = showUnseen(file.name);
       image.onload = () => { image.hidden = false; hint.hidden = true; };
       image.onerror = () => { image.hidden = true; hint.hidden = false; };
       image.src = card.picture = URL.createObjectURL(file);
@@ -37,7 +41,7 @@
   const work = async () => {
     if (working) return;
     working = true;
-    told();
+    showProgress();
     while (waiting.length) {
       const [file, card] = waiting.shift();
       card.dataset.state = "scoring";
@@ -53,10 +57,10 @@
       }
       say(card.querySelector(".state"), "");
       done += 1;
-      told();
+      showProgress();
     }
     working = false;
-    told();
+    showProgress();
   };
 
   const base64 = (file) => new Promise((resolve, reject) => {
@@ -104,13 +108,13 @@
     say(find("suspect"), suspicion(answer.suspects));
     const [image, hint] = card.querySelectorAll("figure > *");
     const button = find("heat");
-    button.setAttribute("aria-label", `Heat map of ${file.name}`);
+    button.setAttribute("aria-label", `Heat map of ${showUnseen(file.name)}`);
     button.onclick = () => {
       const on = button.getAttribute("aria-pressed") !== "true";
       button.setAttribute("aria-pressed", on);
       find("key").hidden = !on;
       image.src = on ? `data:image/png;base64,${answer.overlay}` : card.picture;
-      image.alt = on ? `heat map of ${file.name}` : file.name;
+      image.alt = showUnseen(on ? `heat map of ${file.name}` : file.name);
     };
     find("result").hidden = false;
   };
@@ -130,7 +134,7 @@
     for (const card of of("cards").children) URL.revokeObjectURL(card.picture);
     of("cards").replaceChildren();
     [done, all] = [0, 0];
-    told();
+    showProgress();
     of("files").focus();
   });
   document.addEventListener("paste", (event) => {

@@ -176,6 +176,24 @@ class TestAnswers:
         assert empty["error"] == "image 1: the file is empty; replace it or remove its row"
         assert (path["score"], path["error"]) == (None, "image 2: not base64; send the image file's bytes in base64")
 
+    def test_a_name_that_a_terminal_would_obey_is_escaped_on_its_way(self, port):
+        name = "sky\x1b[2J\r\n\x9b31m\u202egnp.exe"
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        body = json.dumps(asking("", names=(name,)))
+        connection.request("POST", "/score", body, {"content-type": "application/json"})
+        answer = connection.getresponse().read()
+        connection.close()
+        assert all(32 <= byte < 127 for byte in answer)
+        assert json.loads(answer)["predictions"][0]["name"] == name
+
+    def test_data_urls_are_taken(self, port):
+        encoded = base64.b64encode(png()).decode()
+        pictures = (f"data:image/png;base64,{encoded}", encoded, "data:image/png;base64,", "data:text/plain,x")
+        first, second, empty, plain_text = ask(port, "/score", asking(*pictures))[1]["predictions"]
+        assert first["score"] == second["score"] is not None
+        assert empty["error"].startswith("image 2: the file is empty")
+        assert plain_text["error"].startswith("image 3: not base64")
+
     def test_health(self, port, scorer):
         status, told = ask(port, "/health")
         assert (status, told["status"], told["model"], told["labels"]) == (200, "ok", scorer.version, "human")
@@ -407,11 +425,8 @@ class TestTurns:
             held.version = object()  # which no answer can hold
             broken = ask(port, "/health")
         assert status == 200
-        assert (
-            answer["predictions"][0]["error"]
-            == "image 0: could not be scored (an error of the server, told in its log)"
-        )
-        assert broken == (500, {"error": "an error of the server, told in its log"})
+        assert answer["predictions"][0]["error"] == "image 0: could not be scored (an error of the server; see its log)"
+        assert broken == (500, {"error": "an error of the server; see its log"})
         assert "secret path" in caplog.text
 
 
@@ -514,11 +529,11 @@ def drop(tmp_path):
     made = {
         "good.png": png(0, 120, 160),
         "other.jpg": b"",
-        "<b>odd</b>.tif": b"",
+        "<b>odd</b>\x1b\u202e.tif": b"",
         "broken.png": png()[:400],
         "empty.png": b"",
     }
-    for name, kind in (("other.jpg", "JPEG"), ("<b>odd</b>.tif", "TIFF")):
+    for name, kind in (("other.jpg", "JPEG"), ("<b>odd</b>\x1b\u202e.tif", "TIFF")):
         Image.fromarray(tiny_model.picture(1, 90, 140)).save(tmp_path / "x", kind)
         made[name] = (tmp_path / "x").read_bytes()
     return [{"name": name, "mimeType": "", "buffer": data} for name, data in made.items()]
@@ -533,7 +548,9 @@ def test_the_page_scores_what_is_chosen(browser, port, scorer, drop, screen, col
         assert page.inner_text("#status") == "5 of 5 pictures done"
         cards = page.query_selector_all("#cards > li")
         assert [card.get_attribute("data-state") for card in cards] == ["scored"] * 3 + ["failed"] * 2
-        assert [card.query_selector("h2").inner_text() for card in cards] == [file["name"] for file in drop]
+        assert [card.query_selector("h2").inner_text() for card in cards] == [
+            file["name"].replace("\x1b", "\\u001b").replace("\u202e", "\\u202e") for file in drop
+        ]
         judged = [scorer.judge(file["buffer"], "x") for file in drop[:3]]
         assert any(expected.warning for expected in judged)
         for card, expected in zip(cards[:3], judged, strict=True):

@@ -124,7 +124,7 @@ def test_a_fault_of_the_server_is_told_in_its_log_and_not_to_the_client(model, c
     monkeypatch.setattr(model._scorer, "judge_pixels", judge)
     with caplog.at_level(logging.ERROR):
         answer = ask(model, [good, good, good])
-    assert answer["error"][1] == "image 1: could not be scored (an error of the server, told in its log)"
+    assert answer["error"][1] == "image 1: could not be scored (an error of the server; see its log)"
     assert [row is None for row in answer["error"]] == [True, False, True]
     assert "secret path" in caplog.text
 

@@ -1,12 +1,15 @@
-"""Few bytes that would take a server's time, memory or connections."""
+"""Few bytes that would take a server's time, memory or connections; for `serve.py --attacks` and the tests."""
 
 import base64
+import http.client
 import io
 import json
 import socket
 import struct
+import threading
+import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -113,3 +116,62 @@ def photograph(seed: int = 0) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 255, (80, 96, 3)).astype(np.uint8)
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def _post(data: bytes) -> Callable[[int], None]:
+    def attack(port: int) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
+        try:
+            connection.request("POST", "/score", data, {"content-type": "application/json"})
+            connection.getresponse().read()
+        finally:
+            connection.close()
+
+    return attack
+
+
+def _hold(count: int, text: bytes) -> Callable[[int], None]:
+    def attack(port: int) -> None:
+        with half_sent(port, count, text):
+            time.sleep(3)
+
+    return attack
+
+
+def list_attacks() -> dict[str, Callable[[int], None]]:
+    """What an attacker does to a port again and again, by name."""
+    return {
+        "JPEG of 400 scans": _post(body(jpeg_of_scans(400))),
+        "JPEG of 90 scans": _post(body(jpeg_of_scans(90))),
+        "PNG of empty chunks": _post(body(png_of_chunks(1_800_000))),
+        "text PPM of comments": _post(body(ppm_of_comments(20_000_000))),
+        "TIFF of one tile": _post(body(tiff_of_one_tile(26_000))),
+        "49 megapixels of alpha": _post(body(png_of_megapixels(7000, 7000))),
+        "60 MB of white space": _post(body_of_spaces(60_000_000)),
+        "60 MB of escapes": _post(body_of_escapes(60_000_000)),
+        "half-sent headers": _hold(300, HALF_A_HEADER),
+        "half-sent bodies": _hold(40, HALF_A_BODY),
+    }
+
+
+@contextmanager
+def under_attack(attack: Callable[[int], None], port: int, attackers: int) -> Iterator[list[str]]:
+    """Attackers who go on until the end; what their attacks raised."""
+    over, errors = threading.Event(), list[str]()
+
+    def go_on() -> None:
+        while not over.is_set():
+            try:
+                attack(port)
+            except (OSError, http.client.HTTPException) as error:  # the server may well close their connections
+                errors.append(repr(error))
+
+    threads = [threading.Thread(target=go_on, daemon=True) for _ in range(attackers)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield errors
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()

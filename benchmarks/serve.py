@@ -7,7 +7,7 @@ own. Every fifth request holds three pictures, of which one is bad; the others h
 (cut off, no image, empty, too small, zeros, no base64). Every answer is compared with what the model says in this
 process: a score farther off than TOLERANCE, other words of an error, a status other than 200 are wrong answers. Memory
 is the resident one of the server and its children: when it has answered one request, after a quarter of the requests,
-and at the end. Without --model and --pictures, a small model with random weights and made pictures serve.
+and at the end. Without --model and --pictures, a small model with random weights and random pictures serve.
 
     python benchmarks/serve.py --attacks --requests 200 --clients 8 --attackers 4
 
@@ -55,7 +55,7 @@ from contrique.scoring.results import Failure, flatten
 from contrique.scoring.scorer import TOLERANCE, Scorer
 
 SCRIPT = Path(__file__).parents[1] / "contrique" / "serving" / "mlflow_model.py"
-SIDE = 512  # of the made pictures, by 384
+SIDE = 512  # of the random pictures, by 384
 START = 180.0  # seconds
 
 
@@ -128,11 +128,11 @@ def requests(scorer: Scorer, good: list[bytes], count: int) -> list[Request]:
     return made
 
 
-def wrong(status: int, told: bytes, request: Request) -> str:
+def wrong(status: int, content: bytes, request: Request) -> str:
     """What is wrong with an answer; empty if it is right."""
     if status != 200:
-        return f"status {status}: {told[:200]!r}"
-    rows = json.loads(told)["predictions"]
+        return f"status {status}: {content[:200]!r}"
+    rows = json.loads(content)["predictions"]
     if len(rows) != len(request.rows):
         return f"{len(rows)} rows for {len(request.rows)} pictures"
     for row, expected in zip(rows, request.rows, strict=True):
@@ -286,11 +286,11 @@ def watch(process: int, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         watcher.join()
 
 
-def table(told: dict[str, dict[str, Any]]) -> str:
+def table(results: dict[str, dict[str, Any]]) -> str:
     """For people, in Markdown."""
     head = "| | requests | of which wrong | p50 | p99 | requests/s | memory: first, after a quarter, last; peak |"
     lines = [head, "|---|---|---|---|---|---|---|"]
-    for name, one in told.items():
+    for name, one in results.items():
         memory = ", ".join(f"{one[when]:.0f}" for when in ("start_mib", "quarter_mib", "end_mib"))
         memory += f"; {one['peak_mib']:.0f}" if "peak_mib" in one else ""
         asked = f"{one['requests']} ({one['pictures']} pictures, {one['bad_pictures']} bad), {one['clients']} clients"
@@ -313,7 +313,7 @@ def main() -> int:
     arguments = parser.parse_args()
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    told: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = arguments.model.absolute() if arguments.model else folder / "model"
@@ -339,18 +339,18 @@ def main() -> int:
             way = ways.pop("contrique serve")
             ways.clear()
             with way.start() as (process, address):
-                told = resist(process, address, way, asked, arguments.clients, arguments.attackers)
+                results = resist(process, address, way, asked, arguments.clients, arguments.attackers)
         for title, way in ways.items():
             if not arguments.only or title.startswith(arguments.only):
                 with way.start() as (process, address):
-                    told[title] = load(process, address, way, asked, arguments.clients)
+                    results[title] = load(process, address, way, asked, arguments.clients)
     if arguments.out:
-        arguments.out.write_text(json.dumps(told, indent=1) + "\n")
-    print(table(told))
-    for title, one in told.items():
+        arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+    print(table(results))
+    for title, one in results.items():
         for fault in one["first_faults"]:
             print(f"{title}: {fault}", file=sys.stderr)
-    return 1 if any(one["wrong"] for one in told.values()) else 0
+    return 1 if any(one["wrong"] for one in results.values()) else 0
 
 
 if __name__ == "__main__":

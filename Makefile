@@ -21,6 +21,7 @@ IMAGE ?= contrique-python:$(VERSION)
 DOCKER ?= docker
 DATA ?= s3://contrique/pictures
 NAMESPACE ?=
+MINUTES ?= 10
 # of docker build, such as --build-arg PIP_INDEX_URL=https://pypi.example.org/simple
 BUILD_OPTIONS ?=
 
@@ -38,7 +39,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export GX_ANALYTICS_ENABLED := false
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: $(TESTS) $(BATCHES) help setup data demo kubeflow-check stack stack-stop demo-stack test faults lint format compile ui containers image image-check audit lock clean
+.PHONY: $(TESTS) $(BATCHES) help setup data demo kubeflow-check stack stack-stop demo-stack test fuzz faults lint format compile ui containers image image-check audit lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -76,6 +77,10 @@ $(TESTS):
 
 $(BATCHES): batch-%:
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(foreach n,$(shell seq $* $(words $(BATCHES)) $(words $(QUICK))),$(word $(n),$(QUICK)))
+
+# MINUTES for all targets together; inputs that do what none may are kept in build/fuzz.
+fuzz: setup ## draw hostile inputs for every reader of what strangers hand in: make fuzz MINUTES=10
+	@OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/fuzz/run.py --minutes $(MINUTES)
 
 lint: setup ## ruff, mypy --strict, hadolint, and deploy/ against the schemas of Kubernetes
 	@$(BIN)/ruff check .

@@ -1,14 +1,31 @@
 """The one base class of every failure that a user can cause and mend."""
 
+from typing import ClassVar
+
+from contrique.text import escape_control, shorten
+
+_MAX_CHARS = 2000  # of a message of one line
+
 
 class ContriqueError(Exception):
-    """An expected failure: its message names the file or value and the remedy.
+    """An expected failure: its message names the file or value and the remedy, in one line.
+
+    Names in it may be a stranger's: control characters, line breaks among them, are escaped, and a message of over
+    2,000 characters loses its middle.
 
     The command line prints the message alone and exits with `exit_status`; anything else is a bug and
     keeps its traceback.
+
+    Args:
+        message: what happened, and the remedy.
     """
 
     exit_status = 2
+    has_lines: ClassVar[bool] = False  # whether its messages may have several lines
+
+    def __init__(self, message: str = "") -> None:
+        text = escape_control(message, keep="\n") if self.has_lines else shorten(escape_control(message), _MAX_CHARS)
+        super().__init__(text)
 
 
 def one_line(error: BaseException, limit: int = 500) -> str:

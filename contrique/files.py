@@ -2,23 +2,18 @@
 
 import errno
 import hashlib
-import math
 import os
 import re
 import shutil
 import stat
 import tempfile
 import uuid
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import BinaryIO, Final
 
 from contrique.errors import ContriqueError, one_line
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MAX_BYTES: Final = 2_000_000_000  # of a file that is read whole
@@ -215,31 +210,3 @@ def sha256(path: Path) -> str:
     """SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_arrays(path: Path, limit: int) -> "dict[str, NDArray[Any]]":
-    """Every array of an `.npz`, without pickles; what it claims to hold is added up before memory is asked for.
-
-    Raises:
-        StorageError: as `read_regular`, or it unpacks to over `limit` bytes.
-        ValueError, zipfile.BadZipFile and others: damaged, or holds Python objects.
-    """
-    import io
-
-    from numpy.lib import format as npy
-
-    arrays, total = {}, 0
-    with zipfile.ZipFile(io.BytesIO(read_regular(path, limit))) as archive:
-        for name in archive.namelist():
-            with archive.open(name) as member:
-                version = npy.read_magic(member)
-                read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-                shape, _, dtype = read_header(member)
-            total += math.prod(shape) * max(1, dtype.itemsize)
-            if total > limit:
-                raise StorageError(f"{path}: unpacks to over {limit} bytes, more than such a file may have")
-            with archive.open(name) as member:  # anew: after a seek the checksum is no longer looked at
-                arrays[name.removesuffix(".npy")] = npy.read_array(member, allow_pickle=False)
-                if member.read(1):  # at the end the checksum is
-                    raise StorageError(f"{path}: {name} is longer than its header says")
-    return arrays

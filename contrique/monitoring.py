@@ -12,7 +12,6 @@ import json
 import shutil
 import sys
 import tempfile
-import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,9 +21,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from contrique import pages
+from contrique.arrays import pick_array, read_arrays
 from contrique.artifacts import DRIFT_REFERENCE, SCORES, SUMMARY
 from contrique.config import DriftConfig, RegistryConfig
-from contrique.errors import ContriqueError
+from contrique.errors import ContriqueError, one_line
 from contrique.files import write_aside
 from contrique.metadata import Facts, Metadata, describe
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 
 SAMPLE: Final = 5000  # pictures of the reference, at most
+_MAX_REFERENCE_BYTES: Final = 2**26
 SMOOTHING: Final = 0.5  # added to each count: an empty bin would make PSI infinite (Jeffreys' prior)
 Array = NDArray[np.float64]
 
@@ -141,12 +142,21 @@ def read_reference(regressor: Path) -> Reference:
     Raises:
         DriftError: the model was fitted before references were kept, or the file is damaged.
     """
+    from contrique.regressor.head import MAX_DIMENSION
+
     path = regressor / DRIFT_REFERENCE
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return Reference(**{name: file[name] for name in file.files})
-    except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        raise DriftError(f"{path}: no readable reference ({error}); train and register the model again") from error
+        arrays = read_arrays(path, _MAX_REFERENCE_BYTES)
+        scores = pick_array(arrays, "scores", np.float64, (None,), SAMPLE)
+        far = pick_array(arrays, "distances", np.float64, scores.shape)
+        kinds = pick_array(arrays, "types", np.str_, (None,), len(scores), least=0)
+        reference = Reference(scores, far, kinds, pick_array(arrays, "mean", np.float64, (None,), MAX_DIMENSION))
+        if (far < 0).any() or len(kinds) not in (0, len(scores)):
+            raise ValueError("negative distances, or types of some pictures only")
+    except Exception as error:  # a damaged or hostile file raises many unrelated types
+        reason = one_line(error)
+        raise DriftError(f"{path}: no readable reference ({reason}); train and register the model again") from error
+    return reference
 
 
 def distances(features: ArrayLike, mean: Array) -> Array:

@@ -39,6 +39,14 @@ def escape_control(text: str, keep: str = "") -> str:
     )
 
 
+def shorten(text: str, limit: int) -> str:
+    """Text of at most `limit` characters: the middle goes, for names and reasons stand first and remedies last."""
+    if len(text) <= limit:
+        return text
+    tail = limit // 3
+    return f"{text[: limit - tail - 5]} ... {text[-tail:]}"
+
+
 def _is_unsafe(char: str) -> bool:
     return unicodedata.category(char) in _UNSAFE or char in _BIDIRECTIONAL
 

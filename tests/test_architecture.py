@@ -14,7 +14,7 @@ LAYERS = ("contrique", "components", "pipelines")
 # A package of `contrique` imports only those above its own line; modules at the root of it are the first line.
 ORDER = (
     (
-        *("", "config", "errors", "images", "completeness", "tiff", "metrics", "metadata"),
+        *("", "arrays", "config", "errors", "images", "completeness", "tiff", "metrics", "metadata"),
         *("pages", "artifacts", "files", "interrupts", "integrity", "walk", "s3", "text"),
     ),
     ("distortions", "tracking"),

@@ -164,3 +164,22 @@ def test_a_damaged_reference_is_named(scored, keep):
 def test_a_model_from_before_references_were_kept(tmp_path):
     with pytest.raises(DriftError, match="train and register the model again"):
         read_reference(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scores": np.array([np.nan] * 9)},
+        {"distances": np.array([-1.0] * 9)},
+        {"distances": np.ones(8)},
+        {"types": np.array(["jpeg"] * 8)},
+        {"mean": np.array([1j])},
+    ],
+)
+def test_a_reference_with_values_that_none_has_is_refused(tmp_path, change):
+    whole = {"scores": np.ones(9), "distances": np.ones(9), "types": np.array(["jpeg"] * 9), "mean": np.zeros(4)}
+    np.savez(tmp_path / DRIFT_REFERENCE, **whole)
+    assert len(read_reference(tmp_path).scores) == 9
+    np.savez(tmp_path / DRIFT_REFERENCE, **(whole | change))
+    with pytest.raises(DriftError, match=r"drift\.npz: no readable reference"):
+        read_reference(tmp_path)

@@ -44,7 +44,7 @@ def run_command(
             sys.stdout.flush()
         return status
     except ContriqueError as error:
-        return _report(prefix, str(error), error.exit_status)
+        return _report(prefix, str(error), error.exit_status, keep="\n")
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         _discard(sys.stdout)
         return PIPE_CLOSED
@@ -84,9 +84,9 @@ def _hide_warnings() -> Iterator[None]:
         sys.warnoptions.remove("ignore")
 
 
-def _report(prefix: str, message: str, status: int = ContriqueError.exit_status) -> int:
+def _report(prefix: str, message: str, status: int = ContriqueError.exit_status, keep: str = "") -> int:
     if sys.stderr is not None:  # closed by the caller
-        print(f"{prefix}: {escape_control(mask_secrets(message), keep=chr(10))}", file=sys.stderr)
+        print(f"{prefix}: {escape_control(mask_secrets(message), keep=keep)}", file=sys.stderr)
     return status
 
 

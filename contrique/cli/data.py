@@ -81,7 +81,7 @@ def distort(options: argparse.Namespace) -> None:
     from contrique import distortions, images
     from contrique.files import write_aside
 
-    data = _read_bytes(options.image)
+    data = images.read_bytes(options.image)
     picture = images.decode(data, str(options.image)).pixels
     outputs: dict[Path, Picture] = {}
     if None not in (options.name, options.level, options.out):
@@ -95,15 +95,6 @@ def distort(options: argparse.Namespace) -> None:
         with write_aside(path) as aside:
             aside.write_bytes(images.encode_png(pixels))
         print(path)
-
-
-def _read_bytes(path: Path) -> bytes:
-    from contrique.images import BadImage
-
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise BadImage(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
 
 
 def synthesize(options: argparse.Namespace) -> None:

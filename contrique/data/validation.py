@@ -34,6 +34,8 @@ class ValidationFailed(ContriqueError):
         failures: a line for each failed expectation, with the rows and the remedy.
     """
 
+    has_lines = True
+
     def __init__(self, failures: list[str]) -> None:
         super().__init__("\n".join(failures))
         self.failures = failures

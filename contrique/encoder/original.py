@@ -11,10 +11,11 @@ from torch import Tensor
 from contrique.encoder.architectures import WIDTHS, EncoderError
 from contrique.encoder.network import Encoder, Projector
 from contrique.encoder.weights import save_encoder
-from contrique.files import sha256
+from contrique.files import StorageError, open_regular, sha256
 
 # place in the original's `nn.Sequential` of ResNet's children -> torchvision's name; 2 and 3 hold no weights
 _ORIGINAL_LAYERS = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+_MAX_BYTES = 2**32
 
 
 def import_checkpoint(path: Path, out: Path) -> str:
@@ -49,10 +50,13 @@ def import_checkpoint(path: Path, out: Path) -> str:
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise EncoderError(f"{path}: no such checkpoint; give the file that `torch.save` wrote")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise EncoderError(f"{path}: no such checkpoint; give the file that `torch.save` wrote") from None
+        with open_regular(path, _MAX_BYTES) as file:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except StorageError as error:
+        raise EncoderError(str(error)) from error
     except pickle.UnpicklingError as error:
         raise EncoderError(
             f"{path}: not a file of tensors alone: it is damaged, or holds code, which was not run "

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from contrique.arrays import read_arrays
 from contrique.encoder.backends import (
     NAMES,
     PACKAGES,
@@ -27,7 +28,7 @@ from contrique.encoder.backends import (
     list_installed,
 )
 from contrique.errors import one_line
-from contrique.files import read_arrays, sha256, write_aside
+from contrique.files import sha256, write_aside
 
 if TYPE_CHECKING:
     from contrique.encoder.weights import EncoderFile

@@ -28,6 +28,7 @@ from contrique.pretraining.colour import COLOUR_SPACES, convert_views
 from contrique.pretraining.loader import load_batches
 from contrique.pretraining.loss import contrastive_loss
 from contrique.pretraining.probe import Probe
+from contrique.text import escape_control
 
 Track = Callable[[dict[str, float], int], None]
 
@@ -69,7 +70,7 @@ def run_training(run: "TrainingRun", views: Views, total: int) -> float:
         if first:  # minutes are of training: starting the loader and compiling must not cost the warm-up
             ticking = time.monotonic()
         if not update.finite:
-            names = [views.pictures.name(row) for row in views.rows(past.step)]
+            names = [escape_control(views.pictures.name(row)) for row in views.rows(past.step)]
             tqdm.write(f"pictures of step {past.step}: {', '.join(names)}", file=sys.stderr)
             raise Diverged(
                 f"the loss is {update.loss} and its gradient's norm {update.grad_norm} at step {past.step}; look at "

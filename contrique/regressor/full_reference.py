@@ -1,14 +1,19 @@
 """Full-reference scores: ridge on the distance between a picture's features and its reference's."""
 
-import zipfile
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from contrique.arrays import pick_array, pick_number, read_arrays
+from contrique.errors import one_line
 from contrique.files import write_aside
+from contrique.regressor.head import MAX_DIMENSION
 from contrique.regressor.ridge import Array, RegressorError, Ridge, fit_ridge
+
+_MAX_BYTES = 2**22
 
 
 @dataclass(frozen=True)
@@ -35,16 +40,15 @@ class FullReference:
             RegressorError: missing, damaged, not finite, or without a range.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
-                coef = np.asarray(file["coef"], np.float64)
-                head = cls(coef, float(file["perfect"]), float(file["alpha"]), float(file["worst"]))
-        except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
-            raise RegressorError(f"{path}: not a readable full-reference head ({error}); fit it again") from error
-        if coef.ndim != 1 or not np.isfinite([*coef, head.perfect, head.worst]).all() or head.perfect <= head.worst:
-            raise RegressorError(
-                f"{path}: coefficients or range of the full-reference head make no sense; fit it again"
-            )
-        return head
+            arrays = read_arrays(path, _MAX_BYTES)
+            coef = pick_array(arrays, "coef", np.float64, (None,), MAX_DIMENSION)
+            perfect, alpha, worst = (pick_number(arrays, name) for name in ("perfect", "alpha", "worst"))
+            if not 0 < perfect - worst < math.inf:
+                raise ValueError(f"its range is empty: {worst:g} to {perfect:g}")
+        except Exception as error:  # a damaged or hostile file raises many unrelated types
+            reason = one_line(error)
+            raise RegressorError(f"{path}: not a readable full-reference head ({reason}); fit it again") from error
+        return cls(coef, perfect, alpha, worst)
 
     def save(self, path: Path) -> None:
         """Write an npz file, whole or not at all; the same head gives the same bytes."""

@@ -9,9 +9,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from contrique.arrays import pick_array, pick_number, read_arrays
 from contrique.artifacts import COEFFICIENTS, DESCRIPTION
 from contrique.errors import one_line
-from contrique.files import read_arrays, read_regular, write_aside
+from contrique.files import read_regular, write_aside
 from contrique.metadata import Facts
 from contrique.regressor.diagnosis import Diagnosis
 from contrique.regressor.reliability import NEIGHBOURS, Novelty
@@ -195,16 +196,16 @@ def _check_summary(summary: RegressorSummary) -> None:
 def _read_head(summary: RegressorSummary, arrays: dict[str, NDArray[Any]]) -> Head:
     width = (summary.features_dim,)
     ridge = Ridge(
-        _check_array(arrays, "coef", np.float64, width),
-        _read_number(arrays, "intercept"),
-        _read_number(arrays, "alpha"),
+        pick_array(arrays, "coef", np.float64, width),
+        pick_number(arrays, "intercept"),
+        pick_number(arrays, "alpha"),
     )
     if ridge.alpha <= 0:
         _refuse(f"alpha is {ridge.alpha:g}, expected more than 0")
     novelty = diagnosis = None
     if any(name.startswith("novelty_") for name in arrays):
-        bank = _check_array(arrays, "novelty_bank", np.float32, (None, *width))
-        novelty = Novelty(bank, _read_number(arrays, "novelty_threshold"))
+        bank = pick_array(arrays, "novelty_bank", np.float32, (None, *width), MAX_ROWS)
+        novelty = Novelty(bank, pick_number(arrays, "novelty_threshold"))
         if novelty.threshold <= 0 or len(bank) < NEIGHBOURS:
             _refuse(f"{len(bank)} novelty pictures with a threshold of {novelty.threshold:g}: nothing to compare with")
     if any(name.startswith("diagnosis_") for name in arrays):
@@ -213,46 +214,17 @@ def _read_head(summary: RegressorSummary, arrays: dict[str, NDArray[Any]]) -> He
 
 
 def _read_diagnosis(arrays: dict[str, NDArray[Any]], width: tuple[int]) -> Diagnosis:
-    coef = _check_array(arrays, "diagnosis_coef", np.float32, (None, *width))
+    coef = pick_array(arrays, "diagnosis_coef", np.float32, (None, *width), MAX_ROWS)
     rows = (len(coef),)
-    names = _check_array(arrays, "diagnosis_distortions", np.str_, rows)
-    levels = _check_array(arrays, "diagnosis_levels", np.int64, rows)
-    intercept = _check_array(arrays, "diagnosis_intercept", np.float32, rows)
+    names = pick_array(arrays, "diagnosis_distortions", np.str_, rows)
+    levels = pick_array(arrays, "diagnosis_levels", np.int64, rows)
+    intercept = pick_array(arrays, "diagnosis_intercept", np.float32, rows)
     for name in map(str, names):
         if not 0 < len(name) <= MAX_NAME or not name.isprintable():
             _refuse(f"a distortion called {name[:MAX_NAME]!r}")
     if not all(-1 <= level <= MAX_LEVEL for level in levels):
         _refuse(f"levels {levels.min()} to {levels.max()}, expected at most {MAX_LEVEL}")
     return Diagnosis(coef, intercept, tuple(map(str, names)), tuple(map(int, levels)))
-
-
-def _check_array(
-    arrays: dict[str, NDArray[Any]], name: str, kind: type[np.generic], shape: tuple[int | None, ...]
-) -> NDArray[Any]:
-    """The array as native `kind`; None in `shape` stands for 1 to MAX_ROWS."""
-    if name not in arrays:
-        _refuse(f"{COEFFICIENTS} has no {name}")
-    array = arrays[name]
-    expected = np.dtype(kind)
-    if array.dtype.kind != expected.kind or (expected.kind == "f" and array.dtype.itemsize > 8):
-        _refuse(f"{name} holds {array.dtype}, expected {expected}")
-    fits = len(array.shape) == len(shape) and all(
-        1 <= size <= MAX_ROWS if wanted is None else size == wanted
-        for size, wanted in zip(array.shape, shape, strict=True)
-    )
-    if not fits:
-        wanted_shape = ", ".join("N" if size is None else str(size) for size in shape)
-        _refuse(f"{name} has shape {array.shape}, expected ({wanted_shape})")
-    if expected.kind == "f":
-        with np.errstate(over="ignore"):
-            array = array.astype(kind, copy=False)
-        if not np.isfinite(array).all():
-            _refuse(f"{name} holds NaN or infinite values")
-    return np.ascontiguousarray(array).reshape(array.shape)
-
-
-def _read_number(arrays: dict[str, NDArray[Any]], name: str) -> float:
-    return float(_check_array(arrays, name, np.float64, ()))
 
 
 def _refuse(reason: str) -> None:

@@ -68,7 +68,7 @@ def describe_rows(rows: Sequence[dict[str, Any]], folder: Path, name: str) -> li
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         described = pool.map(lambda row: inspect_file(folder / row["image"]), rows)
-        bar = tqdm(zip(rows, described, strict=True), name, len(rows), unit="picture", disable=None)
+        bar = tqdm(zip(rows, described, strict=True), escape_control(name), len(rows), unit="picture", disable=None)
         return [row | {"dataset": name, "reference": f"{name}:{row['reference']}"} | facts for row, facts in bar]
 
 
@@ -96,7 +96,7 @@ def _unlabelled_rows(folder: Path, role: str) -> list[dict[str, Any]]:
         more = f"; {summarize_skipped(skipped)}" if skipped else ""
         raise DatasetError(f"{folder}: no image files below it; expected {expected}{more}")
     if skipped:
-        print(f"{folder}: {summarize_skipped(skipped)}", file=sys.stderr)
+        print(f"{escape_control(str(folder))}: {summarize_skipped(skipped)}", file=sys.stderr)
     relative = [path.relative_to(folder).as_posix() for path in files]
     return [{"image": path, "reference": path, "kind": role, "split": "pretrain"} for path in relative]
 

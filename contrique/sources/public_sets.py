@@ -19,6 +19,7 @@ import pandas as pd
 from contrique.data.manifest import as_manifest
 from contrique.data.splits import assign_splits
 from contrique.errors import ContriqueError
+from contrique.sources import tables
 from contrique.sources.folders import describe_rows
 
 Row = dict[str, Any]
@@ -241,9 +242,9 @@ def _distorted(image: str, reference: str, distortion: str, level: Any, score: A
 
 def _live(dmos: Path, references: Path) -> list[Row]:
     """jp2k/img1.bmp ..., one list of scores for all five folders; `orgs` marks the undistorted copies among them."""
-    judged = _mat(dmos)
-    scores, undistorted = np.ravel(judged["dmos_new"]), np.ravel(judged["orgs"])
-    names = _cells(_mat(references)["refnames_all"])
+    judged = tables.read_matlab(dmos)
+    scores, undistorted = judged["dmos_new"], judged["orgs"]
+    names = tables.read_matlab(references)["refnames_all"]
     places = [(folder, kind, number + 1) for folder, kind, count in _LIVE for number in range(count)]
     return [
         _distorted(f"{folder}/img{number}.bmp", f"refimgs/{name}", kind, 0, score)
@@ -266,12 +267,11 @@ def _csiq(workbook: Path) -> list[Row]:
 def _tid2013(scores: Path) -> list[Row]:
     """Lines such as `5.51429 I01_01_1.bmp`: reference, distortion, level."""
     rows = []
-    for line in scores.read_text().splitlines():
-        if line.strip():
-            score, name = line.split()
-            reference, distortion, level = PurePosixPath(name).stem.split("_")
-            kind = _TID2013[int(distortion) - 1]
-            rows.append(_distorted(f"distorted_images/{name}", f"reference_images/{reference}.bmp", kind, level, score))
+    for line in tables.read_lines(scores):
+        score, name = line.split()
+        reference, distortion, level = PurePosixPath(name).stem.split("_")
+        kind = _TID2013[int(distortion) - 1]
+        rows.append(_distorted(f"distorted_images/{name}", f"reference_images/{reference}.bmp", kind, level, score))
     return rows
 
 
@@ -299,7 +299,7 @@ def _koniq10k(scores: Path) -> list[Row]:
 
 def _clive(names: Path, scores: Path) -> list[Row]:
     """The first seven pictures trained the judges, and are left out."""
-    images, mos = _cells(_mat(names)["AllImages_release"]), np.ravel(_mat(scores)["AllMOS_release"])
+    images, mos = tables.read_matlab(names)["AllImages_release"], tables.read_matlab(scores)["AllMOS_release"]
     pairs = list(zip(images, mos, strict=True))[7:]
     return [{"image": f"Images/{image}", "mos": float(score)} for image, score in pairs]
 
@@ -327,20 +327,8 @@ def _spaq(workbook: Path) -> list[Row]:
     return [{"image": f"TestImage/{name}", "mos": float(mos)} for name, mos in table.itertuples(index=False, name=None)]
 
 
-def _mat(path: Path) -> dict[str, Any]:
-    from scipy.io import loadmat
-
-    content: dict[str, Any] = loadmat(path)
-    return content
-
-
-def _cells(array: Any) -> list[str]:
-    """The strings of a MATLAB cell array, of any shape."""
-    return [str(np.asarray(cell).item()) for cell in np.ravel(array)]
-
-
 def _csv(path: Path, columns: tuple[str, ...]) -> Iterable[tuple[Any, ...]]:
-    table = pd.read_csv(path, skipinitialspace=True)
+    table = tables.read_csv(path)
     absent = [column for column in columns if column not in table]
     if absent:
         raise PublicSetError(f"{path}: columns {absent} are missing, it has {list(table.columns)}; fetch it again")
@@ -350,7 +338,7 @@ def _csv(path: Path, columns: tuple[str, ...]) -> Iterable[tuple[Any, ...]]:
 
 def _sheet(path: Path, sheet: str | int, columns: tuple[str, ...]) -> pd.DataFrame:
     """The named columns of the table that starts somewhere in a sheet; empty rows are left out."""
-    cells = pd.read_excel(path, sheet_name=sheet, header=None, dtype=object, engine="openpyxl")
+    cells = tables.read_sheet(path, sheet)
     header = next((i for i, row in enumerate(cells.itertuples(index=False, name=None)) if {*columns} <= {*row}), None)
     if header is None:
         raise PublicSetError(f"{path}: no row with the column names {', '.join(columns)}; fetch it again")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from contrique.config import RegistryConfig
 from contrique.errors import ContriqueError
 from contrique.s3 import adopt_settings
-from contrique.text import escape_control, mask_secrets
+from contrique.text import mask_secrets
 from contrique.tracking.address import database_of, store_uri
 from contrique.tracking.local import ARTIFACTS, hold_database
 
@@ -41,11 +41,13 @@ _MESSAGE_CHARS = 300  # of a library's error
 class RegistryError(ContriqueError):
     """MLflow cannot be reached, or refuses; the message names the address or version and the remedy.
 
-    Secrets in the message are masked, control characters escaped.
+    Secrets in the message are masked.
     """
 
+    has_lines = True  # the end of a server's log
+
     def __init__(self, message: str) -> None:
-        super().__init__(escape_control(mask_secrets(message), keep="\n"))
+        super().__init__(mask_secrets(message))
 
 
 class Store:

@@ -58,6 +58,8 @@ class RunFailed(ContriqueError):
         exit_status: of the task's own error.
     """
 
+    has_lines = True
+
     def __init__(self, message: str, exit_status: int = ContriqueError.exit_status) -> None:
         super().__init__(message)
         self.exit_status = exit_status

@@ -3,6 +3,7 @@
 import argparse
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -219,3 +220,40 @@ def test_an_option_for_an_output_keeps_its_name():
     add_output(parser, "--out", help="x")
     add_output(parser, "--cache", folder=True, help="x")
     assert parser.get_default("outputs") == (("out", False), ("cache", True))
+
+
+@pytest.mark.parametrize("command", ["distort", "import-checkpoint", "adapt"])
+@pytest.mark.parametrize("kind", ["pipe", "/dev/zero", "sparse"])
+def test_what_is_no_file_of_a_bearable_size_is_refused_at_once(tmp_path, capsys, command, kind):
+    path = tmp_path / "file"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "sparse":
+        with path.open("wb") as file:
+            file.truncate(10**13)
+    else:
+        path.symlink_to(kind)
+    out = str(tmp_path / "out")
+    arguments = {
+        "distort": ["distort", str(path), "--sheet", out],
+        "import-checkpoint": ["import-checkpoint", str(path), "--out", out],
+        "adapt": ["adapt", "--labels", str(path), "--model", "bundled", "--out", out],
+    }[command]
+    assert main(arguments) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert re.search("not a regular file|10 TB is over", message)
+
+
+def test_a_file_of_the_system_cannot_forge_a_line(tmp_path, capsys):
+    name = "a\ncontrique: all is well\x1b[2J"
+
+    def build() -> argparse.ArgumentParser:
+        parser = argparse.ArgumentParser()
+        parser.set_defaults(command=lambda _: (tmp_path / name).read_bytes())
+        return parser
+
+    assert run_command(build, [], "contrique") == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "\x1b" not in message

@@ -2,6 +2,8 @@
 
 import dataclasses
 import importlib.metadata
+import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -234,6 +236,38 @@ def test_scores_outside_the_declared_range_are_refused(make: Callable[[str], Pat
         scores.write_text("\n".join(lines))
         with pytest.raises(PublicSetError, match=r"1 scores of KADID-10k are not in \[1, 5\], first images/I01_01_01"):
             public_sets.read("kadid10k", folder)
+
+
+@pytest.mark.parametrize("name", ["live", "csiq", "tid2013", "kadid10k"])
+@pytest.mark.parametrize("kind", ["pipe", "sparse"])
+def test_score_files_that_are_no_files_of_a_bearable_size(make: Callable[[str], Path], name: str, kind: str) -> None:
+    folder = make(name)
+    path = folder / SETS[name].scores[0].split("|")[0]
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        with path.open("wb") as file:
+            file.truncate(10**13)
+    with pytest.raises(PublicSetError, match=r"not a regular file|10 TB is over"):
+        public_sets.read(name, folder)
+
+
+def test_a_workbook_that_unpacks_to_gigabytes_is_refused(make: Callable[[str], Path]) -> None:
+    folder = make("spaq")
+    (path,) = folder.rglob("*.xlsx")
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("xl/more.xml", bytes(300_000_000))
+    with pytest.raises(PublicSetError, match="it unpacks to 300"):
+        public_sets.read("spaq", folder)
+
+
+@pytest.mark.parametrize("content", [b"MATLAB 5.0 MAT-file" + bytes(200), b"\0" * 4, b"x" * 300])
+def test_a_matlab_file_that_cannot_be_read_is_one_line(make: Callable[[str], Path], content: bytes) -> None:
+    folder = make("clive")
+    (folder / "Data/AllMOS_release.mat").write_bytes(content)
+    with pytest.raises(PublicSetError, match=r"cannot read .*AllMOS_release\.mat.*fetch it again"):
+        public_sets.read("clive", folder)
 
 
 def test_other_folders_and_names(tmp_path: Path) -> None:

@@ -1,7 +1,12 @@
-"""Text for people: control characters are shown instead of obeyed, and secrets are hidden."""
+"""Text for people: what could be obeyed is shown instead, by terminals and in Markdown, and secrets are hidden.
 
+HTML is escaped by the templates (`pages`), cells of CSV by `scoring.results.escape_cell`.
+"""
+
+import json
 import re
 import unicodedata
+from typing import Any
 from urllib.parse import unquote
 
 _UNSAFE = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories: controls, halves of surrogate pairs, separators of lines
@@ -34,9 +39,54 @@ def escape_control(text: str, keep: str = "") -> str:
     >>> print(escape_control("sky\x1b[2J\rkitchen.png"))
     sky\x1b[2J\rkitchen.png
     """
+    if text.isascii() and text.isprintable():
+        return text
     return "".join(
         char if char in keep or not _is_unsafe(char) else char.encode("unicode_escape").decode() for char in text
     )
+
+
+def dump_json(value: Any, indent: int | None = None) -> str:
+    r"""JSON that a terminal shows as it is and never obeys; every script stays readable.
+
+    >>> print(dump_json("\u00fc\x9b2J\u202e"))
+    "ü\u009b2J\u202e"
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(f"\\u{ord(char):04x}" if char != "\n" and _is_unsafe(char) else char for char in text)
+
+
+class Markdown(str):
+    """Text that is Markdown already."""
+
+
+# An address becomes a link without any mark; entities keep it text for every renderer, and $ from being mathematics.
+_ENTITIES = {char: f"&#{ord(char)};" for char in "<>&$@"}
+_MARKS = {char: f"\\{char}" for char in "\\`*_[]{}#!|~^"}
+_IN_LINE = str.maketrans(_ENTITIES | _MARKS)
+_AT_START = re.compile(r"[-+=:](?!\d)|\d+(?=[.)](?:\s|$))")
+_LINK = re.compile(r"(?i)(?<=\w):(?=//)|(?<=\bwww)\.")
+
+
+def escape_markdown(text: str) -> Markdown:
+    r"""Text of one line that Markdown shows as it is, in a paragraph, a list, a heading or a cell of a table.
+
+    Headings, links (also those without a mark, such as www.example.org), images, HTML, code and mathematics in it are
+    none. Control characters are shown, as `escape_control` shows them; stretches of white space become one space.
+
+    >>> print(escape_markdown("# [a](https://b.test) <img src=x> $x$"))
+    \# \[a\](https&#58;//b.test) &#60;img src=x&#62; &#36;x&#36;
+    """
+    if isinstance(text, Markdown):
+        return text
+    line = escape_control(" ".join(text.split())).translate(_IN_LINE)
+    line = _LINK.sub(lambda match: f"&#{ord(match[0])};", line)
+    if start := _AT_START.match(line):
+        mark = start.end() if start[0].isdigit() else 0  # of "1." it is the point that makes a list
+        line = f"{line[:mark]}\\{line[mark:]}"
+    return Markdown(line)
 
 
 def shorten(text: str, limit: int) -> str:

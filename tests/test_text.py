@@ -1,10 +1,11 @@
 import doctest
+import json
 import os
 
 import pytest
 
 from contrique import text
-from contrique.text import escape_control, mask_secrets
+from contrique.text import dump_json, escape_control, mask_secrets, shorten
 
 
 def test_the_examples_of_the_docstrings():
@@ -103,3 +104,19 @@ def test_a_long_text_takes_no_time_to_speak_of():
     """The patterns do not backtrack: a text of a megabyte that nearly fits them."""
     for part in ("://a:", "token='", '"token": "', "bearer ", "://"):
         mask_secrets(part * 100_000)
+
+
+@pytest.mark.parametrize(
+    "name", ["a\x1b[2J\x9b31m", "a\u202egnp.exe", "a\nb\u2028c\x7f", "\udcff.png", "über 写真.png"]
+)
+@pytest.mark.parametrize("indent", [None, 2])
+def test_json_on_a_terminal_is_read_and_not_obeyed(name, indent):
+    text = dump_json([{"path": name}], indent)
+    assert json.loads(text) == [{"path": name}]
+    assert escape_control(text, keep="\n") == text
+    assert "写" not in name or "写" in text
+
+
+def test_a_text_is_shortened_in_its_middle():
+    assert shorten("a" * 50 + "z" * 50, 32) == "a" * 17 + " ... " + "z" * 10
+    assert shorten("short", 32) == "short"

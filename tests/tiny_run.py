@@ -34,7 +34,7 @@ def picture_set(folder: Path, column: str = "") -> Path:
     rows = []
     for content, split in enumerate(SPLITS):
         for name, level in [("", 0), *((name, level) for name in NAMES for level in LEVELS)]:
-            path = folder / f"{content}{name}{level}.png"
+            path = folder / f"{content}{NAMES.index(name) if name else ''}-{level}.png"  # a name need be no file's
             noise = rng.normal(scale=10 * level + 1, size=(100, 240, 3))
             path.write_bytes(images.encode_png(images.as_uint8((tiny_model.picture(content, 100, 240) + noise) / 255)))
             row = {"image": path.name, "reference": f"scene {content}", "distortion": name, "level": level}

@@ -11,6 +11,7 @@ from contrique.cli.options import (
     load_scorer,
     parse_integer,
     parse_path,
+    print_line,
     resolve_config,
 )
 
@@ -81,5 +82,7 @@ def benchmark(options: argparse.Namespace) -> None:
     for method, evaluation in result.methods.items():
         for name, judgement in evaluation.own.items():
             srcc = judgement.metrics["srcc"]
-            print(f"{name}: {method}: SRCC {srcc.value:.3f} [{srcc.low:.3f}, {srcc.high:.3f}], {judgement.n} pictures")
-    print(f"{options.out / MARKDOWN}: all figures, also as JSON and HTML")
+            print_line(
+                f"{name}: {method}: SRCC {srcc.value:.3f} [{srcc.low:.3f}, {srcc.high:.3f}], {judgement.n} pictures"
+            )
+    print_line(f"{options.out / MARKDOWN}: all figures, also as JSON and HTML")

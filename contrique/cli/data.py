@@ -16,6 +16,7 @@ from contrique.cli.options import (
     parse_integer,
     parse_path,
     parse_place,
+    print_line,
     resolve_config,
 )
 
@@ -94,7 +95,7 @@ def distort(options: argparse.Namespace) -> None:
     for path, pixels in outputs.items():
         with write_aside(path) as aside:
             aside.write_bytes(images.encode_png(pixels))
-        print(path)
+        print_line(str(path))
 
 
 def synthesize(options: argparse.Namespace) -> None:
@@ -106,7 +107,7 @@ def synthesize(options: argparse.Namespace) -> None:
         config = dataclasses.replace(config, workers=options.workers)
     with _open_pristine_set(options.path) as source:
         summary = synthesis.synthesize(source, options.out, seed=options.seed, config=config)
-    print(
+    print_line(
         f"{options.out}: {summary.pictures} pictures of {summary.photographs} photographs in {summary.shards} shards, "
         f"{summary.bytes / 1e6:.0f} MB"
     )
@@ -148,4 +149,4 @@ def validate(options: argparse.Namespace) -> None:
             fetch(dataset, data=options.path, pristine=options.pristine, authentic=options.authentic)
         result = validation.validate(dataset, options.report, config)
     counts = ", ".join(f"{count} {part}" for part, count in sorted(result.counts.items()))
-    print(f"{options.path}: valid, {result.rows} pictures ({counts}); report in {options.report}")
+    print_line(f"{options.path}: valid, {result.rows} pictures ({counts}); report in {options.report}")

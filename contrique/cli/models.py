@@ -2,12 +2,16 @@
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Sequence
 from typing import Any
 
-from contrique.cli.options import add_command, add_settings, resolve_config
-from contrique.text import escape_control
+from contrique.cli.options import (
+    add_command,
+    add_settings,
+    print_line,
+    resolve_config,
+)
+from contrique.text import dump_json, escape_control
 
 
 def add_parsers(commands: Any) -> None:
@@ -88,7 +92,7 @@ def promote(options: argparse.Namespace) -> None:
     from contrique.registry.versions import Registry
 
     champion = promotion.promote(Registry(resolve_config(options).registry), options.version, options.reason)
-    print(f"version {champion.version} of '{champion.name}' is {champion.alias}")
+    print_line(f"version {champion.version} of '{champion.name}' is {champion.alias}")
 
 
 def rollback(options: argparse.Namespace) -> None:
@@ -97,7 +101,7 @@ def rollback(options: argparse.Namespace) -> None:
     from contrique.registry.versions import Registry
 
     champion = promotion.rollback(Registry(resolve_config(options).registry), options.reason)
-    print(f"version {champion.version} of '{champion.name}' is {champion.alias} again")
+    print_line(f"version {champion.version} of '{champion.name}' is {champion.alias} again")
 
 
 def _print_rows(rows: Sequence[Any], columns: dict[str, str], form: str, empty: str) -> None:
@@ -110,7 +114,7 @@ def _print_rows(rows: Sequence[Any], columns: dict[str, str], form: str, empty: 
         empty: printed instead of a table without rows.
     """
     if form == "json":
-        print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2, ensure_ascii=False))
+        print(dump_json([dataclasses.asdict(row) for row in rows], indent=2))
     elif not rows:
         print(empty)
     else:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from contrique.config import Config, parse_overrides, resolve
 from contrique.errors import ContriqueError
+from contrique.text import escape_control
 
 if TYPE_CHECKING:
     from contrique.images import Picture
@@ -23,6 +24,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see `{self.prog} --help`")
+
+
+def print_line(text: str) -> None:
+    """Print one line; names in it may be a stranger's, so a terminal gets nothing to obey."""
+    print(escape_control(text))
 
 
 def add_command(commands: Any, name: str, run: Any, text: str, example: str) -> argparse.ArgumentParser:

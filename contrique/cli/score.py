@@ -1,7 +1,6 @@
 """score, explain, compare, serve: what a model says of pictures."""
 
 import argparse
-import json
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +13,11 @@ from contrique.cli.options import (
     load_scorer,
     parse_integer,
     parse_path,
+    print_line,
     read_picture,
     resolve_config,
 )
+from contrique.text import dump_json
 
 if TYPE_CHECKING:
     from contrique.scoring.scorer import Scorer
@@ -113,17 +114,17 @@ def explain(options: argparse.Namespace) -> None:
     with write_aside(options.out) as aside:
         aside.write_bytes(images.encode_png(overlay(picture, explanation.heat)))
     if options.format == "json":
-        print(json.dumps(explanation_as_dict(explanation), indent=2, ensure_ascii=False))
+        print(dump_json(explanation_as_dict(explanation), indent=2))
         return
     write_results([explanation.score], sys.stdout)
     low, high = explanation.heat.min(), explanation.heat.max()
-    print(f"{options.out}: local scores {low:.1f} to {high:.1f}, red is low, blue is high")
+    print_line(f"{options.out}: local scores {low:.1f} to {high:.1f}, red is low, blue is high")
     if explanation.suspects is None:
         print("this model was fitted without synthesized pictures: it cannot name distortions")
         return
     for suspect in explanation.suspects[:3]:
         level = f", level {suspect.level}" if suspect.level else ""
-        print(f"{suspect.probability:6.1%}  {suspect.distortion}{level}")
+        print_line(f"{suspect.probability:6.1%}  {suspect.distortion}{level}")
 
 
 def compare(options: argparse.Namespace) -> int:
@@ -133,19 +134,18 @@ def compare(options: argparse.Namespace) -> int:
     from contrique.registry.load import load_comparer
     from contrique.scoring.compare import compare
     from contrique.scoring.results import Failure
-    from contrique.text import escape_control
 
     scorer, head = load_comparer(options.model, resolve_config(options).registry)
     results = list(compare(scorer, head, options.reference, options.paths))
     if options.format == "json":
-        print(json.dumps([asdict(result) for result in results], indent=2, ensure_ascii=False))
+        print(dump_json([asdict(result) for result in results], indent=2))
     else:
         for result in results:
             if isinstance(result, Failure):
-                print(f"     -  {escape_control(result.error)}")
+                print_line(f"     -  {result.error}")
             else:
-                print(f"{result.score:6.1f}  {escape_control(result.path)}")
-        print(f"compared with {escape_control(str(options.reference))} | 100 is identical | model {scorer.version}")
+                print_line(f"{result.score:6.1f}  {result.path}")
+        print_line(f"compared with {options.reference} | 100 is identical | model {scorer.version}")
     return SOME_FAILED if any(isinstance(result, Failure) for result in results) else 0
 
 

@@ -14,6 +14,7 @@ from contrique.registry.candidate import Candidate, Facts, read_facts
 from contrique.registry.promotion import Registered, check_champion, move_alias
 from contrique.registry.proof import PROOF, input_example, prove, read_known_pictures, score_example
 from contrique.registry.versions import COMPLETE, STATE, Registry
+from contrique.text import escape_markdown
 from contrique.tracking.revision import read_code_revision
 from contrique.tracking.runs import PIPELINE_RUN, Run, current_pipeline_run
 from contrique.tracking.store import STORE_REMEDY, RegistryError, create_once
@@ -178,7 +179,7 @@ def _log_version(registry: Registry, mlrun: Run, candidate: Candidate, tags: dic
             logged.model_uri,
             mlrun.id,
             tags=tags,
-            description=tags["verdict.reason"],
+            description=escape_markdown(tags["verdict.reason"]),  # MLflow renders it
             model_id=logged.model_id,
         )
     return str(version.version)

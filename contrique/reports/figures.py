@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from contrique.text import escape_control, shorten
+
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
@@ -23,6 +25,7 @@ _STYLE = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 9.5,
+    "text.parse_math": False,  # names of distortions are a stranger's
     "text.color": INK,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
@@ -37,6 +40,7 @@ _STYLE = {
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
 }
+MAX_NAME = 60  # characters of a name in figure or table
 WIDTH = 4.8  # inches: text that is readable on a phone and not too large beside a second figure
 # The seven groups of KADID-10k (Lin, Hosu and Saupe, QoMEX 2019), with colours that tell apart on white and on black.
 FAMILIES: dict[str, tuple[str, ...]] = {
@@ -222,8 +226,8 @@ def slice_bars(slices: Mapping[str, Mapping[str, Any]]) -> "Figure":
 
 
 def readable(name: str) -> str:
-    """A distortion's name for people."""
-    return name.replace("_", " ")
+    """A distortion's name for people, of at most MAX_NAME characters."""
+    return shorten(escape_control(name.replace("_", " ")), MAX_NAME)
 
 
 def svg(figure: "Figure", name: str, description: str) -> str:

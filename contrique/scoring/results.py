@@ -2,7 +2,6 @@
 
 import csv
 import html
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import IO, Any, Literal
@@ -10,7 +9,7 @@ from typing import IO, Any, Literal
 from contrique.errors import ContriqueError
 from contrique.regressor.head import DIRECTION, RANGE
 from contrique.regressor.reliability import COVERAGE
-from contrique.text import escape_control
+from contrique.text import dump_json, escape_control
 
 Format = Literal["table", "json", "csv"]
 
@@ -104,7 +103,7 @@ def _write_json(items: Iterable[Score | Failure], file: IO[str]) -> int:
     before = "[\n  "
     for item in items:
         failed += isinstance(item, Failure)
-        file.write(before + json.dumps(score_as_dict(item), ensure_ascii=False))
+        file.write(before + dump_json(score_as_dict(item)))
         before = ",\n  "
     file.write("[]\n" if before.startswith("[") else "\n]\n")
     return failed

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from contrique.config import RegistryConfig
 from contrique.errors import ContriqueError
 from contrique.s3 import adopt_settings
-from contrique.text import mask_secrets
+from contrique.text import escape_markdown, mask_secrets
 from contrique.tracking.address import database_of, store_uri
 from contrique.tracking.local import ARTIFACTS, hold_database
 
@@ -136,7 +136,9 @@ class Store:
         lock, client = f"{name}.lock", self.client
         seen, since = 0, time.monotonic()
         while not create_once(
-            client.create_registered_model, lock, description=f"held by {current_user()}, since {current_time()}"
+            client.create_registered_model,
+            lock,
+            description=escape_markdown(f"held by {current_user()}, since {current_time()}"),
         ):
             holder = _read_lock_time(client, lock)
             if holder != seen:

@@ -9,14 +9,15 @@ from typing import Any
 
 from contrique.artifacts import EVALUATION, LINEAGE, SCORES, SUMMARY
 from contrique.reports.report import LABELS, METRICS
-from contrique.text import mask_secrets
+from contrique.text import escape_control, mask_secrets
 from contrique.tracking.address import DEFAULT_URI
 from pipelines.laptop.runner import Run
 
 
 def summary(run: Run) -> str:
     """What came of a training or of a scoring."""
-    return _of_scoring(run) if "score_pictures" in run.artifacts else _of_training(run)
+    text = _of_scoring(run) if "score_pictures" in run.artifacts else _of_training(run)
+    return escape_control(text, keep="\n")
 
 
 def _of_scoring(run: Run) -> str:

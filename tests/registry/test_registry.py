@@ -1,7 +1,9 @@
 import base64
 import dataclasses
+import html
 import json
 import os
+import re
 import shutil
 import socket
 import sqlite3
@@ -13,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import mistune
 import mlflow
 import pandas as pd
 import pytest
@@ -273,6 +276,18 @@ def test_the_verdict_says_what_it_was_judged_against(store, models, tmp_path):
     parts = tiny_model.Parts(**{**vars(models[0]), "verdict": verdict})
     with pytest.raises(ChampionMoved, match="judged against version 3"):
         register(parts, "monday")
+
+
+def test_a_reason_is_shown_by_mlflow_and_is_no_markdown(store, models, tmp_path):
+    """Names of distortions stand in it, and MLflow's page renders descriptions."""
+    verdict = tmp_path / "verdict.json"
+    reason = "promote: # <img src=x onerror=alert(1)> is as good\n\n[as](https://evil.test) ![x](//evil.test/x.png) $x$"
+    verdict.write_text(json.dumps({"promote": True, "reason": reason, "champion_version": ""}))
+    version = register(tiny_model.Parts(**{**vars(models[0]), "verdict": verdict}), "monday").version
+    description = mlflow.MlflowClient().get_model_version("contrique", version).description
+    render = mistune.create_markdown(escape=False, plugins=["url", "math"])
+    assert set(re.findall(r"<[^>]*>", render(description))) == {"<p>", "</p>"}
+    assert html.unescape(render(description)) == f"<p>{' '.join(reason.split())}</p>\n"
 
 
 RACER = """

@@ -34,7 +34,8 @@ def write_report(
     """
     from pathlib import Path
 
-    from contrique.reports.report import trained_here, write
+    from contrique.reports.facts import trained_here
+    from contrique.reports.report import write
 
     write(
         Path(report.path),

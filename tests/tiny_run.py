@@ -18,7 +18,7 @@ from contrique.evaluation.decision import decide_set
 from contrique.evaluation.evaluate import evaluate_set
 from contrique.evaluation.extract import keep_extract
 from contrique.regressor.fit import fit_set
-from contrique.reports.report import Trained
+from contrique.reports.facts import Trained
 
 NAMES = ("jpeg", "white_noise")
 LEVELS = (3, 1, 4, 2)

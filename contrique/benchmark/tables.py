@@ -29,34 +29,34 @@ class Table:
     published: list[list[str]] = field(default_factory=list)
 
 
-def build_tables(told: Mapping[str, Any]) -> list[Table]:
+def build_tables(result: Mapping[str, Any]) -> list[Table]:
     """Every table of a benchmark: each set, across sets, and by distortion.
 
     Args:
-        told: as `benchmark.Benchmark.as_dict` or `benchmark.read`.
+        result: as `benchmark.Benchmark.as_dict` or `benchmark.read`.
     """
-    sets = [name for name in told["sets"] if name != WEAK]
-    made = [_own_table(told, name) for name in sets]
-    if any(row for one in told["methods"].values() for row in one["across"].values()):
-        made += [_across_table(told, sets, method) for method in told["methods"]]
-    made += [_slice_table(told, name) for name in sets if _first(told)["own"][name]["slices"]]
-    return made
+    sets = [name for name in result["sets"] if name != WEAK]
+    tables = [_own_table(result, name) for name in sets]
+    if any(row for one in result["methods"].values() for row in one["across"].values()):
+        tables += [_across_table(result, sets, method) for method in result["methods"]]
+    tables += [_slice_table(result, name) for name in sets if _first(result)["own"][name]["slices"]]
+    return tables
 
 
-def _first(told: Mapping[str, Any]) -> Any:
-    return next(iter(told["methods"].values()))
+def _first(result: Mapping[str, Any]) -> Any:
+    return next(iter(result["methods"].values()))
 
 
-def _own_table(told: Mapping[str, Any], name: str) -> Table:
-    facts, judged = told["sets"][name], _first(told)["own"][name]
-    rows = [_own_row(method, one["own"][name]) for method, one in told["methods"].items()]
+def _own_table(result: Mapping[str, Any], name: str) -> Table:
+    facts, judged = result["sets"][name], _first(result)["own"][name]
+    rows = [_own_row(method, one["own"][name]) for method, one in result["methods"].items()]
     rows += [
         _own_row(f"{method}, full-reference", one["full_reference"][name])
-        for method, one in told["methods"].items()
+        for method, one in result["methods"].items()
         if name in one["full_reference"]
     ]
     published = []
-    for method, figures in told["published"].items():
+    for method, figures in result["published"].items():
         if name in figures:
             known = dict(zip(("srcc", "plcc_logistic"), figures[name], strict=True))
             cells = ["" if known.get(column) is None else f"{known[column]:.3f}" for column in _COLUMNS]
@@ -80,9 +80,9 @@ def _own_row(method: str, judged: Mapping[str, Any]) -> list[str]:
     return [method, *figures, _estimate(judged["within_content"])]
 
 
-def _across_table(told: Mapping[str, Any], sets: Sequence[str], method: str) -> Table:
-    one, rows, notes = told["methods"][method], [], []
-    for fitted in told["sets"]:
+def _across_table(result: Mapping[str, Any], sets: Sequence[str], method: str) -> Table:
+    one, rows, notes = result["methods"][method], [], []
+    for fitted in result["sets"]:
         cells = []
         for judged in sets:
             if fitted == judged:
@@ -97,18 +97,18 @@ def _across_table(told: Mapping[str, Any], sets: Sequence[str], method: str) -> 
                 notes.append(f"{where}: contents compared by perceptual hash alone, which sees no crops")
             if cell["reason"]:
                 notes.append(f"{where}: no figure: {cell['reason']}")
-        title = told["sets"][fitted]["title"]
+        title = result["sets"][fitted]["title"]
         rows.append([f"{WEAK} (opinion-unaware)" if fitted == WEAK else title, *cells])
-    if WEAK in told["sets"]:
-        notes += [f"{WEAK}: {note}" for note in told["sets"][WEAK]["notes"]]
-    header = ["SRCC: fitted on", *(f"judged on {told['sets'][judged]['title']}" for judged in sets)]
+    if WEAK in result["sets"]:
+        notes += [f"{WEAK}: {note}" for note in result["sets"][WEAK]["notes"]]
+    header = ["SRCC: fitted on", *(f"judged on {result['sets'][judged]['title']}" for judged in sets)]
     return Table(f"{method}: across sets", ["in brackets: own set, out of fold", *notes], header, rows)
 
 
-def _slice_table(told: Mapping[str, Any], name: str) -> Table:
-    columns = {method: one["own"][name]["slices"] for method, one in told["methods"].items()}
+def _slice_table(result: Mapping[str, Any], name: str) -> Table:
+    columns = {method: one["own"][name]["slices"] for method, one in result["methods"].items()}
     ours = next(iter(columns))
-    if cell := _first(told)["across"].get(WEAK, {}).get(name):
+    if cell := _first(result)["across"].get(WEAK, {}).get(name):
         columns[f"{ours}, opinion-unaware"] = cell["judgement"]["slices"] if cell["judgement"] else {}
     kinds = sorted({kind for slices in columns.values() for kind in slices})
     rows = []
@@ -117,37 +117,37 @@ def _slice_table(told: Mapping[str, Any], name: str) -> Table:
         cells = [_estimate(slices[kind]["srcc"] if kind in slices else None) for slices in columns.values()]
         rows.append([kind, str(counts[0]["n"]), str(counts[0]["contents"]), *cells])
     return Table(
-        f"{told['sets'][name]['title']}: SRCC by distortion, own set",
+        f"{result['sets'][name]['title']}: SRCC by distortion, own set",
         [],
         ["distortion", "pictures", "contents", *columns],
         rows,
     )
 
 
-def _estimate(told: Mapping[str, Any] | None) -> str:
-    if told is None or not math.isfinite(told["value"]):
+def _estimate(result: Mapping[str, Any] | None) -> str:
+    if result is None or not math.isfinite(result["value"]):
         return "-"
-    return f"{told['value']:.3f} [{told['low']:.3f}, {told['high']:.3f}]"
+    return f"{result['value']:.3f} [{result['low']:.3f}, {result['high']:.3f}]"
 
 
-def _about(told: Mapping[str, Any]) -> str:
-    encoder = told["encoder"]
+def _about(result: Mapping[str, Any]) -> str:
+    encoder = result["encoder"]
     return (
         f"{encoder['name']}: {encoder['arch']}, weights {encoder['sha256'][:12]}, features in {encoder['precision']}. "
-        f"In square brackets: {told['confidence']:.0%} interval by bootstrap over contents (of under three contents, "
-        f"over the pictures within them: too narrow), {told['resamples']} resamples, seed {told['seed']}. Published "
-        "figures are other people's, medians over their own splits."
+        f"In square brackets: {result['confidence']:.0%} interval by bootstrap over contents (of under three contents, "
+        f"over the pictures within them: too narrow), {result['resamples']} resamples, seed {result['seed']}. "
+        "Published figures are other people's, medians over their own splits."
     )
 
 
-def render_markdown(told: Mapping[str, Any]) -> str:
+def render_markdown(result: Mapping[str, Any]) -> str:
     """The tables as Markdown.
 
     Args:
-        told: as `tables`.
+        result: as `tables`.
     """
-    lines = ["# Benchmark", "", _about(told)]
-    for table in build_tables(told):
+    lines = ["# Benchmark", "", _about(result)]
+    for table in build_tables(result):
         lines += ["", f"## {table.title}", "", *(f"- {note}" for note in table.notes), *[""] * bool(table.notes)]
         rows = [*table.rows, *([f"*{cell}*" if cell else "" for cell in row] for row in table.published)]
         for row in [table.header, ["---"] * len(table.header), *rows]:
@@ -155,23 +155,23 @@ def render_markdown(told: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def render_section(told: Mapping[str, Any]) -> str:
+def render_section(result: Mapping[str, Any]) -> str:
     """The tables as an HTML fragment without a style of its own; every text in it is escaped.
 
     Args:
-        told: as `tables`.
+        result: as `tables`.
     """
-    return pages.render("benchmark.html", _filling(told))
+    return pages.render("benchmark.html", _filling(result))
 
 
-def render_page(told: Mapping[str, Any]) -> str:
+def render_page(result: Mapping[str, Any]) -> str:
     """The tables as an HTML page that refers to nothing outside it.
 
     Args:
-        told: as `tables`.
+        result: as `tables`.
     """
-    return pages.render("benchmark_page.html", _filling(told))
+    return pages.render("benchmark_page.html", _filling(result))
 
 
-def _filling(told: Mapping[str, Any]) -> dict[str, Any]:
-    return {"about": _about(told), "tables": build_tables(told)}
+def _filling(result: Mapping[str, Any]) -> dict[str, Any]:
+    return {"about": _about(result), "tables": build_tables(result)}

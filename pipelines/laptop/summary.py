@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from contrique.artifacts import EVALUATION, LINEAGE, SCORES, SUMMARY
-from contrique.reports.report import LABELS, METRICS
+from contrique.reports.facts import LABELS, METRICS
 from contrique.text import escape_control, mask_secrets
 from contrique.tracking.address import DEFAULT_URI
 from pipelines.laptop.runner import Run

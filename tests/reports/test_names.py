@@ -11,7 +11,7 @@ import pytest
 import tiny_run
 
 from contrique.reports import figures
-from contrique.reports.report import model_card
+from contrique.reports.card import model_card
 
 HOSTILE = {
     "mathematics": ("price $\\frac{", "# <img src=x onerror=alert(1)> [a](javascript:alert(2))"),

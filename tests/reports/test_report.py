@@ -21,16 +21,10 @@ from contrique import images
 from contrique.config import resolve
 from contrique.data.manifest import as_manifest, read_manifest, write_manifest
 from contrique.evaluation.extract import EXTREMES
-from contrique.reports.report import (
-    METRICS,
-    TILE,
-    ReportError,
-    _rules,
-    contact_sheet,
-    extremes,
-    model_card,
-    write,
-)
+from contrique.reports.card import model_card
+from contrique.reports.facts import METRICS, ReportError, list_rules
+from contrique.reports.report import write
+from contrique.reports.tiles import TILE, contact_sheet, extremes
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -193,7 +187,7 @@ def test_stays_small(page):
 class TestRules:
     def test_are_those_of_the_verdict(self, human):
         verdict = told(human, "verdict")
-        rules = list(_rules(verdict))
+        rules = list(list_rules(verdict))
         assert [rule.observed for rule in rules[:2]] == [
             verdict["numbers"]["challenger_srcc"],
             verdict["numbers"]["difference_low"],
@@ -208,7 +202,7 @@ class TestRules:
         verdict = told(human, "verdict")
         whole = {"n": 4, "challenger": 0.5, "champion": 0.6, "fall": 0.1}
         verdict["numbers"]["slices"] = {"jpeg": whole | part}
-        assert [rule.met for rule in list(_rules(verdict))[2:]] == ([] if met is None else [met])
+        assert [rule.met for rule in list(list_rules(verdict))[2:]] == ([] if met is None else [met])
 
 
 def test_a_hold_without_a_champion(given, tmp_path):

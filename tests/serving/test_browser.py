@@ -7,7 +7,8 @@ import browser as chromium
 import pytest
 import tiny_run
 
-from contrique.reports.report import model_card, write
+from contrique.reports.card import model_card
+from contrique.reports.report import write
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -388,12 +388,13 @@ def test_libtiff_prints_nothing(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (3, "", "")
 
 
-def test_200_megapixels_of_16_bits_take_little_more_than_they_are(tmp_path):
+@pytest.mark.parametrize(("depth", "kind"), [(16, 0), (8, 4)], ids=["16-bit grey", "grey with alpha"])
+def test_200_megapixels_of_two_bytes_take_little_more_than_they_are(tmp_path, depth, kind):
     """Under a limit of memory: the picture of 400 MB, what it becomes of 600 MB, and the libraries."""
     path = tmp_path / "large.png"
-    row, step = b"\0" + bytes(2 * 20_000), zlib.compressobj(1)
+    row, step = b"\0" + b"\7\x80" * 20_000, zlib.compressobj(1)
     body = b"".join(step.compress(row) for _ in range(10_000)) + step.flush()
-    header = struct.pack(">IIBBBBB", 20_000, 10_000, 16, 0, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", 20_000, 10_000, depth, kind, 0, 0, 0)
     parts = [(b"IHDR", header), (b"IDAT", body), (b"IEND", b"")]
     framed = (struct.pack(">I", len(b)) + k + b + struct.pack(">I", zlib.crc32(k + b)) for k, b in parts)
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(framed))

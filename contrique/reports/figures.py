@@ -40,7 +40,7 @@ _STYLE = {
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
 }
-MAX_NAME = 60  # characters of a name in figure or table
+MAX_NAME = 32  # characters of a name in figure or table
 WIDTH = 4.8  # inches: text that is readable on a phone and not too large beside a second figure
 # The seven groups of KADID-10k (Lin, Hosu and Saupe, QoMEX 2019), with colours that tell apart on white and on black.
 FAMILIES: dict[str, tuple[str, ...]] = {

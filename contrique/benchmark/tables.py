@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from contrique import pages
+from contrique.text import Markdown, escape_markdown
 
 WEAK: Final = "weak labels"  # what the set of synthesized pictures is called
 _COLUMNS: Final = {
@@ -126,8 +127,8 @@ def _slice_table(result: Mapping[str, Any], name: str) -> Table:
 
 def _estimate(result: Mapping[str, Any] | None) -> str:
     if result is None or not math.isfinite(result["value"]):
-        return "-"
-    return f"{result['value']:.3f} [{result['low']:.3f}, {result['high']:.3f}]"
+        return Markdown("-")
+    return Markdown(f"{result['value']:.3f} [{result['low']:.3f}, {result['high']:.3f}]")
 
 
 def _about(result: Mapping[str, Any]) -> str:
@@ -146,12 +147,14 @@ def render_markdown(result: Mapping[str, Any]) -> str:
     Args:
         result: as `tables`.
     """
-    lines = ["# Benchmark", "", _about(result)]
+    lines = ["# Benchmark", "", escape_markdown(_about(result))]
     for table in build_tables(result):
-        lines += ["", f"## {table.title}", "", *(f"- {note}" for note in table.notes), *[""] * bool(table.notes)]
-        rows = [*table.rows, *([f"*{cell}*" if cell else "" for cell in row] for row in table.published)]
-        for row in [table.header, ["---"] * len(table.header), *rows]:
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
+        notes = [f"- {escape_markdown(note)}" for note in table.notes]
+        lines += ["", f"## {escape_markdown(table.title)}", "", *notes, *[""] * bool(notes)]
+        rows = [[escape_markdown(cell) for cell in row] for row in (table.header, *table.rows)]
+        rows.insert(1, [Markdown("---")] * len(table.header))
+        rows += [[Markdown(f"*{escape_markdown(cell)}*" if cell else "") for cell in row] for row in table.published]
+        lines += ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join(lines) + "\n"
 
 

@@ -40,7 +40,8 @@ _STYLE = {
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
 }
-MAX_NAME = 32  # characters of a name in figure or table
+MAX_NAME = 120  # characters of a name in a text
+MAX_TICK = 32  # in a figure
 WIDTH = 4.8  # inches: text that is readable on a phone and not too large beside a second figure
 # The seven groups of KADID-10k (Lin, Hosu and Saupe, QoMEX 2019), with colours that tell apart on white and on black.
 FAMILIES: dict[str, tuple[str, ...]] = {
@@ -217,7 +218,7 @@ def slice_bars(slices: Mapping[str, Mapping[str, Any]]) -> "Figure":
             colour = ACCENT if estimate["low"] > 0 else MUTED
             axes.barh(place, estimate["value"], color=colour, height=0.62, alpha=0.75)
             axes.plot([estimate["low"], estimate["high"]], [place, place], color=INK, linewidth=1.2)
-    axes.set_yticks(range(len(order)), [f"{readable(name)} ({slices[name]['n']})" for name in order])
+    axes.set_yticks(range(len(order)), [f"{shorten(readable(name), MAX_TICK)} ({slices[name]['n']})" for name in order])
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
     axes.set(xlabel="SRCC, with interval", xlim=(-1, 1), ylim=(-0.6, len(order) - 0.4), xticks=np.linspace(-1, 1, 5))

@@ -17,14 +17,9 @@ def _environment() -> "jinja2.Environment":
     from contrique.reports.figures import readable
 
     page = pages.environment(trim_blocks=True, lstrip_blocks=True)
-    page.filters |= {"number": _format_number, "readable": readable, "cell": _format_cell}
+    page.filters |= {"number": _format_number, "readable": readable}
     return page
 
 
 def _format_number(value: Any) -> str:
     return "undefined" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-def _format_cell(value: Any) -> str:
-    """A value inside a Markdown table: a bar or a line break would end its cell."""
-    return " ".join(str(value).split()).replace("|", "\\|")

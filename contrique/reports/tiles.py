@@ -64,7 +64,7 @@ def contact_sheet(distorted: Path) -> Sheet | None:
     from contrique.evaluation.extract import pick_sheet
 
     manifest = pick_sheet(read_manifest(distorted))
-    rows = manifest[manifest["distortion"].astype(bool)].sort_values("level")
+    rows = manifest[manifest["distortion"].isin(NAMES)].sort_values("level")
     if rows.empty:
         return None
     sheet: dict[str, list[tuple[int, str]]] = {name: [] for name in NAMES if name in set(rows["distortion"])}

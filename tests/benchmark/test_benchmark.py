@@ -1,11 +1,13 @@
 """The table against its parts called by hand, on small sets with real photographs; sharing, cache, files, refusals."""
 
+import html
 import json
 import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import mistune
 import numpy as np
 import pandas as pd
 import public_set_layouts
@@ -456,3 +458,16 @@ def test_the_command(house: Path, encoder: Encoder, tmp_path: Path, capsys: pyte
     }
     assert main(["benchmark", "--data", "nowhere", *options]) == 2
     assert capsys.readouterr().err.startswith("contrique: nowhere: no folder 'nowhere'")
+
+
+@pytest.mark.parametrize(
+    "name", ["# a <img src=x onerror=alert(1)>", "[a](https://evil.test) | b\n\n# c", "www.evil.test $x$"]
+)
+def test_names_are_no_markdown(made: Benchmark, name: str) -> None:
+    told = json.loads(json.dumps(made.as_dict()).replace("LIVE-IQA", json.dumps(name)[1:-1]))
+    text = tables_module.render_markdown(told)
+    render = mistune.create_markdown(escape=False, plugins=["url", "table", "math"])
+    tags = re.findall(r"<(\w+)", render(text))
+    assert set(tags) <= {"h1", "h2", "p", "ul", "li", "table", "thead", "tbody", "tr", "th", "td", "em"}
+    assert (tags.count("h1"), tags.count("h2")) == (1, len(tables_module.build_tables(told)))
+    assert "evil" not in name or "evil.test" in html.unescape(render(text))

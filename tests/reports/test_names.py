@@ -12,6 +12,7 @@ import tiny_run
 
 from contrique.reports import figures
 from contrique.reports.card import model_card
+from contrique.reports.report import write
 
 HOSTILE = {
     "mathematics": ("price $\\frac{", "# <img src=x onerror=alert(1)> [a](javascript:alert(2))"),
@@ -86,6 +87,16 @@ def test_the_card_has_no_heading_link_or_picture_of_a_stranger(run):
     assert all(char.isprintable() or char == "\n" for char in card)
     assert "evil.test" in page.text
     assert len(card) < 30_000
+
+
+def test_the_page_shows_names_and_obeys_none(run, tmp_path):
+    write(tmp_path / "report.html", **run)
+    page = Elements((tmp_path / "report.html").read_text())
+    assert not page.handlers
+    assert not {"script", "iframe", "b", "u"} & set(page.tags)
+    assert all(address.startswith(("data:", "#")) for address in page.addresses)
+    assert "\x1b" not in page.text
+    assert "\u202e" not in page.text
 
 
 @pytest.mark.parametrize("name", ["price $\\frac{", "$x$ $$", "50 % \\alpha_{", "a\nb\x1b[2J"])

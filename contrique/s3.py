@@ -7,15 +7,17 @@ AWS's names too, for a store of its own.
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from contrique.files import StorageError, inside, sha256, write_aside
+from contrique.text import escape_control, mask_secrets
 
 T = TypeVar("T")
 SETTINGS = {
@@ -52,6 +54,11 @@ def upload(source: Path, url: str, *, progress: bool = True) -> int:
     files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
     if not files:
         raise StorageError(f"{source}: nothing to upload; check the path")
+    for path in files:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError as error:
+            raise StorageError(f"{escape_control(str(path))}: the name is not UTF-8; rename it") from error
     root = source.parent if source.is_file() else source
     client = connect()
 
@@ -85,9 +92,11 @@ def download(url: str, target: Path, *, progress: bool = True) -> int:
         keys = [entry["Key"] for entry in _objects(client, bucket, prefix) if not entry["Key"].endswith("/")]
         if not keys:
             raise StorageError(f"{url}: no objects there; check the bucket and the prefix")
+        names = {key: inside(key[len(prefix) :], f"s3://{bucket}/{key}") for key in keys}
+        _refuse_objects_as_folders(names, bucket)
 
         def get(key: str) -> None:
-            path = aside / inside(key[len(prefix) :], f"s3://{bucket}/{key}")
+            path = aside / names[key]
             path.parent.mkdir(parents=True, exist_ok=True)
             head = client.head_object(Bucket=bucket, Key=key)
             client.download_file(bucket, key, str(path))
@@ -96,6 +105,17 @@ def download(url: str, target: Path, *, progress: bool = True) -> int:
                 raise DamagedObject(f"s3://{bucket}/{key}: damaged (its SHA-256 differs); upload the object again")
 
         return _each(get, keys, "downloading", progress)
+
+
+def _refuse_objects_as_folders(names: Mapping[str, PurePosixPath], bucket: str) -> None:
+    """S3 may hold `a` beside `a/b`, a folder may not."""
+    keys = {path: key for key, path in names.items()}
+    for key, path in names.items():
+        if taken := next((keys[parent] for parent in path.parents if parent in keys), ""):
+            raise StorageError(
+                f"s3://{bucket}/{taken}: an object that is called as the folder of s3://{bucket}/{key}; rename or "
+                "delete one of them"
+            )
 
 
 def list_names(url: str) -> list[str]:
@@ -159,6 +179,10 @@ def connect(settings: Mapping[str, str] | None = None) -> Any:
     import boto3
     from botocore.config import Config
 
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        endpoint = os.environ.get(name, "")
+        if endpoint and not re.match(r"https?://[^/]", endpoint):
+            raise StorageError(f"{name}={mask_secrets(endpoint)}: not an address; write http://HOST:PORT or https://")
     options = Config(retries={"mode": "standard", "total_max_attempts": 3}, connect_timeout=10)
     if settings is None:
         adopt_settings()
@@ -197,8 +221,8 @@ def _translate_errors(url: str) -> Iterator[None]:
 
     try:
         yield
-    except (Boto3Error, BotoCoreError, ClientError) as error:
-        text = str(error)
+    except (Boto3Error, BotoCoreError, ClientError, ValueError) as error:  # ValueError: an address that is none
+        text = mask_secrets(" ".join(str(error).split()))
         remedy = next(
             (remedy for sign, remedy in _REMEDIES.items() if sign in text), "check the AWS_* or CONTRIQUE_S3_* settings"
         )

@@ -31,7 +31,7 @@ RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 MAX_LINES = 450
 ONLY_IMPORTERS = {
     "dvc": {"contrique/sources/dvc_remote.py"},
-    "great_expectations": {"contrique/data/validation.py"},
+    "great_expectations": {"contrique/data/validation.py", "contrique/data/validation_page.py"},
     "mlflow": {"contrique/tracking/", "contrique/registry/", "contrique/serving/mlflow_model.py"},
     "boto3": {"contrique/s3.py"},
     "botocore": {"contrique/s3.py"},

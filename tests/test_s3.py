@@ -236,3 +236,51 @@ class TestSettings:
             monkeypatch.delenv(ours, raising=False)
         (tmp_path / "file").write_text("text")
         assert upload(tmp_path / "file", f"{s3.bucket}/settings") == 1
+
+
+def put_objects(s3, *keys: str) -> None:
+    client = boto3.Session().client("s3")
+    for key in keys:
+        client.put_object(Bucket=s3.bucket.removeprefix("s3://"), Key=key, Body=b"1")
+
+
+@pytest.mark.parametrize("keys", [("both/x", "both/x/a.png"), ("deep/a/b", "deep/a/b/c/d.png")])
+def test_an_object_that_is_called_as_a_folder_is_one_clear_line(s3, tmp_path, keys):
+    put_objects(s3, *keys)
+    with pytest.raises(
+        StorageError, match=rf"{keys[0]}: an object that is called as the folder of .*{keys[1]}; rename"
+    ):
+        download(f"{s3.bucket}/{keys[0].partition('/')[0]}", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9000", "localhost", "http://", "ftp://host.test"])
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
+def test_an_endpoint_that_is_no_address_is_named(s3, tmp_path, monkeypatch, address, name):
+    monkeypatch.setenv(name, address)
+    with pytest.raises(StorageError, match=rf"{name}={address}: not an address; write http://HOST:PORT"):
+        download(f"{s3.bucket}/any", tmp_path / "out")
+
+
+def test_a_password_in_the_endpoint_is_not_told(s3, tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://me:secretword@127.0.0.1:9")
+    with pytest.raises(StorageError) as error:
+        download(f"{s3.bucket}/any", tmp_path / "out")
+    assert "secretword" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.png", b"\xff/a.png"])
+def test_a_name_that_s3_cannot_hold_is_refused_by_name(s3, tmp_path, name):
+    path = tmp_path / "set" / os.fsdecode(name)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"1")
+    with pytest.raises(StorageError, match="is not UTF-8; rename it"):
+        upload(tmp_path / "set", f"{s3.bucket}/odd")
+
+
+@pytest.mark.parametrize("bucket", ["..", "a b", "UPPER!", "x" * 80])
+def test_a_bucket_that_cannot_be_is_one_clear_line(s3, tmp_path, bucket):
+    with pytest.raises(StorageError) as error:
+        download(f"s3://{bucket}/x", tmp_path / "out")
+    assert "\n" not in str(error.value)

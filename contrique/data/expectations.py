@@ -8,6 +8,7 @@ import pandas as pd
 
 from contrique.config import ValidationConfig
 from contrique.data.manifest import KINDS, SPLITS
+from contrique.text import escape_control
 
 SHOWN = 5  # rows that a message names
 
@@ -34,7 +35,7 @@ class Check:
 
     def names(self, rows: pd.DataFrame) -> list[str]:
         """The rows, as a person is told them, each once."""
-        return list(dict.fromkeys(self.show(row) for row in rows.itertuples()))
+        return list(dict.fromkeys(escape_control(self.show(row)) for row in rows.itertuples()))
 
     def message(self, rows: pd.DataFrame) -> str:
         """One line that names the rows and the remedy; a check of the whole set fails without rows."""
@@ -154,6 +155,15 @@ def list_checks(facts: pd.DataFrame, config: ValidationConfig) -> list[Check]:
             "pretraining",
         ),
     ]
+    if not pretraining.empty:
+        checks.append(
+            Check(
+                "no pristine pictures, of which distorted ones are made",
+                "add a folder of undistorted photographs as --pristine",
+                "ExpectColumnDistinctValuesToContainSet",
+                {"column": "kind", "value_set": ["pristine"]},
+            )
+        )
     if judged.empty:
         return checks
     empty = [split for split in SPLITS[1:] if split not in set(judged["split"])]
@@ -167,8 +177,8 @@ def list_checks(facts: pd.DataFrame, config: ValidationConfig) -> list[Check]:
             "labels_needed",
         ),
         Check(
-            "judged pictures that are in another part too, as they are or flipped, by perceptual hash",
-            "remove one of each pair, or the model is judged on what it has seen",
+            "judged pictures that are in another part or content too, as they are or flipped, by perceptual hash",
+            "remove one of each pair or give them one reference, or the model is judged on what it has seen",
             "ExpectColumnValuesToBeInSet",
             {"column": "near_duplicate_of", "value_set": [""]},
             show=lambda row: f"{row.image} (as {row.near_duplicate_of})",
@@ -186,5 +196,13 @@ def list_checks(facts: pd.DataFrame, config: ValidationConfig) -> list[Check]:
             "ExpectColumnDistinctValuesToContainSet",
             {"column": "split", "value_set": list(SPLITS[1:])},
             "judged",
+        ),
+        Check(
+            "parts with too few or constant scores",
+            "label more pictures, or move whole contents there by a column `split`",
+            "ExpectColumnValuesToBeInSet",
+            {"column": "part_fault", "value_set": [""]},
+            "judged",
+            lambda row: str(row.part_fault),
         ),
     ]

@@ -7,6 +7,7 @@ import pandas as pd
 
 from contrique.data.manifest import DatasetError
 
+LEAST_TRAINED: Final = 2  # pictures of the training part: fewer cannot be fitted to
 LEAST_VALIDATED: Final = 3  # pictures of the validation part: fewer have no correlation
 LEAST_TESTED: Final = 5  # pictures of the test part: its figures are computed after a logistic of four parameters
 
@@ -17,7 +18,7 @@ def assign_splits(references: pd.Series, fractions: tuple[float, float, float] =
     The part of a content follows from a hash of its name alone, so that a set may grow and none of its contents moves:
     one that a champion was trained on does not come into the test part of its challenger. Only where chance leaves
     the test or validation part less than half of its share of the rows, as it may with few contents, do the next by
-    hash join it; likewise where fewer pictures would be left than figures can be computed from.
+    hash join it; likewise where a part would have fewer pictures than it takes to fit or to compute figures.
 
     Args:
         references: what the content of each row is known by, wherever it lies.
@@ -34,14 +35,18 @@ def assign_splits(references: pd.Series, fractions: tuple[float, float, float] =
     _, validation, test = fractions
     sizes = references.value_counts()
 
-    def end(start: int, below: float, share: float, last: int, least: int) -> int:
+    def end(start: int, below: float, share: float, least: int, contents: int, pictures: int) -> int:
+        """Where a part ends that begins at `start`, and leaves so many contents and pictures to the parts after it."""
+        last = len(ranked) - contents
+        while last > start + 1 and sizes[ranked[last:]].sum() < pictures:
+            last -= 1
         stop = min(start + sum(place[name] < below for name in ranked[start:]), last)
         while stop < last and sizes[ranked[start:stop]].sum() < max(share * len(references) / 2, least):
             stop += 1
         return stop
 
-    tested = end(0, test, test, len(ranked) - 2, LEAST_TESTED)
-    held = end(tested, test + validation, validation, len(ranked) - 1, LEAST_VALIDATED)
+    tested = end(0, test, test, LEAST_TESTED, 2, LEAST_VALIDATED + LEAST_TRAINED)
+    held = end(tested, test + validation, validation, LEAST_VALIDATED, 1, LEAST_TRAINED)
     parts = ["test"] * tested + ["validation"] * (held - tested) + ["train"] * (len(ranked) - held)
     return references.map(dict(zip(ranked, parts, strict=True))).astype("str")
 

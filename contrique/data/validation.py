@@ -1,9 +1,7 @@
 """Expectations on a picture set: what its files are, what its manifest says, and whether it can be judged with."""
 
-import html
 import json
 import os
-import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -19,10 +17,14 @@ from contrique.config import ValidationConfig
 from contrique.data import leaks
 from contrique.data.expectations import SHOWN, Check, list_checks
 from contrique.data.manifest import SPLITS, read_manifest, read_picture_bytes
+from contrique.data.splits import LEAST_TESTED, LEAST_TRAINED, LEAST_VALIDATED
+from contrique.data.validation_page import escape, render
 from contrique.errors import ContriqueError
 from contrique.files import write_aside
 from contrique.metadata import Facts
 
+# scores of a part without which it cannot be fitted to, or a correlation is not defined (regressor.fit, metrics)
+_LEAST_PICTURES = {"train": LEAST_TRAINED, "validation": LEAST_VALIDATED, "test": LEAST_TESTED}
 # column of a perceptual hash -> axes along which the picture was flipped before
 HASHES: dict[str, tuple[int, ...]] = {"hash": (), "mirrored": (1,), "upside_down": (0,), "turned": (0, 1)}
 
@@ -109,7 +111,7 @@ def examine(directory: Path, report: Path, findings: Path, config: ValidationCon
         "summary": asdict(summary),
     }
     with write_aside(report) as aside:
-        aside.write_text(_page(result, summary, failures), encoding="utf-8")
+        aside.write_text(render(result, _describe(summary), failures, len(checks)), encoding="utf-8")
     with write_aside(findings) as aside:
         aside.write_text(json.dumps(result.to_json_dict() | outcome, indent=2) + "\n", encoding="utf-8")
     return summary
@@ -142,14 +144,14 @@ def observe(directory: Path, manifest: pd.DataFrame, config: ValidationConfig) -
         the manifest with more columns, one row for each of its rows: `problem` (why the picture cannot be decoded),
         `found_sha256`, `declared` and `found` (width x height x channels), `found_width`, `found_height`,
         `found_channels`, the perceptual hashes of HASHES, `readable`, `judged`, `label`, `labels_needed`,
-        `pretraining`, `splits_of_reference`, `near_duplicate_of`.
+        `pretraining`, `splits_of_reference`, `near_duplicate_of`, `part_fault` (why a part cannot be used).
     """
     rows = list(manifest.itertuples())
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        looked = pool.map(lambda row: _look(directory, row), rows)
-        seen = list(tqdm(looked, total=len(rows), desc="looking at pictures", unit="picture", disable=None))
+        observed = pool.map(lambda row: _look(directory, row), rows)
+        observations = list(tqdm(observed, total=len(rows), desc="looking at pictures", unit="picture", disable=None))
     columns = ["problem", "found_sha256", "found_width", "found_height", "found_channels", *HASHES]
-    facts = manifest.join(pd.DataFrame(seen, columns=columns, index=manifest.index))
+    facts = manifest.join(pd.DataFrame(observations, columns=columns, index=manifest.index))
     facts["readable"] = facts["problem"] == ""
     for what, prefix in (("declared", ""), ("found", "found_")):
         size = [facts[f"{prefix}{name}"].astype(str) for name in ("width", "height", "channels")]
@@ -163,7 +165,24 @@ def observe(directory: Path, manifest: pd.DataFrame, config: ValidationConfig) -
     pairs = facts[["reference", "split"]].drop_duplicates().sort_values("split")
     facts["splits_of_reference"] = facts["reference"].map(pairs.groupby("reference")["split"].agg(" and ".join))
     facts["near_duplicate_of"] = _near_duplicates(facts, config.near_duplicate_bits)
+    facts["part_fault"] = _find_part_faults(facts, human)
     return facts
+
+
+def _find_part_faults(facts: pd.DataFrame, human: bool) -> pd.Series:
+    """For each judged row why its part cannot be fitted to, or has no correlation; empty if it can and has.
+
+    Weak labels are many for each photograph, and come later.
+    """
+    faults = pd.Series("", index=facts.index, dtype="str")
+    for split, least in _LEAST_PICTURES.items() if human else ():
+        part = facts["split"] == split
+        scores = facts.loc[part, "mos"].dropna()
+        if 0 < len(scores) < least:
+            faults[part] = f"{split} has {len(scores)}, and needs {least} at least"
+        elif len(scores) and scores.nunique() == 1:
+            faults[part] = f"all {len(scores)} of {split} are {scores.iloc[0]:g}"
+    return faults
 
 
 def _look(directory: Path, row: Any) -> tuple[str | int, ...]:
@@ -180,14 +199,22 @@ def _look(directory: Path, row: Any) -> tuple[str | int, ...]:
 
 
 def _near_duplicates(facts: pd.DataFrame, bits: int) -> pd.Series:
-    """For each judged row a picture of another split that differs in at most `bits` bits, as it is or flipped."""
+    """For each judged row a picture that differs in at most `bits` bits, as it is or flipped.
+
+    It is one of another split, or a judged one of another content: the protocol leaves out one content after another.
+    """
     judged = facts[facts["judged"]]
-    found = pd.Series("", index=facts.index, dtype="str")
-    apart = (list(judged["split"]), list(facts["split"]))
-    for of in HASHES:
-        for here, there in leaks.near_duplicates(list(judged["hash"]), list(facts[of]), bits, apart=apart):
-            found[judged.index[here]] = f"{facts['image'].iloc[there]} in {facts['split'].iloc[there]}"
-    return found
+    matches = pd.Series("", index=facts.index, dtype="str")
+
+    def compare(others: pd.DataFrame, column: str, name: str) -> None:
+        apart = (list(judged[column].astype("str")), list(others[column].astype("str")))
+        for flip in HASHES:
+            for here, there in leaks.near_duplicates(list(judged["hash"]), list(others[flip]), bits, apart=apart):
+                matches[judged.index[here]] = f"{others['image'].iloc[there]} {name} {others[column].iloc[there]}"
+
+    compare(judged, "reference", "of content")
+    compare(facts, "split", "in")
+    return matches
 
 
 def _run(facts: pd.DataFrame, checks: list[Check]) -> Any:
@@ -199,19 +226,25 @@ def _run(facts: pd.DataFrame, checks: list[Check]) -> Any:
     from great_expectations.expectations.row_conditions import Column
 
     used = {value for check in checks for name, value in check.arguments.items() if name.startswith("column")}
-    frame = facts[sorted(used | {check.condition for check in checks if check.condition} | {"image"})]
+    frame = _escape(facts[sorted(used | {check.condition for check in checks if check.condition} | {"image"})])
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
     suite = gx.ExpectationSuite("picture set")
     for number, check in enumerate(checks):
         condition = {"row_condition": Column(check.condition) == True} if check.condition else {}  # noqa: E712
-        make = getattr(expectations, check.expectation)
-        suite.add_expectation(make(**check.arguments, **condition, meta={"check": number}))
+        expectation = getattr(expectations, check.expectation)
+        suite.add_expectation(expectation(**check.arguments, **condition, meta={"check": number}))
     asset = context.data_sources.add_pandas("picture set").add_dataframe_asset("pictures")
     batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": frame.assign(row=frame.index)})
     return batch.validate(
         suite, result_format={"result_format": "COMPLETE", "unexpected_index_column_names": ["row", "image"]}
     )
+
+
+def _escape(frame: pd.DataFrame) -> pd.DataFrame:
+    """Great Expectations puts names into its page as they are."""
+    texts = [name for name in frame if isinstance(frame[name].dtype, pd.StringDtype)]
+    return frame.assign(**{name: frame[name].map(escape) for name in texts})
 
 
 def _failed(result: Any) -> dict[int, list[Any]]:
@@ -240,43 +273,11 @@ def _summarize(facts: pd.DataFrame, expectations: int) -> Summary:
     )
 
 
-# Great Expectations' own page takes its style and icons from the network; its sections are rendered here without them.
-# The policy also keeps a file name with markup in it from running as a script.
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; margin: .5rem 0; } td, th { border: 1px solid #ddd; padding: .25rem .6rem;
-text-align: left; vertical-align: top; overflow-wrap: anywhere; } .ge-section { border-top: 1px solid #ddd; }
-.failed { background: #fdecea; padding: .5rem 1rem; } .met { background: #e9f6ec; padding: .5rem 1rem; }
-.collapse, [data-toggle=collapse], .d-none { display: none; } .badge { background: #eee; padding: 0 .3rem; }
-.fa-check-circle::before { content: "\\2713"; color: #1a7f37; } .fa-times::before { content: "\\2717"; color: #b3261e; }
-"""
-
-
-def _page(result: Any, summary: Summary, failures: list[str]) -> str:
-    from great_expectations.render.renderer.page_renderer import ValidationResultsPageRenderer
-    from great_expectations.render.view import DefaultJinjaSectionView
-
-    if failures:
-        verdict = f"<div class=failed><p>{len(failures)} of {summary.expectations} expectations failed.</p><ul>"
-        verdict += "".join(f"<li>{html.escape(failure)}</li>" for failure in failures) + "</ul></div>"
-    else:
-        verdict = f"<div class=met>All {summary.expectations} expectations are met.</div>"
+def _describe(summary: Summary) -> dict[str, Any]:
+    """What a set holds, in a person's words."""
     label = {
         "human": f"human scores (MOS {' to '.join(f'{value:g}' for value in summary.mos)})",
         "weak": "weak labels, from full-reference metrics of distorted versions; no human scores",
         "none": "none; for pretraining only",
     }[summary.labels]
-    cells = {"pictures": summary.rows, "labels": label, "judged contents": summary.judged_contents} | summary.counts
-    table = "".join(f"<tr><th>{html.escape(name)}</th><td>{value}</td></tr>" for name, value in cells.items())
-    view = DefaultJinjaSectionView()
-    sections = "".join(
-        view.render({"section": section.to_json_dict(), "section_loop": {"index": number}})
-        for number, section in enumerate(ValidationResultsPageRenderer().render(result).sections, start=1)
-    )
-    sections = re.sub(r' href="\.\./[^"]*"', "", sections)  # to pages of a documentation site that is not there
-    return f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>Validation of the picture set</title>
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<style>{_STYLE}</style></head>
-<body><h1>Validation of the picture set</h1>{verdict}<table>{table}</table>{sections}</body></html>
-"""
+    return {"pictures": summary.rows, "labels": label, "judged contents": summary.judged_contents} | summary.counts

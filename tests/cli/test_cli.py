@@ -309,12 +309,12 @@ def test_synthesize_refuses_a_folder_without_pictures(tmp_path, capsys):
 def test_validate(photographs, tmp_path, capsys):
     folder = tmp_path / "judged"
     folder.mkdir()
-    for i in range(10, 16):
+    for i in range(10, 20):
         Image.fromarray(tiny_model.picture(i)).save(folder / f"{i}.png")
-    (folder / "labels.csv").write_text("image,mos\n" + "".join(f"{i}.png,{i}\n" for i in range(10, 16)))
+    (folder / "labels.csv").write_text("image,mos\n" + "".join(f"{i}.png,{i}\n" for i in range(10, 20)))
     given = ["validate", folder, "--pristine", photographs, "--report", tmp_path / "report.html"]
     assert call(*given) == 0
-    assert "valid, 9 pictures" in capsys.readouterr().out
+    assert "valid, 13 pictures" in capsys.readouterr().out
     assert "<html" in (tmp_path / "report.html").read_text().lower()
     assert json.loads((tmp_path / "report.json").read_text())["failures"] == []
     (folder / "13.png").write_bytes((folder / "13.png").read_bytes()[:200])

@@ -55,10 +55,13 @@ def folder_of_pictures(folder: Path, seeds: range) -> str:
 
 @pytest.fixture
 def fetched(tmp_path):
-    """Five rated pictures, each a scene of its own, and two to pretrain on."""
+    """Ten rated pictures, each a scene of its own, and two to pretrain on."""
     pictures = artifact(dsl.Dataset, tmp_path / "out" / "dataset")
-    rated, clean = folder_of_pictures(tmp_path / "rated", range(5)), folder_of_pictures(tmp_path / "clean", range(5, 7))
-    labels = pd.DataFrame({"image": [f"{number}.png" for number in range(5)], "mos": [1.0, 2.0, 3.0, 4.0, 5.0]})
+    rated, clean = (
+        folder_of_pictures(tmp_path / "rated", range(8)),
+        folder_of_pictures(tmp_path / "clean", range(8, 10)),
+    )
+    labels = pd.DataFrame({"image": [f"{number}.png" for number in range(10)], "mos": np.arange(10.0)})
     labels.to_csv(Path(rated, "labels.csv"), index=False)
     component("fetch_data").python_func(
         data=rated, revision="", pristine=[clean], authentic=[], pin="", dataset=pictures
@@ -68,7 +71,7 @@ def fetched(tmp_path):
 
 def test_fetch_data_records_the_lineage(fetched):
     lineage = json.loads(Path(fetched.path, "lineage.json").read_text())
-    assert sum(lineage["counts"].values()) == sum(lineage["licences"].values()) == lineage["rows"] == 7
+    assert sum(lineage["counts"].values()) == sum(lineage["licences"].values()) == lineage["rows"] == 12
     assert (fetched.metadata["hash"], fetched.metadata["counts.pretrain/pristine"]) == (lineage["hash"], 2)
 
 
@@ -83,7 +86,7 @@ def validated(fetched: dsl.Artifact, tmp_path: Path, overrides: dict) -> dict[st
 def test_validate_data_reports_and_counts(fetched, tmp_path):
     made = validated(fetched, tmp_path, {})
     assert "<html" in Path(made["report"].path).read_text()
-    assert made["summary"].metadata["rows"] == 7
+    assert made["summary"].metadata["rows"] == 12
     json.dumps(made["summary"].metadata, allow_nan=False)
     component("accept_data").python_func(findings=made["findings"])
 

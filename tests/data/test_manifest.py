@@ -237,6 +237,15 @@ def test_no_part_of_few_contents_is_tiny():
         assert counts["validation"] >= 15
 
 
+@pytest.mark.parametrize("count", [10, 11, 15, 20, 24, 25])
+def test_few_pictures_are_shared_so_that_each_part_can_be_used(count):
+    for trial in range(60):
+        counts = assign_splits(pd.Series([f"{trial} {i}" for i in range(count)])).value_counts()
+        assert counts["test"] >= 5
+        assert counts["validation"] >= 3
+        assert counts["train"] >= 2
+
+
 def test_a_set_may_grow_and_no_content_moves():
     names = [f"content {i}" for i in range(400)]
     part = dict(zip(names, assign_splits(pd.Series(names)), strict=True))

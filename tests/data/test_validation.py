@@ -38,12 +38,16 @@ def sample(small: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def rated(sample: Path) -> Path:
-    """The sample as if people had rated its judged part."""
-    change(
-        sample,
-        lambda rows: rows.assign(mos=[np.nan if s == "pretrain" else 1.0 + i for i, s in enumerate(rows["split"])]),
-    )
+    """The sample as if people had rated its judged part, which is larger."""
+    change(sample, _rate)
     return sample
+
+
+def _rate(rows: pd.DataFrame) -> pd.DataFrame:
+    more = dict.fromkeys(("coffee", "brick", "gravel"), "test")
+    more |= dict.fromkeys(("motorcycle_left", "china"), "validation")
+    rows["split"] = [more.get(name, split) for name, split in zip(rows["reference"], rows["split"], strict=True)]
+    return rows.assign(mos=[np.nan if s == "pretrain" else 1.0 + i for i, s in enumerate(rows["split"])])
 
 
 def change(folder: Path, edit: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
@@ -91,7 +95,7 @@ def test_the_sample_is_sound_and_its_labels_are_called_weak(sample, tmp_path):
 
 def test_a_rated_set_is_sound_and_its_range_is_told(rated, tmp_path):
     summary = validate(rated, tmp_path / "report.html")
-    assert (summary.labels, summary.mos) == ("human", (15.0, 20.0))
+    assert (summary.labels, summary.mos) == ("human", (1.0, 20.0))
 
 
 def test_a_set_for_pretraining_alone_is_sound(sample, tmp_path):
@@ -227,7 +231,7 @@ def test_a_judged_picture_in_the_pretraining_part_is_named(sample, tmp_path, cha
     only(
         sample,
         tmp_path,
-        "in another part too, as they are or flipped, by perceptual hash (1)",
+        "in another part or content too, as they are or flipped, by perceptual hash (1)",
         f"images/{judged}.png (as images/moon.png in pretrain)",
     )
 
@@ -275,7 +279,7 @@ def test_each_of_several_faults_has_its_line(rated, tmp_path):
         "judged pictures without a score",
     ]
     page = (tmp_path / "report.html").read_text()
-    assert "3 of 17 expectations failed" in page
+    assert "3 of 19 expectations failed" in page
     assert "images/flower.png" in page
 
 
@@ -307,3 +311,45 @@ def test_the_report_needs_nothing_from_the_network_and_runs_nothing(sample, tmp_
 def test_a_folder_without_a_manifest_is_an_error(tmp_path):
     with pytest.raises(DatasetError, match="no manifest there"):
         validate(tmp_path, tmp_path / "report.html")
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda rows: rows.assign(mos=rows["mos"].where(rows["mos"].isna(), 3.0)), "all 5 of test are 3"),
+        (lambda rows: rows.assign(mos=rows["mos"].mask(rows["split"] == "train", 2.0)), "all 3 of train are 2"),
+        (lambda rows: rows[rows["reference"] != "china"], "validation has 2, and needs 3 at least"),
+        (lambda rows: rows[rows["reference"] != "coffee"], "test has 4, and needs 5 at least"),
+    ],
+)
+def test_what_later_stages_need_of_the_scores_is_asked_for_first(rated, tmp_path, edit, words):
+    change(rated, edit)
+    only(rated, tmp_path, "parts with too few or constant scores", words, "column `split`")
+
+
+def test_judged_contents_that_share_a_picture_are_named(rated, tmp_path):
+    """The protocol leaves out one content after another, and would be judged on what it was fitted to."""
+    replace(rated, "chelsea", near(images.read(rated / "images" / "rocket.png"), "mirrored"))
+    only(
+        rated, tmp_path, "in another part or content too", "images/chelsea.png (as images/rocket.png of content rocket)"
+    )
+
+
+def test_a_set_without_pristine_pictures_is_refused_before_any_are_distorted(sample, tmp_path):
+    change(sample, lambda rows: rows[rows["kind"] != "pristine"])
+    only(sample, tmp_path, "no pristine pictures", "--pristine")
+
+
+@pytest.mark.parametrize(
+    "name", ["<img src=x onerror=alert(1)>.png", "price $\\frac{$column.png", "a\x1b[2J\n.png", "&lt;b&gt;.png"]
+)
+def test_names_are_shown_in_the_report_and_never_obeyed(sample, tmp_path, name):
+    (sample / "images" / "moon.png").write_bytes(b"no picture")
+    put(sample, "moon", reference=name, split=f"odd {name}")
+    put(sample, "page", kind=name)
+    messages = failures(sample, tmp_path)
+    assert all("\n" not in message and "\x1b" not in message for message in messages)
+    page = (tmp_path / "report.html").read_text()
+    assert "<img" not in page
+    assert "\x1b" not in page
+    assert "&lt;" in page or "<" not in name

@@ -58,8 +58,8 @@ def fetched(tmp_path):
     """Ten rated pictures, each a scene of its own, and two to pretrain on."""
     pictures = artifact(dsl.Dataset, tmp_path / "out" / "dataset")
     rated, clean = (
-        folder_of_pictures(tmp_path / "rated", range(8)),
-        folder_of_pictures(tmp_path / "clean", range(8, 10)),
+        folder_of_pictures(tmp_path / "rated", range(10)),
+        folder_of_pictures(tmp_path / "clean", range(10, 12)),
     )
     labels = pd.DataFrame({"image": [f"{number}.png" for number in range(10)], "mos": np.arange(10.0)})
     labels.to_csv(Path(rated, "labels.csv"), index=False)

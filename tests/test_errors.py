@@ -32,3 +32,14 @@ def test_a_long_message_loses_its_middle_and_keeps_name_and_remedy():
 
 def test_the_log_of_a_server_has_lines_and_no_controls():
     assert str(RegistryError("cannot be served\n  a\x1b[2J")) == "cannot be served\n  a\\x1b[2J"
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["https://me:s3cret@host/x", "s3://TOKEN-s3cret@bucket", "http://h/x?token=s3cret", "postgresql://u:p@s3cret@h/d"],
+)
+@pytest.mark.parametrize("kind", [ContriqueError, BadImage, RegistryError])
+def test_no_error_repeats_a_secret(kind, address):
+    message = str(kind(f"{address}: cannot be reached; check the address"))
+    assert "s3cret" not in message
+    assert message.endswith("check the address")

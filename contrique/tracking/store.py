@@ -39,15 +39,9 @@ _MESSAGE_CHARS = 300  # of a library's error
 
 
 class RegistryError(ContriqueError):
-    """MLflow cannot be reached, or refuses; the message names the address or version and the remedy.
-
-    Secrets in the message are masked.
-    """
+    """MLflow cannot be reached, or refuses; the message names the address or version and the remedy."""
 
     has_lines = True  # the end of a server's log
-
-    def __init__(self, message: str) -> None:
-        super().__init__(mask_secrets(message))
 
 
 class Store:

@@ -108,6 +108,7 @@ class PretrainConfig:
     compile: bool = False  # torch.compile of the encoder: a slow first step, a third more crops/s on a GPU
     threads: Count = 0  # torch threads; 0: one per core
     workers: Count = 1  # loader processes
+    cache: str = ""  # a folder for decoded pictures, 1.25 times their pixels; /dev/shm is memory; empty: none are kept
     checkpoint_every: Positive = 500  # steps
     checkpoints: str = ""  # a folder or s3://bucket/prefix; empty: `checkpoints` in the run's folder
     log_every: Positive = 10

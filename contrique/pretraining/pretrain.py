@@ -141,8 +141,10 @@ def pretrain(
         trainer.calibrate(load_batches(views, past.step, past.step + config.calibration, config.workers))
         if world.is_main:
             write_history(out / HISTORY, past.history)
+            recipe = dataclasses.asdict(config)
+            del recipe["cache"]  # a place, which does not change what is trained
             metadata = {
-                "config": dataclasses.asdict(config),
+                "config": recipe,
                 "seed": seed,
                 "steps": past.step,
                 "crops": past.crops,
@@ -220,6 +222,7 @@ def _open_data(
         seed=seed,
         colour_spaces=config.colour_spaces,
         on_the_fly=on_the_fly,
+        cache=config.cache,
         rank=world.rank,
         ranks=world.size,
     )

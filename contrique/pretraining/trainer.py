@@ -357,7 +357,7 @@ class Trainer:
 
     def recipe(self) -> dict[str, Any]:
         """What must agree to resume from a checkpoint: configuration without speed and place; seed; data; start."""
-        free = ("workers", "threads", "checkpoint_every", "checkpoints", "log_every", "minutes")
+        free = ("workers", "cache", "threads", "checkpoint_every", "checkpoints", "log_every", "minutes")
         recipe = {k: v for k, v in dataclasses.asdict(self.config).items() if k not in free}
         recipe |= {"seed": self.seed, "data": self.data} | self.start
         plain: dict[str, Any] = json.loads(json.dumps(recipe))  # as a checkpoint stores it

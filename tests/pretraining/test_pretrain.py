@@ -302,6 +302,18 @@ def test_a_compiled_encoder_learns_the_same(
         torch.testing.assert_close(one[name], two[name], rtol=1e-2, atol=1e-3)
 
 
+def test_decoded_pictures_may_be_kept(sets: tuple[Path, Path], tmp_path: Path) -> None:
+    """The encoder is the same to the byte, and nothing is left of them."""
+    (tmp_path / "cache").mkdir()
+    pretrain(*sets, tmp_path / "plain", config=TINY, seed=3)
+    kept = replace(TINY, cache=str(tmp_path / "cache"))
+    pretrain(*sets, tmp_path / "kept", config=kept, seed=3)
+    assert weights(tmp_path / "kept") == weights(tmp_path / "plain")
+    pretrain(*sets, tmp_path / "loaded", config=replace(kept, workers=2), seed=3)
+    assert same_weights(tmp_path / "loaded", tmp_path / "plain")
+    assert not list((tmp_path / "cache").iterdir())
+
+
 def test_resumed_run_goes_on_with_the_clock_it_had(sets: tuple[Path, Path], tmp_path: Path) -> None:
     config = replace(TINY, minutes=0.05)
     first = pretrain(*sets, tmp_path, config=config)

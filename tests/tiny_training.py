@@ -90,7 +90,7 @@ def gradients(sets: tuple[Path, Path], config: PretrainConfig) -> dict[str, torc
         update = trainer.update(views(sets, config, world)[0], lr=0.0)
         found = {f"gradient of {name}": p.grad.contiguous() for name, p in trainer.model.named_parameters()}
         found |= {name: buffer.double() for name, buffer in trainer.model.named_buffers()}
-        return found | {"loss": torch.tensor(update.loss), "grad_norm": torch.tensor(update.grad_norm)}
+        return found | {"loss": update.loss, "grad_norm": update.grad_norm}
 
 
 def wait_for_a_late_one() -> None:

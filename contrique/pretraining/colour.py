@@ -19,15 +19,18 @@ def convert_views(views: Tensor, colours: Tensor) -> Tensor:
 
     Args:
         views: RGB. Shape (N, 3, H, W), uint8.
-        colours: index into COLOUR_SPACES of each. Shape (N,).
+        colours: index into COLOUR_SPACES of each, on the CPU, or the host would wait for a GPU. Shape (N,).
     Returns:
         Shape (N, 3, H, W), float32.
     """
+    if (colours == COLOUR_SPACES.index("rgb")).all():
+        return views.float().div_(255)
     converted = torch.empty(views.shape, device=views.device)
     conversions: tuple[Callable[[Tensor], Tensor], ...] = (_to_gray, _to_lab, _to_hsv, _subtract_mean, torch.clone)
     for index, convert in enumerate(conversions):
         rows = (colours == index).nonzero()[:, 0]
         if len(rows):
+            rows = rows.to(views.device, non_blocking=True)
             converted[rows] = convert(views[rows].float().div_(255))
     return converted
 

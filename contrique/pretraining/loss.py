@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-_BLOCK = 384  # rows of the similarity matrix held at a time
+_BLOCK, _BLOCK_GPU = 384, 4096  # rows of the similarity matrix in memory at a time; a GPU idles between small kernels
 _SMALLEST = 1 / 300  # temperature at which exp(2 / temperature) is still far inside the range of float64
 _SMALLEST_FLOAT32 = 1 / 40
 
@@ -70,12 +70,13 @@ class _Contrastive(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, labels: Tensor, temperature: float, count: int, products: torch.dtype) -> Tensor:
         n = len(z)
-        classes, inverse, sizes = torch.unique(labels, return_inverse=True, return_counts=True)
+        inverse = _number(labels)
+        sizes = torch.zeros_like(inverse).index_add_(0, inverse, torch.ones_like(inverse))
         positives = (sizes[inverse] - 1).to(z.dtype)
         weight = (positives > 0).to(z.dtype) / n
         share = (weight / positives.clamp(min=1))[:, None]
 
-        totals, partials = (z.new_zeros(len(classes), z.shape[1]).index_add_(0, inverse[:k], z[:k]) for k in (n, count))
+        totals, partials = (torch.zeros_like(z).index_add_(0, inverse[:k], z[:k]) for k in (n, count))
         pulls = totals[inverse[:count]] - z[:count]
         loss: Tensor = -(share[:count] * pulls * z[:count]).sum() / temperature
         grad = -share * partials[inverse]
@@ -83,14 +84,15 @@ class _Contrastive(torch.autograd.Function):
 
         left, right = (z / temperature).to(products), z.to(products)
         sums = z.new_zeros(n)
-        for rows, after in _blocks(n, count):
+        blocks = _blocks(n, count, _BLOCK if z.device.type == "cpu" else _BLOCK_GPU)
+        for rows, after in blocks:
             e = _exponentials(left, right, rows).to(z.dtype)
             sums[rows] += e.sum(1)
             sums[after] += e[:, len(e) :].sum(0)
         loss += (weight[:count] * sums[:count].log()).sum()
 
         scale = torch.cat([weight[:count] / sums[:count], z.new_zeros(n - count)]).to(products)
-        for rows, after in _blocks(n, count):
+        for rows, after in blocks:
             p = _exponentials(left, right, rows)
             p *= scale[rows, None] + scale[rows.start :]
             grad[rows] += p @ right[rows.start :]
@@ -104,9 +106,16 @@ class _Contrastive(torch.autograd.Function):
         return grads[0] * grad, None, None, None, None
 
 
-def _blocks(n: int, count: int) -> list[tuple[slice, slice]]:
+def _number(labels: Tensor) -> Tensor:
+    """Number each label, from 0 to less than N. `torch.unique` does it too, but the host waits for a GPU's answer."""
+    ordered, order = labels.sort()
+    changes = ordered.diff(prepend=ordered[:1]) != 0
+    return torch.empty_like(order).scatter_(0, order, changes.cumsum(0))
+
+
+def _blocks(n: int, count: int, size: int) -> list[tuple[slice, slice]]:
     """Blocks of the first `count` rows, each with the rows after it: by symmetry its columns stand for theirs."""
-    bounds = [*range(0, count, _BLOCK), count]
+    bounds = [*range(0, count, size), count]
     return [(slice(start, stop), slice(stop, n)) for start, stop in itertools.pairwise(bounds)]
 
 

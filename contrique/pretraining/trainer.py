@@ -69,30 +69,28 @@ def run_training(run: "TrainingRun", views: Views, total: int) -> float:
         first, update = update is None, trainer.update(batch, lr)
         if first:  # minutes are of training: starting the loader and compiling must not cost the warm-up
             ticking = time.monotonic()
-        if not update.finite:
-            names = [escape_control(views.pictures.name(row)) for row in views.rows(past.step)]
-            tqdm.write(f"pictures of step {past.step}: {', '.join(names)}", file=sys.stderr)
-            raise Diverged(
-                f"the loss is {update.loss} and its gradient's norm {update.grad_norm} at step {past.step}; look at "
-                f"the pictures of that step, {names[0]} to {names[-1]} (all are listed above), or begin again with a "
-                f"pretrain.lr below {config.lr} and another pretrain.checkpoints: the last good checkpoint stays in "
-                f"{run.checkpoints.location}"
-            )
+        run.pending.append(torch.stack([update.loss.double(), update.grad_norm.double()]))
         past.step += 1
         past.crops += 2 * config.images
-        past.losses.append(update.loss)
         bar.update()
         probing = bool(config.probe_every) and past.step % config.probe_every == 0
-        if past.step % config.log_every == 0 or probing:
+        logging = probing or past.step % config.log_every == 0
+        saving = (
+            past.step % config.checkpoint_every == 0 and past.step < stop
+        )  # the last one is saved below, when logged
+        if logging or saving:
+            run.collect_losses(views)
+        if logging:
             entry = run.log(update, lr, time.monotonic() - start)
             left = f", {(clock - past.seconds) / 60:.1f} minutes left" if clock else ""  # else the bar has an ETA
             bar.set_postfix_str(f"loss {entry['loss']:.3f}, {entry['crops_per_s']:.0f} crops/s{left}")
         if probing:
             run.run_probe()
-        if past.step % config.checkpoint_every == 0 and past.step < stop:  # the last one is saved below, when logged
+        if saving:
             run.save()
         last = time.monotonic()
     bar.close()
+    run.collect_losses(views)
     spent = time.monotonic() - start
     if update:
         past.seconds = before + time.monotonic() - ticking
@@ -134,8 +132,33 @@ class TrainingRun:
         self.trainer, self.checkpoints, self.probe = trainer, checkpoints, probe
         self.track = track if trainer.world.is_main else None
         self.past = TrainingState()
+        self.pending: list[Tensor] = []  # loss and gradient norm of each step since `collect_losses`, on the device
+        self.grad_norm = 0.0
         self.first_crop = 0
         self.waited = 0.0
+
+    def collect_losses(self, views: Views) -> None:
+        """Read the losses of the steps since the last call. A GPU whose host reads every step's idles between steps.
+
+        Raises:
+            Diverged: a loss or a gradient is not finite.
+        """
+        from tqdm import tqdm
+
+        values = torch.stack(self.pending).tolist() if self.pending else []
+        self.pending.clear()
+        for step, (loss, grad_norm) in enumerate(values, self.past.step - len(values)):
+            if not math.isfinite(loss + grad_norm):
+                names = [escape_control(views.pictures.name(row)) for row in views.rows(step)]
+                tqdm.write(f"pictures of step {step}: {', '.join(names)}", file=sys.stderr)
+                raise Diverged(
+                    f"the loss is {loss} and its gradient's norm {grad_norm} at step {step}; look at the pictures of "
+                    f"that step, {names[0]} to {names[-1]} (all are listed above), or begin again with a pretrain.lr "
+                    f"below {self.trainer.config.lr} and another pretrain.checkpoints: the last good checkpoint stays "
+                    f"in {self.checkpoints.location}"
+                )
+            self.past.losses.append(loss)
+            self.grad_norm = grad_norm
 
     def log(self, update: "Update", lr: float, spent: float) -> dict[str, float]:
         """Add an entry to the history and track it; `spent`: seconds since this process began to train."""
@@ -144,7 +167,7 @@ class TrainingRun:
         entry = {
             "loss": sum(past.losses) / len(past.losses),
             "lr": lr,
-            "grad_norm": update.grad_norm,
+            "grad_norm": self.grad_norm,
             "positive_similarity": positive,
             "negative_similarity": negative,
             "crops_per_s": (past.crops - self.first_crop) / spent,
@@ -211,15 +234,10 @@ class TrainingRun:
 class Update:
     """Result of an optimizer step: loss and gradient norm of the whole batch, its vectors z and their labels."""
 
-    loss: float
-    grad_norm: float
+    loss: Tensor
+    grad_norm: Tensor
     z: Tensor
     labels: Tensor
-
-    @property
-    def finite(self) -> bool:
-        """Whether loss and gradient are finite, so that the optimizer stepped."""
-        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
 class Network(nn.Module):
@@ -238,8 +256,8 @@ class Network(nn.Module):
         vectors = []
         for view, spaces in zip(views, colours, strict=True):
             pixels = convert_views(view, spaces)
-            if self.config.channels_last:
-                pixels = pixels.contiguous(memory_format=torch.channels_last)
+            layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
+            pixels = pixels.contiguous(memory_format=layout)
             with torch.autocast(view.device.type, torch.bfloat16, enabled=self.mixed):
                 local = self.encoder.local(pixels, self.config.pool)
             vectors += [self.projector(part.flatten(0, 1).to(dtype)) for part in local.chunk(n_joint)]
@@ -284,8 +302,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         views = tuple(view.to(self.device, non_blocking=True) for view in batch.views)
-        z = self.model(views, batch.colours.to(self.device))
-        labels = batch.labels.to(self.device).repeat_interleave(self.config.pool**2).repeat(2)
+        z = self.model(views, batch.colours)
+        labels = batch.labels.to(self.device, non_blocking=True).repeat_interleave(self.config.pool**2).repeat(2)
         z, labels = distributed.gather(z), distributed.gather(labels)
         share = len(z) // self.world.size
         rows = slice(self.world.rank * share, (self.world.rank + 1) * share)
@@ -294,10 +312,11 @@ class Trainer:
         loss.backward()  # type: ignore[no-untyped-call]
         self.gradients.wait()
         grad_norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        update = Update(distributed.sum_over_ranks(loss).item(), grad_norm.item(), z.detach(), labels)
-        if update.finite:
-            self.optimizer.step()
-        return update
+        loss = distributed.sum_over_ranks(loss.detach())
+        # fused optimizers skip the step where this is 1, so the host need not wait for the loss to decide
+        self.optimizer.found_inf = 1 - (loss.isfinite() & grad_norm.isfinite()).float()  # type: ignore[attr-defined]
+        self.optimizer.step()
+        return Update(loss, grad_norm, z.detach(), labels)
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Batch]) -> None:
@@ -330,7 +349,7 @@ class Trainer:
 
     def _encode(self, pixels: Tensor) -> Tensor:
         """Features of RGB (N, 3, H, W) uint8, with the encoder in its current mode."""
-        rgb = torch.full((len(pixels),), COLOUR_SPACES.index("rgb"), device=self.device)
+        rgb = torch.full((len(pixels),), COLOUR_SPACES.index("rgb"))
         colours = convert_views(pixels.to(self.device), rgb)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             features: Tensor = self.encoder(colours.contiguous(memory_format=torch.channels_last))

@@ -247,6 +247,24 @@ def test_a_gradient_that_is_no_number_is_a_divergence_too(
     assert all(tensor.isfinite().all() for tensor in tensors["model"].values())
 
 
+def test_a_divergence_between_log_entries_names_its_step_and_reaches_no_checkpoint(
+    sets: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finite, seen = trainer.contrastive_loss, []
+
+    def once(z: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        seen.append(len(z))
+        loss: Tensor = finite(z, *arguments, **options)
+        return loss * float("nan") if len(seen) == 4 else loss
+
+    monkeypatch.setattr(trainer, "contrastive_loss", once)
+    with pytest.raises(Diverged, match=r"the loss is nan .* at step 3"):
+        pretrain(*sets, tmp_path, config=replace(TINY, log_every=6))
+    store = Checkpoints(str(tmp_path / CHECKPOINTS))
+    assert store.steps() == [2], "the next would be of step 4"
+    assert len(seen) == 4
+
+
 def test_minutes_rule_over_steps_and_finish_the_cosine(sets: tuple[Path, Path], tmp_path: Path) -> None:
     summary = pretrain(*sets, tmp_path, config=replace(TINY, steps=1, minutes=0.2))
     rates = [json.loads(line)["lr"] for line in (tmp_path / HISTORY).read_text().splitlines()]

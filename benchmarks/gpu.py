@@ -3,19 +3,22 @@
     python benchmarks/gpu.py --data PHOTOGRAPHS --out runs/gpu --minutes 9
     python benchmarks/gpu.py --join runs/gpu --out encoder.safetensors
 
-In turn: agreement with the CPU, measured ceilings, the training step, the bank, NCCL, and a training run for the rest
-of the time. Writes results.json after each of them, then history.jsonl and the encoder's parts. Without a CUDA device
-all of it runs on the CPU, small, so that it is known to work before a GPU is paid for.
+In turn: agreement with the CPU, measured ceilings, the training step, the bank, NCCL, and for the rest of the time a
+training run by the profile `gpu`, with the fraction of it that the GPU was busy. Writes results.json after each of
+them, then history.jsonl and the encoder's parts. Without a CUDA device all of it runs on the CPU, small, so that it is
+known to work before a GPU is paid for.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,7 @@ import torch
 
 from contrique import distortions
 from contrique.artifacts import ENCODER, HISTORY
-from contrique.config import PretrainConfig, SynthesisConfig, resolve
+from contrique.config import PretrainConfig, SynthesisConfig, parse_overrides, resolve
 from contrique.data.manifest import read_manifest, write_manifest
 from contrique.data.synthesis import synthesize
 from contrique.distortions import batch as bank
@@ -44,6 +47,7 @@ from contrique.sources.folders import Source, import_folder
 CUDA = torch.cuda.is_available()
 PARTS = ("agreement", "step", "bank", "torchrun")  # before the training, which comes last
 DEVICE = torch.device("cuda" if CUDA else "cpu")
+FOLDERS = {"pristine": "pristine", "pristine_more": "pristine", "authentic": "authentic"}  # of photographs -> role
 PART = 15 * 2**20  # bytes of a part of the encoder
 STARTING = 2.5  # minutes to build the probe, start the loader, compile, calibrate and split the encoder, with room
 TRAINING_VIEW = 31.7e9  # floating-point operations of a 256 x 256 view through ResNet-50, forward and backward
@@ -193,27 +197,30 @@ def bank_speed() -> dict[str, float]:
     return found
 
 
-def prepared(photos: Path | None, folder: Path, config: SynthesisConfig) -> tuple[Path, Path]:
-    """A picture set of the photographs, and their distorted versions: for a few hundred, seconds on 16 cores."""
-    source = folder / "dataset"
+def prepare(photos: Path | None, folder: Path, config: SynthesisConfig) -> tuple[Path, Path]:
+    """A picture set of the photographs, and their distorted versions: for a few hundred, seconds on 16 cores.
+
+    Returns:
+        folders of the two; what an earlier call made stays.
+    """
+    source, distorted = folder / "dataset", folder / "distorted"
     frames = []
-    for kind in ("pristine", "authentic"):
-        if photos and (photos / kind).is_dir():
-            frames.append(import_folder(Source((photos / kind).resolve(), kind)))
+    for name, role in FOLDERS.items():
+        if photos and (photos / name).is_dir():
+            frames.append(import_folder(Source((photos / name).resolve(), role)))  # type: ignore[arg-type]
             (source / "images").mkdir(parents=True, exist_ok=True)
-            link = source / "images" / kind
+            link = source / "images" / name
             if not link.is_symlink():  # there already where an interrupted run goes on
-                link.symlink_to((photos / kind).resolve(), target_is_directory=True)
-            frames[-1]["image"] = f"images/{kind}/" + frames[-1]["image"]
+                link.symlink_to((photos / name).resolve(), target_is_directory=True)
+            frames[-1]["image"] = f"images/{name}/" + frames[-1]["image"]
     if frames:
         write_manifest(pd.concat(frames), source)
     else:
         from contrique.sources.sample import write
 
         write(source)
-    distorted = folder / "distorted"
-    made = synthesize(source, distorted, seed=0, config=config)
-    print(f"  {made.pictures} pictures of {made.photographs} photographs", flush=True)
+    summary = synthesize(source, distorted, seed=0, config=config)
+    print(f"  {summary.pictures} pictures of {summary.photographs} photographs", flush=True)
     return source, distorted
 
 
@@ -238,37 +245,90 @@ def several(source: Path, distorted: Path, out: Path) -> str:
     return done.stdout.strip() if not done.returncode else f"FAILED: {done.stderr[-2000:]}"
 
 
-def training(source: Path, distorted: Path, out: Path, minutes: float) -> dict[str, Any]:
-    """A run for the time that is left: the demo's recipe with the paper's encoder and crops."""
-    demo = resolve("demo").pretrain
-    values = {
-        **MODEL,
-        "images": IMAGES,
-        "workers": max(1, (os.cpu_count() or 2) - 2),
-        "minutes": minutes,
-        "sampler": demo.sampler,
-        "optimizer": demo.optimizer,
-        "colour_spaces": demo.colour_spaces,
-        "lr": 3e-4 if CUDA else demo.lr,
-        "lr_views": 2 * IMAGES if CUDA else demo.lr_views,
-        "compile": CUDA,
-        "calibration": 10 if CUDA else 1,
-        "checkpoint_every": 10**9,
-        "log_every": 10 if CUDA else 1,
+def choose_recipe(minutes: float, settings: list[str], start: Path | None) -> PretrainConfig:
+    """The profile `gpu` for as long as there is time, which `settings` change; on a CPU small."""
+    config = resolve("gpu", parse_overrides(settings) if settings else None).pretrain
+    workers = max(1, min(config.workers, (os.cpu_count() or 2) - 2))
+    config = dataclasses.replace(config, minutes=minutes, workers=workers, checkpoint_every=10**9)
+    small = {"images": 2 * IMAGES, "compile": False, "calibration": 1, "log_every": 1, "probe_every": 500}
+    if start:
+        small["arch"] = load_encoder(start).arch
+    return config if CUDA else dataclasses.replace(config, **MODEL | small)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def sample_utilisation(samples: list[tuple[float, float]]) -> Iterator[None]:
+    """Append the time and the GPU's utilisation to `samples` twice a second while the block lasts.
+
+    It is the driver's (`nvidia-smi`): the fraction of the time since its last sample in which a kernel ran.
+    """
+    if not CUDA:
+        yield
+        return
+    command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--loop-ms=500"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as driver:
+        lines = driver.stdout or ()
+
+        def read() -> None:
+            samples.extend((time.monotonic(), float(line) / 100) for line in lines)
+
+        threading.Thread(target=read, daemon=True).start()
+        try:
+            yield
+        finally:
+            driver.terminate()
+
+
+class Log:
+    """Times and steps of a training's log entries, and what the GPU did between them."""
+
+    def __init__(self, views: int) -> None:
+        self.views = views  # a step
+        self.begin = time.monotonic()
+        self.entries: list[tuple[float, int]] = []
+        self.samples: list[tuple[float, float]] = []
+
+    def track(self, entry: dict[str, float], step: int) -> None:
+        """What `pretrain` calls; prints every tenth entry."""
+        if "loss" not in entry:
+            print(f"  type {entry['probe_type']:.3f}, level {entry['probe_level']:.3f}", flush=True)
+            return
+        self.entries.append((time.monotonic(), step))
+        if len(self.entries) % 10 == 1:
+            rates = self.measure(-11)
+            print(
+                f"  {time.monotonic() - self.begin:.0f} s: step {step}, loss {entry['loss']:.3f}, "
+                f"{rates['crops per s']:.0f} crops/s, busy {rates['busy']:.0%}, waiting {entry['wait_share']:.1%}, "
+                f"load {os.getloadavg()[0]:.1f}",
+                flush=True,
+            )
+
+    def measure(self, first: int) -> dict[str, float]:
+        """Rates from an entry, counted from the end if it is negative, to the last one."""
+        (begin, early), (end, late) = self.entries[max(first, -len(self.entries))], self.entries[-1]
+        shares = [share for when, share in self.samples if begin <= when <= end]
+        return {
+            "crops per s": self.views * (late - early) / max(1e-9, end - begin),
+            "busy": sum(shares) / max(1, len(shares)),
+            "samples": len(shares),
+        }
+
+
+def train(source: Path, distorted: Path, out: Path, config: PretrainConfig, start: Path | None) -> dict[str, Any]:
+    """A run by a recipe. Its rates leave out the first third of the log, in which pictures are decoded."""
+    if not (read_manifest(source)["kind"] == "authentic").any():
+        config = dataclasses.replace(config, authentic_share=0.0)
+    log = Log(2 * config.images)
+    with sample_utilisation(log.samples):
+        summary = pretrain(source, distorted, out / "run", config=config, seed=0, track=log.track, start=start)
+    print(f"  {time.monotonic() - log.begin:.0f} s: trained", flush=True)
+    return {
+        "recipe": dataclasses.asdict(config),
+        **dataclasses.asdict(summary),
+        "s to the first log": log.entries[0][0] - log.begin,
+        **log.measure(len(log.entries) // 3),
+        "last": json.loads((out / "run" / HISTORY).read_text().splitlines()[-1]),
     }
-    authentic = (read_manifest(source)["kind"] == "authentic").any()
-    values |= {"authentic_share": 0.2 if authentic else 0.0, "probe_every": 500}
-    begun = time.monotonic()
-
-    def told(entry: dict[str, float], step: int) -> None:
-        if step % 100 == 0 and "loss" in entry:
-            rest = f"loss {entry['loss']:.3f}, {entry['crops_per_s']:.0f} crops/s"
-            print(f"  {time.monotonic() - begun:.0f} s: step {step}, {rest}", flush=True)
-
-    summary = pretrain(source, distorted, out / "run", config=PretrainConfig(**values), seed=0, track=told)
-    print(f"  {time.monotonic() - begun:.0f} s: trained", flush=True)
-    last = json.loads((out / "run" / HISTORY).read_text().splitlines()[-1])
-    return {"recipe": values, **dataclasses.asdict(summary), "last": last}
 
 
 def part(encoder: Path, out: Path) -> list[str]:
@@ -301,9 +361,11 @@ def join(folder: Path, out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder with `pristine` and `authentic`; default: the sample data")
+    parser.add_argument("--data", type=Path, help=f"folder with some of {', '.join(FOLDERS)}; default: the sample data")
     parser.add_argument("--out", type=Path, required=True, help="folder for results; with --join, the file to write")
     parser.add_argument("--work", type=Path, help="folder for pictures and checkpoints; default: OUT/work")
+    parser.add_argument("--encoder", type=Path, help="to train on from; default: from scratch")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="options of the profile `gpu`")
     parser.add_argument("--minutes", type=float, default=9, help="of the whole command; default: 9")
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS, help="default: all")
     parser.add_argument("--join", type=Path, metavar="FOLDER", help="put the encoder's parts in FOLDER together")
@@ -335,11 +397,12 @@ def main() -> None:
     synthesis = SynthesisConfig(weak_labels_per_photograph=0)
     if not CUDA:
         synthesis = dataclasses.replace(synthesis, distortions=("gaussian_blur", "jpeg", "white_noise"), max_side=160)
-    source, distorted = prepared(arguments.data, work, synthesis)
+    source, distorted = prepare(arguments.data, work, synthesis)
     if "torchrun" in arguments.parts:
         keep("torchrun", several(source, distorted, work))
     left = arguments.minutes - (time.monotonic() - started) / 60 - STARTING
-    keep("training", training(source, distorted, work, max(0.1, left) if CUDA else 0.1))
+    config = choose_recipe(max(0.1, left) if CUDA else 0.1, arguments.set, arguments.encoder)
+    keep("training", train(source, distorted, work, config, arguments.encoder))
     (out / HISTORY).write_bytes((work / "run" / HISTORY).read_bytes())
     keep("encoder", part(work / "run" / ENCODER, out))
 

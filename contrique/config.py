@@ -248,6 +248,7 @@ PROFILES: dict[str, Config] = {
             compile=True,
             calibration=20,
             workers=14,
+            cache="/dev/shm",  # else 14 cores are too few to feed it
             minutes=16.1,
             checkpoint_every=3000,
             log_every=50,

@@ -5,9 +5,6 @@ where training was resumed, and ranks that share a step compute the same batch a
 """
 
 import hashlib
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,12 +19,14 @@ from torch.utils.data import Dataset
 from contrique import distortions
 from contrique.data.manifest import DatasetError, picture_name, read_picture_bytes, rows_of
 from contrique.data.synthesis import Version
-from contrique.images import Picture, as_float, as_uint8, content_hash, decode, fit_within, half_scale
+from contrique.images import Picture, as_float, as_uint8, content_hash, decode, fit_within
 from contrique.pretraining.colour import COLOUR_SPACES
 from contrique.pretraining.crops import cut_views, draw_cut
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from contrique.pretraining.cache import PictureCache
 
 
 @dataclass(frozen=True)
@@ -147,50 +146,6 @@ class Pictures:
         return max(1, round(record.height * scale)), max(1, round(record.width * scale))
 
 
-class Decoded:
-    """Pictures at both scales, decoded once for all loader processes: each of them maps one file.
-
-    To read, decode and halve a picture costs 30 times as much as to cut two views from it. The file has no name, so
-    nothing is left of it however the run ends.
-
-    Args:
-        pictures: source of the pictures.
-        folder: of the file, which grows to 1.25 times the size of the pixels; on /dev/shm it is in memory.
-        share: fraction of the folder's free space that the file may use; pictures beyond it are decoded each time.
-    """
-
-    def __init__(self, pictures: Pictures, folder: str, share: float) -> None:
-        self.pictures = pictures
-        self.sizes = [pictures.size(row) for row in range(len(pictures))]
-        self.ends = np.cumsum([3 * (h * w + (h // 2) * (w // 2)) for h, w in self.sizes]) + len(pictures)
-        self.room = int(share * shutil.disk_usage(folder).free)
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (open as long as this object lives)
-        self._file.truncate(int(self.ends[-1]))
-        self.path = f"/proc/{os.getpid()}/fd/{self._file.fileno()}"
-        self._bytes: NDArray[np.uint8] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_file": None, "_bytes": None}
-
-    def __getitem__(self, row: int) -> tuple[Picture, Picture | None]:
-        """The picture and its half scale, or None if it is not kept."""
-        if self.ends[row] > self.room:
-            return self.pictures[row], None
-        if self._bytes is None:
-            self._bytes = np.memmap(self.path, np.uint8, "r+")  # begins with one byte per picture: is it there?
-        height, width = self.sizes[row]
-        end, middle = self.ends[row], self.ends[row] - 3 * (height // 2) * (width // 2)
-        full = self._bytes[middle - 3 * height * width : middle].reshape(height, width, 3)
-        half = self._bytes[middle:end].reshape(height // 2, width // 2, 3)
-        if not self._bytes[row]:
-            picture = self.pictures[row]
-            if picture.shape != full.shape:  # the manifest is wrong
-                return picture, None
-            full[:], half[:] = picture, half_scale(picture)
-            self._bytes[row] = 1  # two processes at once write the same bytes
-        return full, half
-
-
 class Views(Dataset[Batch]):
     """Step number -> Batch, from a pool of synthetic and authentic pictures.
 
@@ -203,7 +158,6 @@ class Views(Dataset[Batch]):
             drawn uniformly, without replacement within an epoch.
         seed: of all draws.
         colour_spaces: of COLOUR_SPACES, that views are converted to.
-        cache: folder for decoded pictures, see `Decoded`; empty: each is decoded whenever it is drawn.
         rank, ranks: this process computes every `ranks`-th picture of a step, starting at index `rank`.
     Raises:
         DatasetError: the pool lacks synthetic or authentic pictures that the step needs, or the ranks cannot share
@@ -222,7 +176,6 @@ class Views(Dataset[Batch]):
         seed: int,
         colour_spaces: Sequence[str] = COLOUR_SPACES,
         on_the_fly: OnTheFly | None = None,
-        cache: str = "",
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
@@ -233,7 +186,7 @@ class Views(Dataset[Batch]):
         self.colours = np.array([COLOUR_SPACES.index(name) for name in colour_spaces])
         self.crop, self.seed, self.rank, self.ranks = crop, seed, rank, ranks
         self.pictures = Pictures(pool, on_the_fly)
-        self.decoded = Decoded(self.pictures, cache, 0.75 / ranks) if cache else None
+        self.cache: PictureCache | None = None  # without one a picture is decoded whenever it is drawn
         label = self.pictures.label
         self.authentic, self.synthetic = np.flatnonzero(label < 0), np.flatnonzero(label >= 0)
         self.n_authentic = round(images * authentic_share)
@@ -253,7 +206,7 @@ class Views(Dataset[Batch]):
         for row in self.synthetic.tolist() if balanced else ():
             contents = self.by_class.setdefault(int(label[row]), {})
             contents.setdefault(self.pictures.reference(row), []).append(row)
-        self.by_class = {label: dict(sorted(contents.items())) for label, contents in sorted(self.by_class.items())}
+        self.by_class = {label: dict(sorted(self.by_class[label].items())) for label in sorted(self.by_class)}
 
     @property
     def steps_per_epoch(self) -> float:
@@ -321,7 +274,8 @@ class Views(Dataset[Batch]):
         )
 
     def _decode(self, row: int) -> tuple[Picture, Picture | None]:
-        return self.decoded[row] if self.decoded else (self.pictures[row], None)
+        """A picture and its half scale, if that is known."""
+        return self.cache[row] if self.cache else (self.pictures[row], None)
 
 
 def _stack(crops: list[Picture]) -> Tensor:

@@ -12,6 +12,8 @@ from contrique.errors import ContriqueError
 from contrique.interrupts import shield_children
 from contrique.pretraining.batches import Batch, Views
 
+PREFETCH = 4  # batches that each process prepares in advance
+
 
 @contextlib.contextmanager
 def use_threads(count: int, sharing: int) -> Iterator[None]:
@@ -50,26 +52,30 @@ class ErrorsAsItems(torch.utils.data.Dataset[Batch | ContriqueError]):
 
 
 def load_batches(views: Views, start: int, stop: int, workers: int) -> Iterator[Batch]:
-    """Batches of the steps `start` to `stop - 1`, in order, prepared in advance by `workers` processes."""
+    """Batches of the steps `start` to `stop - 1`, in order, prepared in advance by `workers` processes.
+
+    The processes start with the call; without any, each batch is computed when it is asked for.
+    """
     if not workers or start == stop:
-        for step in range(start, stop):
-            yield views[step]
-        return
+        return (views[step] for step in range(start, stop))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["contrique.pretraining.batches"])  # imported once, and not by each process
+    context.set_forkserver_preload(["contrique.pretraining.cache"])  # imported once, and not by each process
     loader = torch.utils.data.DataLoader(
         ErrorsAsItems(views),
         batch_size=None,
         sampler=range(start, stop),
         num_workers=workers,
-        prefetch_factor=4,
+        prefetch_factor=PREFETCH,
         worker_init_fn=_use_one_thread,
         multiprocessing_context=context,
         pin_memory=torch.cuda.is_available(),
     )
     with shield_children():
-        batches = iter(loader)
-    for item in batches:
-        if isinstance(item, ContriqueError):
-            raise item
-        yield item
+        items = iter(loader)
+    return map(_raise_errors, items)
+
+
+def _raise_errors(item: Batch | ContriqueError) -> Batch:
+    if isinstance(item, ContriqueError):
+        raise item
+    return item

@@ -18,10 +18,12 @@ from contrique.files import sha256, write_aside
 from contrique.metadata import Facts
 from contrique.pretraining import distributed
 from contrique.pretraining.batches import OnTheFly, Views
+from contrique.pretraining.cache import PictureCache, measure_room
 from contrique.pretraining.checkpoints import Checkpoints
-from contrique.pretraining.loader import load_batches, use_threads
+from contrique.pretraining.loader import PREFETCH, load_batches, use_threads
+from contrique.pretraining.loop import Track, TrainingRun, run_training, write_history
 from contrique.pretraining.probe import Probe, split_probe_rows
-from contrique.pretraining.trainer import Track, Trainer, TrainingRun, run_training, write_history
+from contrique.pretraining.trainer import Trainer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -222,10 +224,13 @@ def _open_data(
         seed=seed,
         colour_spaces=config.colour_spaces,
         on_the_fly=on_the_fly,
-        cache=config.cache,
         rank=world.rank,
         ranks=world.size,
     )
+    if config.cache:
+        batch = 6 * config.crop**2 * config.images // world.size  # bytes: two views in RGB of each picture
+        room = measure_room(config.cache, config.workers * PREFETCH * batch, world.local)
+        views.cache = PictureCache(views.pictures, config.cache, room)
     return views, probe
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from contrique.config import resolve
 from contrique.encoder.weights import load_encoder
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +32,8 @@ def test_it_measures_trains_and_brings_the_encoder_back(tmp_path: Path) -> None:
     assert len(results["distort_batch, images per s"]) == 26
     assert results["torchrun"].startswith("two steps by 1 process over")
     assert results["training"]["steps"] >= 1
+    assert results["training"]["recipe"]["lr"] == resolve("gpu").pretrain.lr
+    assert results["training"]["crops per s"] >= 0
     for name in results["encoder"]:
         assert (tmp_path / name).stat().st_size <= 16 * 2**20
     assert len((tmp_path / "history.jsonl").read_text().splitlines()) >= 1

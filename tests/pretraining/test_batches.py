@@ -1,4 +1,3 @@
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from contrique import images
 from contrique.data.manifest import DatasetError, as_manifest
 from contrique.data.synthesis import Version
 from contrique.distortions import class_id, distort, generator
-from contrique.pretraining.batches import Decoded, OnTheFly, Pictures, Views
+from contrique.pretraining.batches import OnTheFly, Pictures, Views
 from contrique.pretraining.colour import COLOUR_SPACES, convert_views
 from contrique.pretraining.crops import _cut_half, choose_centre_cut, cut_views, draw_cut
 
@@ -111,25 +110,6 @@ def pool(tmp_path: Path) -> pd.DataFrame:
                 })  # fmt: skip
     frame = pd.DataFrame(rows)
     return as_manifest(frame).assign(folder=frame["folder"], label=frame["label"])
-
-
-def test_pictures_are_decoded_once(pool: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pictures = Pictures(pool.assign(width=[80] * 47 + [81], height=80))
-    expected = [pictures[row] for row in range(48)]
-    decoded = Decoded(pictures, str(tmp_path), 0.5)
-    there = pickle.loads(pickle.dumps(decoded))
-    assert all((there[row][0] == expected[row]).all() for row in range(48))
-    monkeypatch.setattr(Pictures, "__getitem__", lambda pictures, row: np.zeros((1, 1, 3), np.uint8))
-    for row in range(47):
-        full, half = decoded[row]
-        assert (full == expected[row]).all()
-        assert half is not None
-        assert (half == images.half_scale(expected[row])).all()
-    assert decoded[47][1] is None, "its size is not what the manifest says"
-    monkeypatch.undo()
-    decoded.room = int(decoded.ends[1])
-    assert [decoded[row][1] is None for row in range(4)] == [False, False, True, True]
-    assert not list(tmp_path.glob("tmp*"))
 
 
 def views(pool: pd.DataFrame, seed: int = 0, balanced: bool = False, images: int = 10, **options: Any) -> Views:

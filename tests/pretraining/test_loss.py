@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from contrique.pretraining.loss import contrastive_loss
+from contrique.pretraining import loss as module
+from contrique.pretraining.loss import _number, contrastive_loss
 
 
 def slow_loss(z: np.ndarray, labels: np.ndarray, temperature: float) -> float:
@@ -46,6 +47,30 @@ def test_equals_the_definition(n: int, d: int, classes: int, seed: int, temperat
     z, labels = rng.standard_normal((n, d)), rng.integers(classes, size=n)
     got = contrastive_loss(torch.from_numpy(z), torch.from_numpy(labels), temperature)
     assert float(got) == pytest.approx(slow_loss(z, labels, temperature), rel=1e-5, abs=1e-5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(labels=st.lists(st.integers(-3, 10**12), min_size=1, max_size=40))
+def test_numbers_of_labels_agree_with_unique(labels: list[int]) -> None:
+    assert torch.equal(_number(torch.tensor(labels)), torch.unique(torch.tensor(labels), return_inverse=True)[1])
+
+
+@pytest.mark.parametrize("rows", [slice(None), slice(300, 600)])
+def test_size_of_the_blocks_does_not_matter(rows: slice, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU takes larger ones."""
+    generator = torch.Generator().manual_seed(0)
+    z, labels = torch.randn(900, 16, generator=generator).double(), torch.randint(0, 9, (900,), generator=generator)
+    results = []
+    for size in (7, 384, module._BLOCK_GPU):
+        monkeypatch.setattr(module, "_BLOCK", size)
+        leaf = z.clone().requires_grad_()
+        value = contrastive_loss(leaf, labels, rows=rows)
+        value.backward()
+        assert leaf.grad is not None
+        results.append((value.detach(), leaf.grad))
+    for value, gradient in results[1:]:
+        torch.testing.assert_close(value, results[0][0])
+        torch.testing.assert_close(gradient, results[0][1])
 
 
 @pytest.mark.parametrize("n", [37, 512, 1100])

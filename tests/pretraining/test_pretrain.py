@@ -1,5 +1,6 @@
 import json
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,6 +15,7 @@ import tiny_training
 import torch
 from servers import S3
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from contrique import images
 from contrique.artifacts import CHECKPOINTS, ENCODER, HISTORY
@@ -23,11 +25,12 @@ from contrique.data.synthesis import synthesize
 from contrique.distortions import class_id
 from contrique.encoder.weights import load_encoder, read_metadata
 from contrique.errors import ContriqueError
-from contrique.pretraining import distributed, trainer
+from contrique.pretraining import distributed, loop, trainer
 from contrique.pretraining.batches import Batch
 from contrique.pretraining.checkpoints import Checkpoints
+from contrique.pretraining.colour import COLOUR_SPACES
+from contrique.pretraining.loop import Diverged, _compute_similarities
 from contrique.pretraining.pretrain import build_pool, pretrain
-from contrique.pretraining.trainer import Diverged, _compute_similarities
 from contrique.sources.folders import Source, import_folder
 
 TINY = tiny_training.CONFIG
@@ -276,7 +279,7 @@ def test_a_slow_start_costs_no_warm_up(
     sets: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the loader, or of a first step that compiles; else the first steps are made at the highest rate."""
-    loader, update, slow = trainer.load_batches, trainer.Trainer.update, []
+    loader, update, slow = loop.load_batches, trainer.Trainer.update, []
 
     def late(*arguments: Any) -> Iterator[Batch]:
         time.sleep(3)
@@ -287,7 +290,7 @@ def test_a_slow_start_costs_no_warm_up(
             slow.append(time.sleep(3))
         return update(own, *arguments)
 
-    monkeypatch.setattr(trainer, "load_batches", late)
+    monkeypatch.setattr(loop, "load_batches", late)
     monkeypatch.setattr(trainer.Trainer, "update", compiling)
     pretrain(*sets, tmp_path, config=replace(TINY, minutes=0.1, warmup=0.5))
     rates = [entry["lr"] for entry in history(tmp_path)]
@@ -320,16 +323,76 @@ def test_a_compiled_encoder_learns_the_same(
         torch.testing.assert_close(one[name], two[name], rtol=1e-2, atol=1e-3)
 
 
-def test_decoded_pictures_may_be_kept(sets: tuple[Path, Path], tmp_path: Path) -> None:
-    """The encoder is the same to the byte, and nothing is left of them."""
+def test_compiling_ahead_changes_no_weight_and_no_statistic(monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function: compile_(function, backend="aot_eager"))
+    first = trainer.Trainer(replace(TINY, compile=True), 3, distributed.World(torch.device("cpu")))
+    before = {name: tensor.clone() for name, tensor in first.model.state_dict().items()}
+    first.warm_up()
+    assert all(torch.equal(before[name], tensor) for name, tensor in first.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in first.model.parameters())
+
+
+def test_the_loader_starts_while_the_encoder_is_compiled(
+    sets: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, loader = threading.Event(), loop.load_batches
+
+    def load(*arguments: Any) -> Iterator[Batch]:
+        started.set()
+        return loader(*arguments)
+
+    def compile_(own: trainer.Trainer) -> None:
+        assert started.wait(60), "the loader waits for the compiler"
+
+    monkeypatch.setattr(loop, "load_batches", load)
+    monkeypatch.setattr(trainer.Trainer, "warm_up", compile_)
+    assert pretrain(*sets, tmp_path, config=replace(TINY, steps=1)).steps == 1
+
+
+class Waits(TorchDispatchMode):
+    """Records operations whose result a host takes from its device: it waits for all that is queued there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket._qualified_op_name
+        asks_a_number = name == "aten::_local_scalar_dense" and args[0].is_floating_point()
+        if asks_a_number or "unique" in name or name == "aten::nonzero":
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_step_does_not_wait_for_the_device(sets: tuple[Path, Path], optimizer: Any) -> None:
+    """Losses are read at log steps alone; a GPU whose host reads every one idles between steps."""
+    config = replace(TINY, optimizer=optimizer)
+    world = distributed.World(torch.device("cpu"))
+    first = trainer.Trainer(config, 3, world)
+    batch = tiny_training.views(sets, config, world)[0]
+    batch = replace(batch, colours=torch.full_like(batch.colours, COLOUR_SPACES.index("rgb")))
+    with Waits() as waits:
+        update = first.update(batch, 1e-3)
+    assert not waits.names
+    with Waits() as waits:
+        update.loss.item()
+    assert waits.names, "or the test sees nothing"
+
+
+def test_the_encoder_is_the_same_to_the_byte_with_a_cache(sets: tuple[Path, Path], tmp_path: Path) -> None:
+    """And nothing is left of the cache."""
     (tmp_path / "cache").mkdir()
     pretrain(*sets, tmp_path / "plain", config=TINY, seed=3)
-    kept = replace(TINY, cache=str(tmp_path / "cache"))
-    pretrain(*sets, tmp_path / "kept", config=kept, seed=3)
-    assert weights(tmp_path / "kept") == weights(tmp_path / "plain")
-    pretrain(*sets, tmp_path / "loaded", config=replace(kept, workers=2), seed=3)
+    cached = replace(TINY, cache=str(tmp_path / "cache"))
+    pretrain(*sets, tmp_path / "cached", config=cached, seed=3)
+    assert weights(tmp_path / "cached") == weights(tmp_path / "plain")
+    pretrain(*sets, tmp_path / "loaded", config=replace(cached, workers=2), seed=3)
     assert same_weights(tmp_path / "loaded", tmp_path / "plain")
     assert not list((tmp_path / "cache").iterdir())
+    with pytest.raises(ContriqueError, match=r"pretrain\.cache=.*none: no folder"):
+        pretrain(*sets, tmp_path / "plain", config=replace(TINY, cache=str(tmp_path / "none")), seed=3)
 
 
 def test_resumed_run_goes_on_with_the_clock_it_had(sets: tuple[Path, Path], tmp_path: Path) -> None:

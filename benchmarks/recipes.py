@@ -23,7 +23,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from gpu import DEVICE, prepared
+from gpu import DEVICE, prepare
 
 from contrique.artifacts import ENCODER, HISTORY
 from contrique.config import SynthesisConfig, resolve
@@ -135,7 +135,7 @@ def main() -> None:
         return
     started = time.monotonic()
     if not (distorted / "manifest.parquet").exists():
-        prepared(arguments.data, out, SynthesisConfig(weak_labels_per_photograph=arguments.weak_labels))
+        prepare(arguments.data, out, SynthesisConfig(weak_labels_per_photograph=arguments.weak_labels))
 
     def run(name: str) -> None:
         if arguments.minutes and time.monotonic() - started > 60 * arguments.minutes:

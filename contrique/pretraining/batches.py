@@ -20,13 +20,12 @@ from contrique import distortions
 from contrique.data.manifest import DatasetError, picture_name, read_picture_bytes, rows_of
 from contrique.data.synthesis import Version
 from contrique.images import Picture, as_float, as_uint8, content_hash, decode, fit_within
+from contrique.pretraining.cache import PictureCache
 from contrique.pretraining.colour import COLOUR_SPACES
 from contrique.pretraining.crops import cut_views, draw_cut
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from contrique.pretraining.cache import PictureCache
 
 
 @dataclass(frozen=True)

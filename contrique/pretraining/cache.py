@@ -4,16 +4,25 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from contrique.errors import ContriqueError
 from contrique.images import Picture, half_scale
-from contrique.pretraining.batches import Pictures
 
 _SHARE = 0.75  # of the free space: what else is written to the folder meanwhile needs room, too
+
+
+class PictureSource(Protocol):
+    """Pictures by row number, and height and width of each."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int, /) -> Picture: ...
+
+    def size(self, row: int, /) -> tuple[int, int]: ...
 
 
 class PictureCache:
@@ -28,7 +37,7 @@ class PictureCache:
         room: bytes that the file may take; pictures beyond it are decoded each time.
     """
 
-    def __init__(self, pictures: Pictures, folder: str, room: int) -> None:
+    def __init__(self, pictures: PictureSource, folder: str, room: int) -> None:
         self.pictures, self.room = pictures, room
         self.sizes = [pictures.size(row) for row in range(len(pictures))]
         # the file begins with one byte per picture, which says whether it is there

@@ -59,7 +59,7 @@ def load_batches(views: Views, start: int, stop: int, workers: int) -> Iterator[
     if not workers or start == stop:
         return (views[step] for step in range(start, stop))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["contrique.pretraining.cache"])  # imported once, and not by each process
+    context.set_forkserver_preload(["contrique.pretraining.batches"])  # imported once, and not by each process
     loader = torch.utils.data.DataLoader(
         ErrorsAsItems(views),
         batch_size=None,

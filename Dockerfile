@@ -33,15 +33,21 @@ RUN python3 -m venv /opt/venv
 FROM source AS packages-cpu
 # where pip looks, if not on its own index: --build-arg PIP_INDEX_URL=..., or PIP_NO_INDEX=1 with PIP_FIND_LINKS=...
 ARG PIP_INDEX_URL PIP_FIND_LINKS PIP_NO_INDEX
-# The default index serves the CUDA build; this one the CPU build of the same versions.
+# The default index serves the CUDA build; this one the CPU build of the same versions, which are other files: their
+# hashes are not in the lock.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-RUN pip install --no-deps --index-url "${TORCH_INDEX}" --constraint requirements.lock torch torchvision \
-    && pip install --constraint requirements.lock --editable ".[platform]"
+RUN grep -oE '^torch(vision)?==[^ ]+' requirements.lock > /tmp/torch.txt \
+    && grep -E '# ([a-z]+ )*(base|platform)( |$)' requirements.lock \
+        | grep -vE '^(torch|torchvision|triton|cuda-[a-z]+|nvidia-[a-z0-9-]+)==' > /tmp/packages.lock \
+    && pip install --no-deps --index-url "${TORCH_INDEX}" -r /tmp/torch.txt \
+    && pip install --require-hashes -r /tmp/packages.lock \
+    && pip install --no-deps --no-build-isolation --editable .
 
 FROM source AS packages-gpu
 ARG PIP_INDEX_URL PIP_FIND_LINKS PIP_NO_INDEX
-RUN pip install --constraint requirements.lock torch torchvision \
-    && pip install --constraint requirements.lock --editable ".[platform]"
+RUN grep -E '# ([a-z]+ )*(base|platform)( |$)' requirements.lock > /tmp/packages.lock \
+    && pip install --require-hashes -r /tmp/packages.lock \
+    && pip install --no-deps --no-build-isolation --editable .
 
 FROM base AS cpu
 COPY --from=packages-cpu /opt/venv /opt/venv

@@ -39,7 +39,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export GX_ANALYTICS_ENABLED := false
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: $(TESTS) $(BATCHES) help setup data demo kubeflow-check stack stack-stop demo-stack test fuzz faults lint format compile ui containers image image-check audit lock clean
+.PHONY: $(TESTS) $(BATCHES) help setup data demo kubeflow-check stack stack-stop demo-stack test fuzz faults lint format compile ui containers image image-check audit lock wheel-check clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -50,10 +50,8 @@ $(STAMP): requirements.lock pyproject.toml
 	@[ -n "$(PYTHON)" ] || { echo "Python 3.11 is needed and was not found; install it, or: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@echo "Making $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv $(VENV)
-	@echo "Installing PyTorch: the largest part, a few minutes on a fast line"
-	@$(PIP) install $(QUIET) $$(grep -E '^torch(vision)?==' requirements.lock)
-	@echo "Installing $$(grep -c == requirements.lock) pinned packages"
-	@$(PIP) install $(QUIET) -r requirements.lock
+	@echo "Installing $$(grep -c == requirements.lock) packages, PyTorch among them: a few minutes on a fast line"
+	@$(PIP) install $(QUIET) --require-hashes -r requirements.lock
 	@$(PIP) install --quiet --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
 
@@ -150,12 +148,13 @@ $(AUDIT)/.installed: .ci/audit.txt
 	@$(AUDIT)/bin/pip install --quiet --disable-pip-version-check -r .ci/audit.txt
 	@touch $@
 
-lock: ## write requirements.lock from what .venv holds now
-	@$(PIP) freeze --all --exclude-editable --exclude pip \
-		| sed -E '/^(cuda-|nvidia-|triton==)/ s/$$/; sys_platform == "linux"/' > requirements.lock.new
+lock: ## write requirements.lock from what .venv holds now, with the hashes that the package index states
+	@$(BIN)/python .ci/lock.py requirements.lock.new
 	@mv requirements.lock.new requirements.lock
 	@touch $(STAMP)
-	@echo "requirements.lock: $$(grep -c == requirements.lock) pins"
+
+wheel-check: setup ## the wheel and the locked base in an environment of their own, which scores without network and MLflow
+	@PYTHON="$(PYTHON)" .ci/wheel
 
 clean: ## remove runs and caches; keeps .venv, the data and the registry
 	rm -rf runs build dist training.yaml .pytest_cache .ruff_cache .mypy_cache

@@ -1,13 +1,18 @@
 """The walls of the house: who may import whom, what a component may hold, what stays out of where."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 LAYERS = ("contrique", "components", "pipelines")
@@ -198,32 +203,65 @@ def test_mlflow_is_the_installed_package():
     import mlflow
 
     assert not list((ROOT / "mlflow").rglob("__init__.py"))
-    assert mlflow.__version__ == _pins(ROOT / "requirements.lock")["mlflow"]
+    assert mlflow.__version__ == _pins()["mlflow"]
 
 
-def _pins(lock: Path) -> dict[str, str]:
-    lines = [line.partition(";")[0].strip() for line in lock.read_text().splitlines()]
-    assert all(line.count("==") == 1 for line in lines), "the lock holds plain pins and nothing else"
-    return {name.lower().replace("_", "-"): version for name, version in (line.split("==") for line in lines)}
+_PIN = re.compile(
+    r"(?P<name>[a-z0-9-]+)==(?P<version>[^ ;]+)(?P<marker>; sys_platform == \"linux\")?"
+    r"(?P<hashes>( --hash=sha256:[0-9a-f]{64})+)  # (?P<users>[a-z ]+)"
+)
+
+
+def _lock() -> list[re.Match[str]]:
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    return [re.fullmatch(_PIN, line) or pytest.fail(line) for line in lines if not line.startswith("#")]
+
+
+def _pins() -> dict[str, str]:
+    return {pin["name"]: pin["version"] for pin in _lock()}
+
+
+def _project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def test_the_lock_agrees_with_the_project():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [
-        *project["dependencies"],
-        *(name for extra in project["optional-dependencies"].values() for name in extra),
-    ]
-    pins = _pins(ROOT / "requirements.lock")
-    exact = dict(wish.split("==") for wish in wanted if "==" in wish)
-    assert {"torch", "torchvision", "kfp", "mlflow", "dvc"} <= exact.keys()
-    assert {name: pins[name] for name in exact} == exact
+    project, pins = _project(), _pins()
+    wishes = map(Requirement, [*project["dependencies"], *chain(*project["optional-dependencies"].values())])
+    for wish in wishes:
+        assert pins[canonicalize_name(wish.name)] in wish.specifier, wish
+
+
+def test_exact_versions_stand_in_the_lock_alone():
+    project = _project()
+    wishes = map(Requirement, [*project["dependencies"], *chain(*project["optional-dependencies"].values())])
+    operators = {each.operator for wish in wishes for each in wish.specifier}
+    assert operators == {">="}, "an upper bound only where a break is known"
+    assert project["requires-python"] == ">=3.11"
+
+
+def test_the_lock_says_who_needs_what():
+    """Of these lines the images are made, and what `make wheel-check` installs."""
+    project = _project()
+    users = {pin["name"]: set(pin["users"].split()) for pin in _lock()}
+    for name, wishes in {"base": project["dependencies"], **project["optional-dependencies"]}.items():
+        for wish in wishes:
+            assert users[canonicalize_name(Requirement(wish).name)] & {name, "base"}, (name, wish)
+    assert all("server" in users[name] for name in ("mlflow", "boto3", "psycopg2-binary", "flask", "sqlalchemy"))
+    assert not any("base" in users[name] for name in ("mlflow", "kfp", "dvc", "boto3", "fastapi", "pytest"))
+
+
+def test_a_lock_serves_several_platforms():
+    counts = {pin["name"]: pin["hashes"].count("--hash") for pin in _lock()}
+    assert counts["numpy"] >= 3, "Linux on both processors, and macOS"
+    assert counts["torch"] >= 3
 
 
 def test_the_lock_is_what_is_installed():
     """As `make lock` writes it; what else is in the environment is nobody's business."""
     from importlib.metadata import version
 
-    pins = _pins(ROOT / "requirements.lock")
+    pins = _pins()
     assert {name: version(name) for name in ("torch", "numpy", "kfp", "mlflow", "pyarrow")} == {
         name: pins[name] for name in ("torch", "numpy", "kfp", "mlflow", "pyarrow")
     }

@@ -460,7 +460,7 @@ class TestTerminal:
             (
                 "from contrique.images import BadImage\n"
                 "try: {}['k']\nexcept KeyError as error: raise BadImage('two\\nlines') from error",
-                "Fit the regressor: two\nlines",
+                "Fit the regressor: two\\nlines",
             ),
             ("import os; os.kill(os.getpid(), 9)", "Fit the regressor: killed by signal 9"),
             ("from contrique import nothing_such", "unexpected failure\nTraceback"),

@@ -60,8 +60,8 @@ def pick_array(
     if array.dtype.kind != expected.kind or (expected.kind == "f" and array.dtype.itemsize > 8):
         raise ValueError(f"{name} holds {array.dtype}, expected {expected}")
     fits = len(array.shape) == len(shape) and all(
-        least <= size <= max_rows if wanted is None else size == wanted
-        for size, wanted in zip(array.shape, shape, strict=True)
+        least <= size <= max_rows if expected is None else size == expected
+        for size, expected in zip(array.shape, shape, strict=True)
     )
     if not fits:
         wanted_shape = ", ".join("N" if size is None else str(size) for size in shape)

@@ -55,8 +55,8 @@ def _full(error: BaseException | None) -> str:
     while error:
         if isinstance(error, OSError) and error.errno in _FULL:
             return os.strerror(error.errno)
-        if found := next((words for words in _FULL_WORDS if words in str(error)), ""):
-            return found
+        if phrase := next((words for words in _FULL_WORDS if words in str(error)), ""):
+            return phrase
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return ""
 

@@ -48,15 +48,15 @@ def check_model(encoder: Path, regressor: Path, expected: Mapping[str, str], mod
         hashes = hash_model(encoder, regressor)
     except OSError as error:
         raise ModelChanged(f"{model}: {error.filename} cannot be read ({error.strerror}); {remedy}") from error
-    kept = {name: expected.get(name, "") for name in HASHES}
-    if not kept[MODEL_HASH]:
+    recorded = {name: expected.get(name, "") for name in HASHES}
+    if not recorded[MODEL_HASH]:
         raise ModelChanged(f"{model}: {keeper} has no {MODEL_HASH} of it; register the model again")
     for name, files in (
         (MODEL_HASH, f"{encoder.name}, {COEFFICIENTS} or {DESCRIPTION}"),
         (REFERENCE_HASH, DRIFT_REFERENCE),
     ):
-        if kept[name] and hashes.get(name) != kept[name]:
+        if recorded[name] and hashes.get(name) != recorded[name]:
             raise ModelChanged(
                 f"{model}: {files} is not what was registered ({name} is {hashes.get(name, 'missing')[:12]}, "
-                f"{keeper} says {kept[name][:12]}); {remedy}"
+                f"{keeper} says {recorded[name][:12]}); {remedy}"
             )

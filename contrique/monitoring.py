@@ -78,7 +78,7 @@ class Change:
         ks_p: of Kolmogorov and Smirnov's two-sample test; None for types.
         drifted: `psi` is above both its threshold and `by_chance`.
         bins: of the histograms, in words.
-        reference, found: shares of the bins. Each sums to 1.
+        reference, current: shares of the bins. Each sums to 1.
     """
 
     name: str
@@ -88,7 +88,7 @@ class Change:
     drifted: bool
     bins: list[str]
     reference: list[float]
-    found: list[float]
+    current: list[float]
 
 
 @dataclass(frozen=True)
@@ -123,17 +123,17 @@ def keep_reference(features: Path, regressor: Path, *, seed: int = 0) -> int:
     rows = judged_rows(manifest)
     mean = values[rows.index].mean(axis=0, dtype=np.float64)
     held_out = rows.index[rows["split"].isin(["validation", "test"])].to_numpy()
-    chosen = np.sort(np.random.default_rng(seed).permutation(held_out)[:SAMPLE])
+    sample = np.sort(np.random.default_rng(seed).permutation(held_out)[:SAMPLE])
     head = Head.load(regressor)
     with write_aside(regressor / DRIFT_REFERENCE) as aside, aside.open("wb") as file:
         np.savez(
             file,
-            scores=head.predict(values[chosen]),
-            distances=distances(values[chosen], mean),
-            types=types(values[chosen], head.diagnosis),
+            scores=head.predict(values[sample]),
+            distances=distances(values[sample], mean),
+            types=types(values[sample], head.diagnosis),
             mean=mean,
         )
-    return len(chosen)
+    return len(sample)
 
 
 def read_reference(regressor: Path) -> Reference:
@@ -235,13 +235,13 @@ def _score_row(path: "Path | Failure", folder: Path, scorer: "Scorer", reference
     }
 
 
-def psi(reference: ArrayLike, found: ArrayLike) -> float:
+def psi(reference: ArrayLike, current: ArrayLike) -> float:
     """Population stability index of two histograms: sum of (q - p) ln(q / p) over the bins' shares.
 
     Args:
-        reference, found: counts. Shape (B,).
+        reference, current: counts. Shape (B,).
     """
-    p, q = _shares(reference), _shares(found)
+    p, q = _shares(reference), _shares(current)
     return float(np.sum((q - p) * np.log(q / p)))
 
 
@@ -261,20 +261,20 @@ def changes(reference: Reference, scores: Array, far: Array, kinds: Sequence[str
     """
     from scipy import stats
 
-    found = []
+    results = []
     for name, old, new in (("scores", reference.scores, scores), ("distances", reference.distances, far)):
         edges = np.unique(np.quantile(old, np.linspace(0, 1, config.bins + 1)[1:-1]))
         before, now = (np.bincount(np.searchsorted(edges, values), minlength=len(edges) + 1) for values in (old, new))
         limits = ["-inf", *(f"{edge:.3g}" for edge in edges), "inf"]
         labels = [f"{low} to {high}" for low, high in itertools.pairwise(limits)]
-        found.append(_change(name, labels, before, now, config, float(stats.ks_2samp(old, new).pvalue)))
+        results.append(_change(name, labels, before, now, config, float(stats.ks_2samp(old, new).pvalue)))
     if len(reference.types):
         names = sorted({*map(str, reference.types), *kinds})
         before, now = (
             np.array([np.sum(np.asarray(each) == one) for one in names]) for each in (reference.types, kinds)
         )
-        found.append(_change("types", names, before, now, config, None))
-    return found
+        results.append(_change("types", names, before, now, config, None))
+    return results
 
 
 def _change(
@@ -312,9 +312,9 @@ def judge_set(scores: Path, out: Path, page: Path, *, config: DriftConfig) -> li
     reference = read_reference(scores)
     kinds = [str(kind) for kind in good["type"] if kind]
     far = good["mean_distance"].to_numpy(dtype=np.float64)
-    found = changes(reference, good["raw"].to_numpy(dtype=np.float64), far, kinds, config)
+    results = changes(reference, good["raw"].to_numpy(dtype=np.float64), far, kinds, config)
     reasons = [
-        f"{one.name}: PSI {one.psi:.2f} (limit {max(config.psi, one.by_chance):.2f})" for one in found if one.drifted
+        f"{one.name}: PSI {one.psi:.2f} (limit {max(config.psi, one.by_chance):.2f})" for one in results if one.drifted
     ]
     verdict = {
         "drifted": bool(reasons),
@@ -323,14 +323,14 @@ def judge_set(scores: Path, out: Path, page: Path, *, config: DriftConfig) -> li
         "pictures": len(good),
         "failed": len(table) - len(good),
         "reference": len(reference.scores),
-        "changes": [asdict(one) for one in found],
+        "changes": [asdict(one) for one in results],
     }
     with write_aside(out) as aside:
         aside.write_text(json.dumps(verdict, indent=2) + "\n")
     worst = good.sort_values("score").head(10).to_dict("records")
     with write_aside(page) as aside:
         aside.write_text(pages.render("drift.html", {"verdict": verdict, "config": config, "worst": worst}))
-    return found
+    return results
 
 
 def alarm(verdict: Path, *, fail: bool) -> None:
@@ -342,9 +342,9 @@ def alarm(verdict: Path, *, fail: bool) -> None:
     Raises:
         DriftFound: the pictures are unlike those that the model was judged on.
     """
-    said = json.loads(verdict.read_text())
-    if fail and said["drifted"]:
+    outcome = json.loads(verdict.read_text())
+    if fail and outcome["drifted"]:
         raise DriftFound(
-            f"{said['pictures']} pictures are unlike those that version {said['model']} was judged on "
-            f"({said['reason']}); look at the drift report, then label some of them and train again"
+            f"{outcome['pictures']} pictures are unlike those that version {outcome['model']} was judged on "
+            f"({outcome['reason']}); look at the drift report, then label some of them and train again"
         )

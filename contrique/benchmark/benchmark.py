@@ -141,7 +141,7 @@ def run(
         BenchmarkError: a set that cannot be judged, two of one name.
     """
     bits = config.evaluation.near_duplicate_bits
-    chosen = list_methods(encoder, name, baselines, config)
+    methods = list_methods(encoder, name, baselines, config)
     judged = [open_set(one, bits=bits) for one in data]
     names = [one.name for one in judged]
     if len(set(names)) < len(names) or WEAK in names:
@@ -149,7 +149,7 @@ def run(
     fitted = judged + ([open_weak(distorted, weak_pictures, seed)] if distorted else [])
     shared = _shared(fitted, bits)
     cache = cache or out / "features"
-    results = {method.name: _judge(method, judged, fitted, shared, cache, config, seed) for method in chosen}
+    results = {method.name: _judge(method, judged, fitted, shared, cache, config, seed) for method in methods}
     benchmark = Benchmark(
         encoder={
             "name": name,

@@ -37,7 +37,7 @@ class JudgedSet:
         title: as in papers.
         folder: of the pictures.
         rows: manifest rows with a label; no two contents share a picture.
-        seen: manifest rows by which its contents are compared with another set's: of a synthesized set its photographs.
+        photographs: manifest rows by which its contents are compared with those of another set.
         label: column of `rows` that holds it, `mos` or `weak_label`.
         official: part of each row where the set comes in a split of its own, else empty.
         references: file of each row's reference picture, relative to `folder`; empty where there are none.
@@ -49,7 +49,7 @@ class JudgedSet:
     title: str
     folder: Path
     rows: pd.DataFrame
-    seen: pd.DataFrame
+    photographs: pd.DataFrame
     label: str = "mos"
     official: tuple[str, ...] = ()
     references: tuple[str, ...] = ()
@@ -74,7 +74,7 @@ class JudgedSet:
     @cached_property
     def scenes(self) -> dict[str, leaks.KeyPoints]:
         """Key points of the best picture of each content."""
-        best = self.seen.sort_values(self.label, kind="stable").drop_duplicates("reference", keep="last")
+        best = self.photographs.sort_values(self.label, kind="stable").drop_duplicates("reference", keep="last")
         bar = tqdm(rows_of(best), f"{self.name}: scenes", delay=2, unit="content", disable=None)
         return {str(row.reference): leaks.key_points(read_picture(self.folder, row)) for row in bar}
 
@@ -161,9 +161,9 @@ def open_weak(folder: Path, count: int, seed: int) -> JudgedSet:
             "give the distorted set of a run, or make one with `contrique synthesize`"
         )
     rows = rows.sample(min(len(rows), count), random_state=seed).sort_index().reset_index(drop=True)
-    seen = manifest[(manifest["distortion"] == "") & manifest["reference"].isin(rows["reference"])]
+    photographs = manifest[(manifest["distortion"] == "") & manifest["reference"].isin(rows["reference"])]
     note = f"{len(rows)} synthesized pictures of {rows['reference'].nunique()} photographs"
-    return JudgedSet(WEAK, WEAK, folder, rows, seen, "weak_label", notes=(note,))
+    return JudgedSet(WEAK, WEAK, folder, rows, photographs, "weak_label", notes=(note,))
 
 
 def find_shared_contents(a: JudgedSet, b: JudgedSet, *, bits: int) -> tuple[set[tuple[str, str]], bool]:
@@ -175,9 +175,9 @@ def find_shared_contents(a: JudgedSet, b: JudgedSet, *, bits: int) -> tuple[set[
     Returns:
         pairs (content of a, content of b), and whether key points were compared: only they see a crop.
     """
-    seen = [one.seen.assign(folder=str(one.folder)) for one in (a, b)]
-    pairs = leaks.shared_contents(*seen, bits=bits, loader=lambda row: read_picture(Path(row.folder), row))
-    few = int(a.seen["reference"].nunique()) * int(b.seen["reference"].nunique()) <= MAX_SCENE_PAIRS
+    photographs = [one.photographs.assign(folder=str(one.folder)) for one in (a, b)]
+    pairs = leaks.shared_contents(*photographs, bits=bits, loader=lambda row: read_picture(Path(row.folder), row))
+    few = int(a.photographs["reference"].nunique()) * int(b.photographs["reference"].nunique()) <= MAX_SCENE_PAIRS
     if few:
         pairs |= leaks.same_scenes(a.scenes, b.scenes, f"{a.name}, {b.name}: same scenes")
     return pairs, few

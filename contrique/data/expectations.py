@@ -77,9 +77,9 @@ def list_checks(facts: pd.DataFrame, config: ValidationConfig) -> list[Check]:
             "pictures of another size than the manifest says",
             "build the manifest again",
             "ExpectColumnPairValuesToBeEqual",
-            {"column_A": "declared", "column_B": "found"},
+            {"column_A": "declared", "column_B": "actual"},
             "readable",
-            lambda row: f"{row.image} ({row.found}, not {row.declared})",
+            lambda row: f"{row.image} ({row.actual}, not {row.declared})",
         ),
         Check(
             f"pictures with a width {outside}",

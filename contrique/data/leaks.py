@@ -135,7 +135,9 @@ def merge_contents(manifest: pd.DataFrame, *, bits: int, loader: Loader | None =
 
     reference = manifest["reference"].astype("str").to_numpy()
     names, ids = np.unique(reference, return_inverse=True)
-    pairs = np.array([pair for _, found in _shared(manifest, reference, bits, loader) for pair in found], dtype=np.intp)
+    pairs = np.array(
+        [pair for _, matches in _shared(manifest, reference, bits, loader) for pair in matches], dtype=np.intp
+    )
     rows, columns = ids[pairs.reshape(-1, 2)].T
     graph = coo_matrix((np.ones(len(rows)), (rows, columns)), shape=(len(names), len(names)))
     _, group = connected_components(graph, directed=False)
@@ -157,10 +159,10 @@ def shared_contents(
     both = pd.concat([a, b], ignore_index=True)
     side = np.repeat(["a", "b"], [len(a), len(b)])
     reference = both["reference"].astype("str").to_numpy()
-    found = {(name, name) for name in set(a["reference"]) & set(b["reference"])}
+    contents = {(name, name) for name in set(a["reference"]) & set(b["reference"])}
     for _, pairs in _shared(both, side, bits, loader):
-        found |= {(reference[min(pair)], reference[max(pair)]) for pair in pairs}
-    return found
+        contents |= {(reference[min(pair)], reference[max(pair)]) for pair in pairs}
+    return contents
 
 
 def _shared(
@@ -190,11 +192,11 @@ def _flipped_differs(manifest: pd.DataFrame, a: int, b: int, axes: tuple[int, ..
 
 
 def _refuse(pairs: Sequence[Pair], part: NDArray[Any], label: NDArray[Any], what: str) -> None:
-    found = sorted({(min(pair), max(pair)) for pair in pairs})
-    if found:
-        told = "; ".join(f"{label[a]} ({part[a]}) and {label[b]} ({part[b]})" for a, b in found[:3])
-        more = f"; and {len(found) - 3} more pairs" if len(found) > 3 else ""
-        raise LeakError(f"{what} is in two parts: {told}{more}; remove one of each pair or give them one reference")
+    distinct = sorted({(min(pair), max(pair)) for pair in pairs})
+    if distinct:
+        examples = "; ".join(f"{label[a]} ({part[a]}) and {label[b]} ({part[b]})" for a, b in distinct[:3])
+        more = f"; and {len(distinct) - 3} more pairs" if len(distinct) > 3 else ""
+        raise LeakError(f"{what} is in two parts: {examples}{more}; remove one of each pair or give them one reference")
 
 
 def key_points(picture: images.Picture) -> KeyPoints:
@@ -206,8 +208,8 @@ def key_points(picture: images.Picture) -> KeyPoints:
         places and descriptors. Shapes (K, 2) and (K, 128), K at most 600, zero for a flat picture.
     """
     grey = cv2.cvtColor(images.fit_within(picture, _SCENE_SIDE), cv2.COLOR_RGB2GRAY)
-    found, descriptors = cv2.SIFT.create(nfeatures=_KEY_POINTS).detectAndCompute(grey, None)
-    places = np.array([point.pt for point in found], dtype=np.float32).reshape(-1, 2)
+    points, descriptors = cv2.SIFT.create(nfeatures=_KEY_POINTS).detectAndCompute(grey, None)
+    places = np.array([point.pt for point in points], dtype=np.float32).reshape(-1, 2)
     return places, np.empty((0, 128), np.float32) if descriptors is None else descriptors
 
 
@@ -219,7 +221,7 @@ def matches(a: KeyPoints, b: KeyPoints) -> int:
     if min(len(a[1]), len(b[1])) < 2:
         return 0
     matcher = cv2.BFMatcher()
-    back = {found.queryIdx: found.trainIdx for (found,) in matcher.knnMatch(b[1], a[1], k=1)}
+    back = {match.queryIdx: match.trainIdx for (match,) in matcher.knnMatch(b[1], a[1], k=1)}
     good = [
         (first.queryIdx, first.trainIdx)
         for first, second in matcher.knnMatch(a[1], b[1], k=2)

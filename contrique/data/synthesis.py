@@ -147,10 +147,10 @@ def versions(config: SynthesisConfig) -> list[Version]:
     Raises:
         distortions.DistortionError: an unknown distortion or level.
     """
-    chosen = config.distortions or distortions.NAMES
-    for name, level in itertools.product(chosen, config.levels):
+    selection = config.distortions or distortions.NAMES
+    for name, level in itertools.product(selection, config.levels):
         distortions.parameter(name, level)
-    names = [name for name in distortions.NAMES if name in chosen]
+    names = [name for name in distortions.NAMES if name in selection]
     return [Version("", 0), *itertools.starmap(Version, itertools.product(names, sorted(set(config.levels))))]
 
 
@@ -203,9 +203,9 @@ def _tidy(out: Path, jobs: list[_Job], *, stale: bool) -> None:
     """Remove what a killed run left half-written and what belongs to another set."""
     shards = out / SHARDS
     shards.mkdir(parents=True, exist_ok=True)
-    wanted = {path for job in jobs for path in (job.shard, job.shard.with_suffix(".json"))}
+    expected = {path for job in jobs for path in (job.shard, job.shard.with_suffix(".json"))}
     for path in shards.iterdir():
-        if path not in wanted and path.suffix in (".tar", ".json", ".tmp"):
+        if path not in expected and path.suffix in (".tar", ".json", ".tmp"):
             path.unlink()
     if stale:  # a manifest must never describe shards that are being replaced
         (out / MANIFEST).unlink(missing_ok=True)

@@ -142,7 +142,7 @@ def observe(directory: Path, manifest: pd.DataFrame, config: ValidationConfig) -
         config: how near a near-duplicate is.
     Returns:
         the manifest with more columns, one row for each of its rows: `problem` (why the picture cannot be decoded),
-        `found_sha256`, `declared` and `found` (width x height x channels), `found_width`, `found_height`,
+        `found_sha256`, `declared` and `actual` (width x height x channels), `found_width`, `found_height`,
         `found_channels`, the perceptual hashes of HASHES, `readable`, `judged`, `label`, `labels_needed`,
         `pretraining`, `splits_of_reference`, `near_duplicate_of`, `part_fault` (why a part cannot be used).
     """
@@ -153,7 +153,7 @@ def observe(directory: Path, manifest: pd.DataFrame, config: ValidationConfig) -
     columns = ["problem", "found_sha256", "found_width", "found_height", "found_channels", *HASHES]
     facts = manifest.join(pd.DataFrame(observations, columns=columns, index=manifest.index))
     facts["readable"] = facts["problem"] == ""
-    for what, prefix in (("declared", ""), ("found", "found_")):
+    for what, prefix in (("declared", ""), ("actual", "found_")):
         size = [facts[f"{prefix}{name}"].astype(str) for name in ("width", "height", "channels")]
         facts[what] = size[0] + "x" + size[1] + "x" + size[2]
     facts["judged"] = facts["split"].isin(SPLITS[1:])

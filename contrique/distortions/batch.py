@@ -325,8 +325,8 @@ def quantization(images: Tensor, thresholds: float, draws: Draws) -> Tensor:
     upper = low + ends[:, 1:] / 255 * span
     values = torch.cat([torch.zeros_like(low), upper.float(), torch.ones_like(low)], 1)
     classes = torch.searchsorted(ends, bins)
-    kept = ((histogram > 0).sum(1, keepdim=True) <= count + 1) | (high <= low)
-    return torch.where(kept, flat, values.gather(1, classes)).reshape(images.shape)
+    unchanged = ((histogram > 0).sum(1, keepdim=True) <= count + 1) | (high <= low)
+    return torch.where(unchanged, flat, values.gather(1, classes)).reshape(images.shape)
 
 
 def _otsu_thresholds(histogram: Tensor, thresholds: int) -> Tensor:

@@ -39,9 +39,9 @@ def import_checkpoint(path: Path, out: Path) -> str:
     faults = {arch: _find_faults(state, shapes) for arch, shapes in formats.items()}
     arch = min(faults, key=lambda name: sum(map(len, faults[name].values())))
     if any(faults[arch].values()):
-        shown = "; ".join(f"{what}: {_list_some(which)}" for what, which in faults[arch].items() if which)
+        faulty = "; ".join(f"{what}: {_list_some(which)}" for what, which in faults[arch].items() if which)
         raise EncoderError(
-            f"{path}: no checkpoint of the original ({arch} comes closest): {shown}; download the published file again"
+            f"{path}: no checkpoint of the original ({arch} comes closest): {faulty}; download the published file again"
         )
     encoder = Encoder(arch)
     encoder.load_state_dict({_our_name(key): state[key] for key in formats[arch] if key.startswith("encoder.")})

@@ -138,12 +138,12 @@ def estimate_agreement(
     estimates = {}
     for name in tqdm(metrics, desc=f"bootstrap, {protocol}", delay=2, disable=None):
         metric = name.removesuffix("_logistic")
-        chosen = mapped if name.endswith("_logistic") else pairs
+        columns = mapped if name.endswith("_logistic") else pairs
         estimates[name] = estimate(
-            [statistics.POINT[metric](scores, y[rows]) for rows, scores in chosen],
+            [statistics.POINT[metric](scores, y[rows]) for rows, scores in columns],
             [
                 statistics.RESAMPLED[metric](scores, y[rows], counts[:, np.searchsorted(universe, rows)])
-                for rows, scores in chosen
+                for rows, scores in columns
             ],
         )
     inside = [_estimate_within(s, y[rows], groups[rows], np.ones((1, len(rows))))[0] for rows, s in pairs]

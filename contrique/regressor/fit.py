@@ -61,29 +61,29 @@ def fit_set(features: Path, out: Path, *, config: RegressorConfig) -> RegressorS
     choice = Choice(candidates, labels[validation])
     if len(validation) < MIN_CHOSEN_ON:
         choice = _leave_one_out(values, labels, contents, np.r_[train, validation], sorted(config.alphas))
-    chosen = choose_candidate(choice.candidates, choice.labels)
+    best = choose_candidate(choice.candidates, choice.labels)
     low, high = (0.0, 1.0) if kind == "weak" else (float(labels[train].min()), float(labels[train].max()))
-    residuals = labels[validation] - candidates[chosen]
+    residuals = labels[validation] - candidates[best]
     if len(np.unique(contents[validation])) < ENOUGH_CONTENTS:
-        inner = _predict_residuals(values[train], labels[train], contents[train], models[chosen].alpha)
+        inner = _predict_residuals(values[train], labels[train], contents[train], models[best].alpha)
         residuals = np.concatenate([residuals, inner])
     diagnosis, accuracy = _fit_diagnosis(manifest, values)
     summary = RegressorSummary(
         labels=kind,
         label_low=low,
         label_high=high,
-        alpha=models[chosen].alpha,
+        alpha=models[best].alpha,
         n=len(train),
         contents=len(np.unique(contents[train])),
         validation_n=len(choice.labels),
-        validation_srcc=srcc(choice.candidates[chosen], choice.labels),
+        validation_srcc=srcc(choice.candidates[best], choice.labels),
         features_dim=values.shape[1],
         interval=conformal_radius(residuals),
         interval_n=len(residuals),
         diagnosis_accuracy=accuracy,
     )
     novelty = fit_novelty(values[train], contents[train], values[validation], contents[validation])
-    Head(models[chosen], summary, novelty, diagnosis).save(out)
+    Head(models[best], summary, novelty, diagnosis).save(out)
     return summary
 
 

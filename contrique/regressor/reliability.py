@@ -76,14 +76,14 @@ def fit_novelty(
     """
     generator = np.random.default_rng(seed)
     values, names = np.asarray(train, np.float32), np.asarray(train_contents, dtype=str)
-    kept = np.sort(generator.permutation(len(values))[:BANK])
+    bank = np.sort(generator.permutation(len(values))[:BANK])
     both = np.concatenate([values, np.asarray(others, np.float32).reshape(-1, values.shape[1])])
     groups = np.r_[names, np.asarray(other_contents, dtype=str)]
-    drawn = np.sort(generator.permutation(len(both))[:CALIBRATION])
-    distances = _Index(values[kept]).nearest(both[drawn], groups[drawn, None] == names[kept])
+    sample = np.sort(generator.permutation(len(both))[:CALIBRATION])
+    distances = _Index(values[bank]).nearest(both[sample], groups[sample, None] == names[bank])
     finite = distances[np.isfinite(distances)]
     threshold = float(np.quantile(finite, ALIKE)) if len(finite) else 0.0
-    return Novelty(values[kept], threshold) if threshold > 0 else None
+    return Novelty(values[bank], threshold) if threshold > 0 else None
 
 
 class _Index:

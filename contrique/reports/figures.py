@@ -169,11 +169,11 @@ PROBES = {"probe_type": ("type of distortion", ACCENT, "o"), "probe_level": ("le
 @_styled
 def probe_curve(history: Sequence[Mapping[str, float]]) -> "Figure | None":
     """Accuracy of the linear probes against the step; None if the history has none."""
-    drawn = {name: [entry for entry in history if name in entry] for name in PROBES}
-    if not any(drawn.values()):
+    lines = {name: [entry for entry in history if name in entry] for name in PROBES}
+    if not any(lines.values()):
         return None
     figure, axes = _figure(3.2)
-    for name, entries in drawn.items():
+    for name, entries in lines.items():
         label, colour, marker = PROBES[name]
         steps = [entry["step"] for entry in entries]
         axes.plot(steps, [entry[name] for entry in entries], color=colour, marker=marker, markersize=3.5, label=label)

@@ -91,7 +91,7 @@ def _draw_feature_map(features: Path, seed: int) -> "tuple[str, list[tuple[str, 
     if len(values) < 5:
         return "", []
     distortions = list(manifest["distortion"])
-    drawn = figures.feature_map(figures.embed(values, seed), distortions)
+    figure = figures.feature_map(figures.embed(values, seed), distortions)
     text = f"Scatter of the features of {len(values)} pictures in the plane (t-SNE), marked by distortion"
     legend = [(family, list(own)) for family, own in groupby(figures.keys(distortions), lambda key: key.family)]
-    return figures.svg(drawn, "features", text), legend
+    return figures.svg(figure, "features", text), legend

@@ -101,7 +101,7 @@ def extremes(scores: "pd.DataFrame", *sets: Path) -> dict[str, list[Shown]]:
         (row.image, row.reference): (folder, row) for folder in sets for row in read_manifest(folder).itertuples()
     }
 
-    def shown(row: Any) -> Shown:
+    def tile(row: Any) -> Shown:
         if (row.image, row.reference) not in rows_of:
             raise ReportError(f"{row.image}: judged, but in none of {list(map(str, sets))}; evaluate those sets again")
         folder, source = rows_of[row.image, row.reference]
@@ -109,7 +109,7 @@ def extremes(scores: "pd.DataFrame", *sets: Path) -> dict[str, list[Shown]]:
         uri = _draw_thumbnail(read_picture(folder, source))
         return Shown(uri, row.reference, name, float(row.challenger), float(row.label))
 
-    return {heading: [shown(row) for row in rows.itertuples()] for heading, rows in pick_extremes(scores).items()}
+    return {heading: [tile(row) for row in rows.itertuples()] for heading, rows in pick_extremes(scores).items()}
 
 
 def _draw_thumbnail(pixels: "images.Picture") -> str:

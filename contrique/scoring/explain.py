@@ -92,10 +92,10 @@ def overlay(picture: Picture, heat: Floats, strength: float = 0.6, max_side: int
     """
     import cv2
 
-    drawn = fit_within(picture, max_side)
-    step = STRIDE * drawn.shape[0] / picture.shape[0]
-    colours = _map_colours(np.clip(interpolate(heat, drawn.shape[:2], step), 0, 100) / 100)
-    grey = cv2.cvtColor(drawn, cv2.COLOR_RGB2GRAY)[..., None]
+    reduced = fit_within(picture, max_side)
+    step = STRIDE * reduced.shape[0] / picture.shape[0]
+    colours = _map_colours(np.clip(interpolate(heat, reduced.shape[:2], step), 0, 100) / 100)
+    grey = cv2.cvtColor(reduced, cv2.COLOR_RGB2GRAY)[..., None]
     return np.asarray(np.rint(strength * colours + (1 - strength) * grey), np.uint8)
 
 

@@ -27,7 +27,7 @@ class Rescore:
 
         self.version = scorer.version
         self._scorer = scorer
-        self._found = {row.sha256: (folder, row) for folder in sets for row in read_manifest(folder).itertuples()}
+        self._rows = {row.sha256: (folder, row) for folder in sets for row in read_manifest(folder).itertuples()}
 
     def __call__(self, rows: "pd.DataFrame") -> Scores:
         """Raw scores of manifest rows, in order: not clipped, so that ranks are kept. Shape (N,), float64.
@@ -40,13 +40,13 @@ class Rescore:
 
         from contrique.data.manifest import read_picture
 
-        missing = [row.image for row in rows.itertuples() if row.sha256 not in self._found]
+        missing = [row.image for row in rows.itertuples() if row.sha256 not in self._rows]
         if missing:
             raise ScorerError(
                 f"{len(missing)} pictures to rescore are in none of the picture sets, first {missing[0]}; "
                 "give the sets that the features were extracted from"
             )
-        pictures = (read_picture(*self._found[sha256]) for sha256 in rows["sha256"])
+        pictures = (read_picture(*self._rows[sha256]) for sha256 in rows["sha256"])
         return self._scorer.raw(
             tqdm(pictures, total=len(rows), desc="champion", unit="img", file=sys.stderr, disable=None)
         )

@@ -183,7 +183,7 @@ def _read_levels(records: Sequence[_Record], path: Path) -> list[int]:
 
 def _find_images(records: Sequence[_Record], path: Path) -> list[str]:
     """The file that each record names, as it is called on disk: systems differ in how they compose accents."""
-    found, absent = [], []
+    spellings, absent = [], []
     for record in records:
         name = record.cells["image"]
         if not name:
@@ -195,12 +195,12 @@ def _find_images(records: Sequence[_Record], path: Path) -> list[str]:
         except StorageError as error:
             raise _fault(record, "image", path, "leads out of the folder; give a name below it") from error
         spelling = next((s for s in (name, unicodedata.normalize("NFD", name)) if _is_file(path.parent / s)), "")
-        found.append(spelling)
+        spellings.append(spelling)
         if not spelling:
             absent.append(escape_control(name))
     if absent:
         raise DatasetError(f"{path}: {len(absent)} images are not in the folder, first {absent[:3]}; restore or remove")
-    return found
+    return spellings
 
 
 def _is_file(path: Path) -> bool:

@@ -81,31 +81,31 @@ def read(name: str, folder: Path) -> pd.DataFrame:
     """
     if name not in SETS:
         raise PublicSetError(f"unknown public set '{name}'; choose one of {', '.join(SETS)}")
-    chosen = SETS[name]
+    layout = SETS[name]
     if not folder.is_dir():
-        raise PublicSetError(f"{folder}: no such folder; unpack {chosen.title} from {chosen.home} there")
+        raise PublicSetError(f"{folder}: no such folder; unpack {layout.title} from {layout.home} there")
     files = _index(folder)
-    top, paths = _locate(chosen, folder, files)
+    top, paths = _locate(layout, folder, files)
     try:
-        rows = chosen.rows(*(folder / path for path in paths))
+        rows = layout.rows(*(folder / path for path in paths))
     except PublicSetError:
         raise
     except Exception as error:  # the readers of CSV, MATLAB and Excel files raise many unrelated types
         reason = " ".join(str(error).split()) or type(error).__name__
-        found = ", ".join(paths)
-        raise PublicSetError(f"{folder}: cannot read {found} of {chosen.title} ({reason}); fetch it again") from error
-    _check_scores(chosen, folder, rows)
+        names = ", ".join(paths)
+        raise PublicSetError(f"{folder}: cannot read {names} of {layout.title} ({reason}); fetch it again") from error
+    _check_scores(layout, folder, rows)
     identities = pd.Series([f"{name}:{row.get('reference') or row['image']}" for row in rows])
-    _resolve(chosen, folder, top, files, rows)
+    _resolve(layout, folder, top, files, rows)
     for row in rows:
-        row |= {"kind": "distorted" if row.get("distortion") else "authentic", "source": chosen.home}
-        if chosen.dmos:
-            row["mos"] = chosen.low + chosen.high - row["mos"]
+        row |= {"kind": "distorted" if row.get("distortion") else "authentic", "source": layout.home}
+        if layout.dmos:
+            row["mos"] = layout.low + layout.high - row["mos"]
     frame = as_manifest(describe_rows(rows, folder, name))
     damaged = frame.loc[frame["error"] != "", "error"]
     if len(damaged):
         raise PublicSetError(
-            f"{folder}: {len(damaged)} pictures of {chosen.title} are damaged, first {damaged.iloc[0]}"
+            f"{folder}: {len(damaged)} pictures of {layout.title} are damaged, first {damaged.iloc[0]}"
         )
     if not frame["split"].astype(bool).any():
         frame["split"] = assign_splits(identities)  # as the score files call them, wherever they lie
@@ -124,29 +124,29 @@ def reference_pictures(rows: pd.DataFrame) -> list[str]:
 
 def _index(folder: Path) -> dict[str, str]:
     """Every file below a folder by its path in lower case: downloads and score files disagree in case."""
-    found: dict[str, str] = {}
+    index: dict[str, str] = {}
     for directory, _, names in os.walk(folder):
         at = PurePosixPath(Path(directory).relative_to(folder).as_posix())
-        found |= {(at / name).as_posix().lower(): (at / name).as_posix() for name in names}
-    return found
+        index |= {(at / name).as_posix().lower(): (at / name).as_posix() for name in names}
+    return index
 
 
-def _locate(chosen: PublicSet, folder: Path, files: dict[str, str]) -> tuple[str, list[str]]:
+def _locate(layout: PublicSet, folder: Path, files: dict[str, str]) -> tuple[str, list[str]]:
     """The top of the download, relative to `folder` in lower case, and its score files."""
-    names = [[name.lower() for name in score.split("|")] for score in chosen.scores]
+    names = [[name.lower() for name in score.split("|")] for score in layout.scores]
     tops = [path.removesuffix(name) for path in files for name in names[0] if f"/{path}".endswith(f"/{name}")]
     if not tops:
         raise PublicSetError(
-            f"{folder}: not {chosen.title} as distributed: no {_either(chosen.scores[0])} below it; "
-            f"unpack all of {chosen.home} there"
+            f"{folder}: not {layout.title} as distributed: no {_either(layout.scores[0])} below it; "
+            f"unpack all of {layout.home} there"
         )
     top = min(tops, key=lambda path: (len(path), path))
     paths = [next((files[top + name] for name in either if top + name in files), "") for either in names]
-    absent = [_either(score) for score, path in zip(chosen.scores, paths, strict=True) if not path]
+    absent = [_either(score) for score, path in zip(layout.scores, paths, strict=True) if not path]
     if absent:
         raise PublicSetError(
-            f"{folder}: {chosen.title} is incomplete: no {', no '.join(absent)} beside {paths[0]}; "
-            f"fetch it from {chosen.home}"
+            f"{folder}: {layout.title} is incomplete: no {', no '.join(absent)} beside {paths[0]}; "
+            f"fetch it from {layout.home}"
         )
     return top, paths
 
@@ -155,31 +155,31 @@ def _either(score: str) -> str:
     return score.replace("|", " or ")
 
 
-def _check_scores(chosen: PublicSet, folder: Path, rows: list[Row]) -> None:
+def _check_scores(layout: PublicSet, folder: Path, rows: list[Row]) -> None:
     pictures = len({row["image"].lower() for row in rows})
     contents = len({(row.get("reference") or row["image"]).lower() for row in rows})
-    if (len(rows), pictures, contents) != (chosen.pictures, chosen.pictures, chosen.contents):
+    if (len(rows), pictures, contents) != (layout.pictures, layout.pictures, layout.contents):
         raise PublicSetError(
-            f"{folder}: its scores are {len(rows)} for {pictures} pictures of {contents} contents, {chosen.title} has "
-            f"{chosen.pictures} of {chosen.contents}; fetch the score files from {chosen.home}"
+            f"{folder}: its scores are {len(rows)} for {pictures} pictures of {contents} contents, {layout.title} has "
+            f"{layout.pictures} of {layout.contents}; fetch the score files from {layout.home}"
         )
-    outside = [row for row in rows if not chosen.low <= row["mos"] <= chosen.high]  # NaN too
+    outside = [row for row in rows if not layout.low <= row["mos"] <= layout.high]  # NaN too
     if outside:
         raise PublicSetError(
-            f"{folder}: {len(outside)} scores of {chosen.title} are not in [{chosen.low:g}, {chosen.high:g}], first "
-            f"{outside[0]['image']} with {outside[0]['mos']:g}; fetch the score files from {chosen.home}"
+            f"{folder}: {len(outside)} scores of {layout.title} are not in [{layout.low:g}, {layout.high:g}], first "
+            f"{outside[0]['image']} with {outside[0]['mos']:g}; fetch the score files from {layout.home}"
         )
 
 
-def _resolve(chosen: PublicSet, folder: Path, top: str, files: dict[str, str], rows: list[Row]) -> None:
+def _resolve(layout: PublicSet, folder: Path, top: str, files: dict[str, str], rows: list[Row]) -> None:
     """Replace the names in the score files by those on disk; every picture and every reference must be there."""
     named = {row[column] for row in rows for column in ("image", "reference") if column in row}
     on_disk = {name: files.get(top + name.lower()) for name in named}
     absent = sorted(name for name, path in on_disk.items() if path is None)
     if absent:
         raise PublicSetError(
-            f"{folder}: {len(absent)} of the {len(named)} pictures of {chosen.title} are missing, first "
-            f"{', '.join(absent[:3])}; fetch them from {chosen.home}"
+            f"{folder}: {len(absent)} of the {len(named)} pictures of {layout.title} are missing, first "
+            f"{', '.join(absent[:3])}; fetch them from {layout.home}"
         )
     for row in rows:
         row["reference"] = on_disk[row.get("reference") or row["image"]]

@@ -114,8 +114,8 @@ def write(out: Path) -> None:
 
 def _installed(file: str) -> Path:
     package, _, inside = file.partition("/")
-    found = importlib.util.find_spec(package)
-    folders = found.submodule_search_locations if found else None
+    spec = importlib.util.find_spec(package)
+    folders = spec.submodule_search_locations if spec else None
     path = Path(folders[0]) / inside if folders else None
     if path is None or not path.is_file():
         raise SampleDataError(f"{file}: not installed; install the package with `pip install -e .`")

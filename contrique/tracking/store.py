@@ -128,24 +128,24 @@ class Store:
         A lock that stays with one holder for LOCK_SECONDS is taken for abandoned, and broken.
         """
         lock, client = f"{name}.lock", self.client
-        seen, since = 0, time.monotonic()
+        last, since = 0, time.monotonic()
         while not create_once(
             client.create_registered_model,
             lock,
             description=escape_markdown(f"held by {current_user()}, since {current_time()}"),
         ):
             holder = _read_lock_time(client, lock)
-            if holder != seen:
-                seen, since = holder, time.monotonic()
+            if holder != last:
+                last, since = holder, time.monotonic()
             elif time.monotonic() - since > LOCK_SECONDS:
                 print(f"breaking {lock}: its holder is gone", file=sys.stderr)
                 find_or_none(client.delete_registered_model, lock)  # it may be gone by now: others wait, too
             time.sleep(0.1)
-        taken = _read_lock_time(client, lock)
+        acquired = _read_lock_time(client, lock)
         try:
             yield
         finally:
-            if taken and _read_lock_time(client, lock) == taken:  # else it was broken, and another may hold it
+            if acquired and _read_lock_time(client, lock) == acquired:  # else it was broken, and another may hold it
                 find_or_none(client.delete_registered_model, lock)
 
 

@@ -39,10 +39,10 @@ class Finding:
 
     what: str
     held: bool | None
-    seen: str
+    detail: str
 
     def __str__(self) -> str:
-        return f"{_MARKS[self.held]} {self.what:<48} {self.seen}"
+        return f"{_MARKS[self.held]} {self.what:<48} {self.detail}"
 
 
 class _Absent(ContriqueError):
@@ -62,17 +62,17 @@ def check(cluster: Cluster, data: str, artifacts: str, tell: Callable[[Finding],
     """
     findings: list[Finding] = []
 
-    def note(what: str, held: bool | None, seen: str) -> None:
-        findings.append(Finding(what, held, seen))
+    def note(what: str, held: bool | None, detail: str) -> None:
+        findings.append(Finding(what, held, detail))
         tell(findings[-1])
 
-    def look(what: str, action: Callable[[], T], seen: Callable[[T], str]) -> T | None:
+    def look(what: str, action: Callable[[], T], detail: Callable[[T], str]) -> T | None:
         try:
             value = action()
         except ContriqueError as error:
             note(what, False, str(error).splitlines()[0])
             return None
-        note(what, True, seen(value))
+        note(what, True, detail(value))
         return value
 
     name = f"check-{datetime.datetime.now():%Y%m%d-%H%M%S}"

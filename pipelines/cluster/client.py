@@ -102,7 +102,7 @@ class Cluster:
         fields = cron.split()
         with self._client(pipeline) as client, _compiled(pipeline) as package:
             experiment = client.create_experiment(self.experiment, namespace=self.namespace or None)
-            made = client.create_recurring_run(
+            run = client.create_recurring_run(
                 experiment.experiment_id,
                 name or title(arguments),
                 description=" ".join((pipeline.description or "").split()),
@@ -112,7 +112,7 @@ class Cluster:
                 params=arguments,
                 pipeline_package_path=package,
             )
-            return str(made.recurring_run_id)
+            return str(run.recurring_run_id)
 
     def upload(self, pipeline: dsl.base_component.BaseComponent, version: str, description: str) -> str:
         """Upload a version of a pipeline, for people to run from the UI; the pipeline itself if it is new.
@@ -132,8 +132,8 @@ class Cluster:
                 known = client.upload_pipeline(
                     package, pipeline.name, description=about, namespace=self.namespace or None
                 ).pipeline_id
-            made = client.upload_pipeline_version(package, version, pipeline_id=known, description=description)
-            return str(made.pipeline_version_id)
+            uploaded = client.upload_pipeline_version(package, version, pipeline_id=known, description=description)
+            return str(uploaded.pipeline_version_id)
 
     def _pipeline(self, client: kfp.Client, name: str) -> str:
         """The id of the pipeline of a name in this namespace; empty if there is none.
@@ -141,8 +141,8 @@ class Cluster:
         KFP's own `get_pipeline_id` asks without a namespace, and so finds shared pipelines alone.
         """
         equal = {"operation": "EQUALS", "key": "display_name", "stringValue": name}
-        chosen = json.dumps({"predicates": [equal]})
-        pipelines = client.list_pipelines(namespace=self.namespace or None, filter=chosen).pipelines
+        predicate = json.dumps({"predicates": [equal]})
+        pipelines = client.list_pipelines(namespace=self.namespace or None, filter=predicate).pipelines
         return str(pipelines[0].pipeline_id) if pipelines else ""
 
     def version(self) -> str:

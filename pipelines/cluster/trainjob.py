@@ -59,13 +59,13 @@ def manifest(image: str, *, nodes: int, gpus: int) -> dict[str, Any]:
 def _environment() -> list[dict[str, Any]]:
     """Credentials and endpoints, by reference."""
     secrets = [(*resources.S3_SECRET, False), (*resources.MLFLOW_SECRET, True)]
-    found: list[dict[str, Any]] = []
+    variables: list[dict[str, Any]] = []
     for secret, keys, optional in secrets:
         for key, variable in keys.items():
             reference = {"name": secret, "key": key} | ({"optional": True} if optional else {})
-            found.append({"name": variable, "valueFrom": {"secretKeyRef": reference}})
+            variables.append({"name": variable, "valueFrom": {"secretKeyRef": reference}})
     for keys in (resources.S3_ENDPOINTS, resources.MLFLOW_ENDPOINTS):
         for key, variable in keys.items():
             reference = {"name": resources.ENDPOINTS, "key": key}
-            found.append({"name": variable, "valueFrom": {"configMapKeyRef": reference}})
-    return found
+            variables.append({"name": variable, "valueFrom": {"configMapKeyRef": reference}})
+    return variables

@@ -295,12 +295,12 @@ def run(
         contextlib.redirect_stdout(log),
         warnings.catch_warnings(),
         _kfps_changes_undone(),
-        contextlib.ExitStack() as held,
+        contextlib.ExitStack() as stack,
     ):
         warnings.simplefilter("ignore")  # KFP warns of every resource setting that has no meaning here
         terminal = Terminal(log, screen or terminal_of_process, {"CONTRIQUE_RUN": name})
         if not direct:
-            store = held.enter_context(serve_store(Path(scratch, "store")))
+            store = stack.enter_context(serve_store(Path(scratch, "store")))
             terminal.backend = Backend(store)
         if mounts is not None:
             runner, module, function = _docker_runner(terminal, [*_paths(arguments), *mounts])
@@ -313,7 +313,7 @@ def run(
                 "run_local_subprocess",
             )
             stand_in = terminal.run_task
-        held.enter_context(_handle_signals(terminal.stop))
+        stack.enter_context(_handle_signals(terminal.stop))
         local.init(runner, pipeline_root=str(root))
         original = getattr(module, function)
         setattr(module, function, stand_in)
@@ -378,7 +378,9 @@ def _kfps_changes_undone() -> Iterator[None]:
 
 
 def _paths(arguments: dict[str, Any]) -> list[str]:
-    values = [value for given in arguments.values() for value in (given if isinstance(given, list) else [given])]
+    values = [
+        value for argument in arguments.values() for value in (argument if isinstance(argument, list) else [argument])
+    ]
     return [value for value in values if isinstance(value, str) and value.startswith("/")]
 
 
@@ -419,10 +421,10 @@ def with_retries(pipeline: dsl.base_component.BaseComponent, times: int = 0) -> 
 def _read_run(root: Path) -> Run:
     run = Run(root, {}, {})
     for path in sorted(root.glob("*/*/executor_output.json")):
-        task, told = path.parent.name.replace("-", "_"), json.loads(path.read_text())
-        listed = {name: value["artifacts"][0] for name, value in told.get("artifacts", {}).items()}
+        task, output = path.parent.name.replace("-", "_"), json.loads(path.read_text())
+        listed = {name: value["artifacts"][0] for name, value in output.get("artifacts", {}).items()}
         run.artifacts[task] = {name: Path(one["uri"]) for name, one in listed.items()}
-        run.returned[task] = told.get("parameterValues", {}).get("Output")
+        run.returned[task] = output.get("parameterValues", {}).get("Output")
     return run
 
 

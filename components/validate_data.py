@@ -8,6 +8,7 @@ from components import component
 @component
 def validate_data(
     dataset: dsl.Input[dsl.Dataset],
+    start: str,
     profile: str,
     overrides: dict,
     report: dsl.Output[dsl.HTML],
@@ -18,6 +19,7 @@ def validate_data(
 
     Args:
         dataset: picture set.
+        start: encoder that training starts from; if it is used as it is, no pictures to pretrain on are needed.
         profile: demo or paper.
         overrides: options that differ from the profile.
         report: every expectation and what was observed.
@@ -28,6 +30,7 @@ def validate_data(
 
     from contrique.config import resolve
     from contrique.data.validation import examine
+    from contrique.pretraining.start import limit_data
 
-    limits = resolve(profile, overrides).validation
+    limits = limit_data(resolve(profile, overrides).validation, start, overrides)
     summary.metadata.update(examine(Path(dataset.path), Path(report.path), Path(findings.path), limits).describe())

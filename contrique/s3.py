@@ -98,11 +98,7 @@ def download(url: str, target: Path, *, progress: bool = True) -> int:
         def get(key: str) -> None:
             path = aside / names[key]
             path.parent.mkdir(parents=True, exist_ok=True)
-            head = client.head_object(Bucket=bucket, Key=key)
-            client.download_file(bucket, key, str(path))
-            expected = head["Metadata"].get("sha256")
-            if path.stat().st_size != head["ContentLength"] or (expected and sha256(path) != expected):
-                raise DamagedObject(f"s3://{bucket}/{key}: damaged (its SHA-256 differs); upload the object again")
+            _get(client, bucket, key, path)
 
         return _each(get, keys, "downloading", progress)
 
@@ -116,6 +112,21 @@ def _refuse_objects_as_folders(names: Mapping[str, PurePosixPath], bucket: str) 
                 f"s3://{bucket}/{taken}: an object that is called as the folder of s3://{bucket}/{key}; rename or "
                 "delete one of them"
             )
+
+
+def fetch_object(url: str, target: Path) -> None:
+    """Copy one object to a file, whole or not at all, and check it as `download` does.
+
+    Args:
+        url: `s3://bucket/key`.
+        target: the file to write.
+    Raises:
+        DamagedObject: the object is not what was uploaded.
+        StorageError: no such object, no such bucket, refused credentials, or the server cannot be reached.
+    """
+    bucket, prefix = _bucket_and_prefix(url)
+    with _translate_errors(url), write_aside(target) as aside:
+        _get(connect(), bucket, prefix.rstrip("/"), aside)
 
 
 def list_names(url: str) -> list[str]:
@@ -195,6 +206,14 @@ def connect(settings: Mapping[str, str] | None = None) -> Any:
     return session.client("s3", endpoint_url=settings["AWS_ENDPOINT_URL"], config=options)
 
 
+def _get(client: Any, bucket: str, key: str, path: Path) -> None:
+    head = client.head_object(Bucket=bucket, Key=key)
+    client.download_file(bucket, key, str(path))
+    expected = head["Metadata"].get("sha256")
+    if path.stat().st_size != head["ContentLength"] or (expected and sha256(path) != expected):
+        raise DamagedObject(f"s3://{bucket}/{key}: damaged (its SHA-256 differs); upload the object again")
+
+
 def _objects(client: Any, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
         yield from page.get("Contents", [])
@@ -231,6 +250,7 @@ def _translate_errors(url: str) -> Iterator[None]:
 
 _REFUSED = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy"
 _REMEDIES = {
+    "HeadObject operation: Not Found": "check bucket and key",
     "NoSuchBucket": "create the bucket or correct its name",
     "locate credentials": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     "connect to the endpoint": "check AWS_ENDPOINT_URL and that the server is up",

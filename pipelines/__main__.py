@@ -27,7 +27,15 @@ if TYPE_CHECKING:
 _COUNT = parse_integer(1, 10_000)
 # Arguments of each pipeline that have an option of their own, and what they are by default.
 ARGUMENTS: dict[str, dict[str, Any]] = {
-    "training": {"data": "", "revision": "", "pristine": [], "authentic": [], "profile": "demo", "seed": 0},
+    "training": {
+        "data": "",
+        "encoder": "",
+        "revision": "",
+        "pristine": [],
+        "authentic": [],
+        "profile": "demo",
+        "seed": 0,
+    },
     "scoring": {"data": "", "model": "champion", "fail_on_drift": True, "profile": "demo"},
 }
 
@@ -104,6 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
     training.add_argument("--authentic", action="append", required=True, help="likewise, taken as they are; repeatable")
     training.add_argument("--to", required=True, help="s3:// prefix for checkpoints, encoder and history")
     training.add_argument("--profile", default="paper", help="default: paper")
+    training.add_argument("--encoder", default="", help="to train on from, as of `run`; every machine must reach it")
     add_seed(training)
     add_settings(training, "--param")
     add_output(training, "--out", default=Path("trainjob.yaml"), help="default: trainjob.yaml")
@@ -148,6 +157,11 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_pipeline(parser)
     parser.add_argument("--data", help="labelled data, or pictures to score: folder, git URL or s3:// prefix")
+    parser.add_argument(
+        "--encoder",
+        help="to start from: bundled, a file or folder, s3://..., a version or alias of the registry; used as it is "
+        "unless --minutes or --set pretrain.steps=N is given; default: random weights",
+    )
     parser.add_argument("--revision", help="git revision of data.dvc (default: what the folder holds)")
     parser.add_argument("--pristine", action="append", help="folder of undistorted photographs; repeatable")
     parser.add_argument("--authentic", action="append", help="folder of camera photographs; repeatable")
@@ -181,7 +195,9 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
     arguments["overrides"] = parse_settings(options)
     if not arguments["data"]:
         raise UsageError("no data; give --data FOLDER (`--data .` here, after `make data`, for the sample photographs)")
-    refuse_credentials(arguments["data"], *arguments.get("pristine", ()), *arguments.get("authentic", ()))
+    refuse_credentials(
+        arguments["data"], arguments.get("encoder", ""), *arguments.get("pristine", ()), *arguments.get("authentic", ())
+    )
     # a mistyped option is better found now than by a task
     config = resolve(arguments["profile"], arguments["overrides"])
     _divide(config.pretrain.images, options)
@@ -238,10 +254,13 @@ def trainjob(options: argparse.Namespace) -> None:
     from contrique.config import resolve
     from contrique.files import write_aside
     from contrique.pretraining.launch import command, fill_in
+    from contrique.pretraining.start import Start
     from pipelines.cluster.trainjob import manifest
 
     overrides = parse_settings(options)
     _divide(resolve(options.profile, overrides).pretrain.images, options)
+    if options.encoder and Start.is_frozen(overrides):
+        raise UsageError("--encoder: say how long to train on, by --set pretrain.minutes=N or pretrain.steps=N")
     for place in (*options.pristine, *options.authentic, options.to):
         if not place.startswith("s3://"):
             raise UsageError(f"{place}: every machine must reach it; give an s3:// prefix")
@@ -249,6 +268,7 @@ def trainjob(options: argparse.Namespace) -> None:
     settings = {"pretrain.synthesis": "on_the_fly"} | overrides
     places = {"pristine": options.pristine, "authentic": options.authentic}
     places |= {"checkpoints": [f"{out}/checkpoints"], "publish": [out]}
+    places |= {"encoder": [options.encoder]} if options.encoder else {}
     words = command(places, profile=options.profile, overrides=settings, seed=options.seed)
     job = fill_in(manifest(IMAGE, nodes=options.nodes, gpus=options.gpus), options.name, options.name, words)
     with write_aside(options.out) as aside:
@@ -265,10 +285,10 @@ def run(options: argparse.Namespace) -> None:
     if options.nodes > 1:
         raise UsageError("--nodes: several machines are a cluster's; use `submit`")
     arguments = _arguments(options)
-    for name in ("data", "pristine", "authentic"):
-        if name in arguments:
-            given = arguments[name]
-            arguments[name] = _absolute(given) if isinstance(given, str) else [_absolute(path) for path in given]
+    for name in ("data", "encoder", "pristine", "authentic"):
+        if location := arguments.get(name):
+            absolute = _absolute(location) if isinstance(location, str) else [_absolute(path) for path in location]
+            arguments[name] = absolute
     mounts = [str(Path(folder).resolve()) for folder in options.mount] if options.runner == "docker" else None
     print(summary(runner.run(_pipeline(options), arguments, options.runs, mounts=mounts, direct=options.direct)))
 

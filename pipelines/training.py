@@ -17,6 +17,7 @@ from components.gather_distortions import gather_distortions
 from components.gather_features import gather_features
 from components.keep_champion import keep_champion
 from components.pin_data import pin_data
+from components.pin_encoder import pin_encoder
 from components.pretrain_encoder import pretrain_encoder
 from components.register_model import register_model
 from components.synthesize_distortions import synthesize_distortions
@@ -57,6 +58,7 @@ def build(shards: int = 1, gpus: int = 1, nodes: int = 1, to: str = "") -> dsl.b
     @dsl.pipeline(name="contrique-training", display_name="CONTRIQUE training")
     def training(
         data: str,
+        encoder: str = "",
         profile: str = "demo",
         revision: str = "",
         pristine: list = [],  # noqa: B006 (KFP copies defaults into the compiled document)
@@ -68,7 +70,11 @@ def build(shards: int = 1, gpus: int = 1, nodes: int = 1, to: str = "") -> dsl.b
 
         Args:
             data: Rated pictures: an s3:// prefix, git URL or folder with labels.csv, data.dvc or a picture set.
-            profile: Where the options start from: demo (small, minutes on a laptop) or paper (the published recipe).
+            encoder: What to start from: bundled (the encoder that comes with CONTRIQUE), a version of the registry (3,
+                champion) or an s3:// prefix with encoder.safetensors. It is used as it is, and nothing is pretrained,
+                unless overrides set pretrain.minutes or pretrain.steps. Empty: train one from random weights.
+            profile: Where the options start from: demo (minutes on a laptop), gpu (a quarter of an hour on one GPU) or
+                paper (the published recipe).
             revision: Git revision of data.dvc, if data is a git URL; empty for the newest.
             pristine: Undistorted photographs without labels, as JSON, such as ["s3://bucket/photographs"].
             authentic: Camera photographs without labels, taken as they are, as JSON, such as ["s3://bucket/uploads"].
@@ -78,16 +84,20 @@ def build(shards: int = 1, gpus: int = 1, nodes: int = 1, to: str = "") -> dsl.b
         settings = {"profile": profile, "overrides": overrides}
         sources = {"data": data, "revision": revision, "pristine": pristine, "authentic": authentic}
         with dsl.ExitHandler(equipped(close_run(**settings)), name="training"):
+            start = equipped(pin_encoder(encoder=encoder, **settings))
             pinned = equipped(pin_data(**sources))
             dataset = equipped(fetch_data(pin=pinned.output, **sources)).outputs["dataset"]
-            validated = equipped(validate_data(dataset=dataset, **settings))
+            validated = equipped(validate_data(dataset=dataset, start=encoder, **settings))
             findings = validated.outputs["findings"]
             accepted = equipped(accept_data(findings=findings))
             distorted = distorted_set(dataset, accepted, seed=seed, **settings)
             pictures = {"dataset": dataset, "distorted": distorted}
-            trained = equipped(pretrain_encoder(seed=seed, **pictures, **settings, **spread), pretraining(gpus, nodes))
-            encoder = trained.outputs["encoder"]
-            features = feature_set(encoder=encoder, **pictures, **settings)
+            origin = {"start": encoder, "pin": start.output, "seed": seed}
+            pretrained = equipped(
+                pretrain_encoder(**origin, **pictures, **settings, **spread), pretraining(gpus, nodes)
+            )
+            weights = pretrained.outputs["encoder"]
+            features = feature_set(encoder=weights, **pictures, **settings)
             regressor = equipped(fit_regressor(features=features, **settings)).outputs["regressor"]
             judged = equipped(evaluate_model(features=features, regressor=regressor, seed=seed, **pictures, **settings))
             evaluation = judged.outputs["result"]
@@ -95,7 +105,7 @@ def build(shards: int = 1, gpus: int = 1, nodes: int = 1, to: str = "") -> dsl.b
             verdict = decided.outputs["verdict"]
             # not the picture sets themselves: whoever takes them downloads terabytes
             small = {"extract": judged.outputs["extract"], "verdict": verdict}
-            model = {"encoder": encoder, "regressor": regressor, "evaluation": evaluation, **small}
+            model = {"encoder": weights, "regressor": regressor, "evaluation": evaluation, **small}
             # If AND Else on a component's one returned value: KFP's local runner skips other forms, and calls it
             # success.
             with dsl.If(decided.outputs["Output"] == "promote", name="promote"):

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from contrique.artifacts import ENCODER, REGRESSOR
 from contrique.cli.options import (
@@ -20,10 +20,16 @@ from contrique.cli.options import (
     load_scorer,
     parse_path,
     parse_place,
+    parse_settings,
     read_picture,
     resolve_config,
 )
 from contrique.config import PROFILES, Config
+
+if TYPE_CHECKING:
+    from contrique.pretraining.distributed import World
+    from contrique.pretraining.pretrain import PretrainSummary
+    from contrique.pretraining.start import Start
 
 
 def add_parsers(commands: Any) -> None:
@@ -46,6 +52,12 @@ def add_parsers(commands: Any) -> None:
         "--dataset", type=parse_place, help="picture set instead of such folders; it, too, may be an s3:// prefix"
     )
     command.add_argument("--distorted", type=parse_place, help="what `synthesize` made of it; default: it is made here")
+    command.add_argument(
+        "--encoder",
+        default="",
+        help="encoder to start from: bundled, a file or folder, s3://..., or a version of the registry; used as it is "
+        "unless --minutes, pretrain.steps or pretrain.epochs is given too; default: random weights",
+    )
     add_output(command, "--out", folder=True, required=True, help="folder of the run; an interrupted one goes on")
     command.add_argument(
         "--checkpoints", type=parse_place, help="their folder or s3:// prefix, if pretrain.checkpoints names none"
@@ -102,37 +114,58 @@ def pretrain(options: argparse.Namespace) -> None:
     """Train an encoder, alone or as a process of torchrun."""
     from contrique import s3
     from contrique.artifacts import HISTORY, SUMMARY
+    from contrique.config import resolve
     from contrique.files import write_aside
-    from contrique.pretraining import distributed, pretrain
-    from contrique.tracking.runs import open_current_run
+    from contrique.pretraining import distributed
+    from contrique.registry.start import fetch_encoder
 
     _check_sources(options)
-    config = resolve_config(options)
-    with distributed.process_group() as world:
-        dataset, distorted = _prepare_sets(options, config, fetch_here=world.is_local_main)
-        distributed.wait_for_all()
-        track = open_current_run(config).track if world.is_main and "CONTRIQUE_RUN" in os.environ else None
-        # no part of the configuration: an MLflow run takes but one, and the other tasks of the pipeline log theirs
-        checkpoints = config.pretrain.checkpoints or options.checkpoints or ""
-        summary = pretrain.pretrain(
-            dataset,
-            distorted,
-            options.out,
-            config=dataclasses.replace(config.pretrain, checkpoints=checkpoints),
-            seed=options.seed,
-            track=track,
-            synthesis=config.synthesis,
-        )
+    overrides = parse_settings(options)
+    with (
+        fetch_encoder(options.encoder, resolve(options.profile, overrides).registry) as start,
+        distributed.process_group() as world,
+    ):
+        summary = _train(options, overrides, start, world)
         if world.is_main and options.publish:
             with write_aside(options.out / SUMMARY) as aside:
                 aside.write_text(json.dumps(dataclasses.asdict(summary)))
             for name in (ENCODER, HISTORY, SUMMARY):
                 s3.upload(options.out / name, options.publish)
-    if world.is_main:
+    if world.is_main and start and start.is_frozen(overrides):
+        print(f"{options.out / ENCODER}: {start.name}, as it is; give --minutes or --set pretrain.steps=N to train on")
+    elif world.is_main:
         print(
             f"{options.out / ENCODER}: {summary.steps} steps, {summary.crops} crops, "
             f"loss {summary.loss_first:.3f} to {summary.loss_last:.3f} in {summary.minutes:.1f} minutes"
         )
+
+
+def _train(
+    options: argparse.Namespace, overrides: dict[str, Any], start: "Start | None", world: "World"
+) -> "PretrainSummary":
+    from contrique.config import resolve
+    from contrique.pretraining import distributed, pretrain
+    from contrique.tracking.runs import open_current_run
+
+    overrides = start.adapt(overrides) if start else overrides
+    config = resolve(options.profile, overrides)
+    if start and start.is_frozen(overrides):
+        return pretrain.adopt_encoder(start.file, options.out)
+    dataset, distorted = _prepare_sets(options, config, fetch_here=world.is_local_main)
+    distributed.wait_for_all()
+    track = open_current_run(config).track if world.is_main and "CONTRIQUE_RUN" in os.environ else None
+    # no part of the configuration: an MLflow run takes but one, and the other tasks of the pipeline log theirs
+    checkpoints = config.pretrain.checkpoints or options.checkpoints or ""
+    return pretrain.pretrain(
+        dataset,
+        distorted,
+        options.out,
+        config=dataclasses.replace(config.pretrain, checkpoints=checkpoints),
+        seed=options.seed,
+        track=track,
+        synthesis=config.synthesis,
+        start=start.file if start else None,
+    )
 
 
 def _check_sources(options: argparse.Namespace) -> None:

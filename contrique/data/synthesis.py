@@ -83,7 +83,13 @@ class _Job:
 
 
 def synthesize(
-    source: Path, out: Path, *, seed: int, config: SynthesisConfig, part: tuple[int, int] = (0, 1)
+    source: Path,
+    out: Path,
+    *,
+    seed: int,
+    config: SynthesisConfig,
+    part: tuple[int, int] = (0, 1),
+    may_be_empty: bool = False,
 ) -> SynthesisSummary:
     """Distort every pristine photograph of a picture set.
 
@@ -96,7 +102,8 @@ def synthesize(
         out: folder of the new picture set.
         seed: of every random number.
         config: `workers` changes the time that it takes and nothing else.
-        part: (k, n) makes every n-th shard from the k-th on, for `gather` to join with the others.
+        part: (k, n) makes every n-th shard from the k-th on, for `join_parts` to join with the others.
+        may_be_empty: write an empty set where there is no pristine photograph, instead of an error.
     Raises:
         SynthesisError: no pristine photograph, one that is too small or has changed, a worker that died.
         storage.DiskFull: no room for the set; finished shards are kept.
@@ -106,7 +113,7 @@ def synthesize(
     versions(config)
     manifest = read_manifest(source)
     rows = rows_of(manifest[manifest["kind"] == "pristine"])
-    if not rows:
+    if not rows and not may_be_empty:
         raise SynthesisError(f"{source}: no pristine photographs in it; import some with --pristine")
     jobs = list(_jobs(source, out, rows, seed, config))[part[0] :: part[1]]
     photographs = sum(len(job.rows) for job in jobs)
@@ -129,16 +136,16 @@ def join_parts(
         parts: folders of the parts.
         out, seed, config: as `synthesize`, with the seed and the configuration of the parts.
     Raises:
-        as `synthesize`.
+        as `synthesize`, but for no pristine photograph, which makes an empty set.
     """
     shards = out / SHARDS
-    for path in (path for part in parts for path in sorted((part / SHARDS).iterdir())):
+    for path in (path for part in parts for path in sorted((part / SHARDS).glob("*"))):
         with write_aside(shards / path.name) as aside:
             try:
                 aside.hardlink_to(path)
             except OSError:  # another file system
                 shutil.copyfile(path, aside)
-    return synthesize(source, out, seed=seed, config=config)
+    return synthesize(source, out, seed=seed, config=config, may_be_empty=True)
 
 
 def versions(config: SynthesisConfig) -> list[Version]:

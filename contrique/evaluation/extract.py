@@ -51,7 +51,7 @@ def keep_extract(features: Path, evaluation: Path, sets: Sequence[Path], out: Pa
     parts = []
     for folder in sets:
         rows = read_manifest(folder)
-        parts.append((folder, rows[[key in keys for key in _keys(rows)]]))
+        parts.append((folder, rows.loc[np.array([key in keys for key in _keys(rows)], bool)]))
     missing = keys.difference(*(_keys(rows) for _, rows in parts))
     if missing:
         raise ExtractError(

@@ -13,21 +13,20 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from contrique.artifacts import CHECKPOINTS, ENCODER, SUMMARY
+from contrique.artifacts import CHECKPOINTS, SUMMARY
 from contrique.config import Config, resolve
 from contrique.errors import ContriqueError
+from contrique.pretraining.start import Start
 
 if TYPE_CHECKING:
     from contrique.pretraining.pretrain import PretrainSummary
 
 
 T = TypeVar("T")
-# any of them, set for a run that starts from an encoder, asks for training on
-LENGTHS = frozenset({"pretrain.steps", "pretrain.minutes", "pretrain.epochs"})
 FOLDER = "/tmp/run"  # of the run, in each pod
 NAMESPACE = "CONTRIQUE_NAMESPACE"  # environment variable: where this task runs, and its job shall
 RESULT = "result"  # below a job's prefix: encoder, history and summary
@@ -53,7 +52,7 @@ def pretrain(
     processes: int = 1,
     job: str = "",
     to: str = "",
-    start: Path | None = None,
+    start: Start | None = None,
 ) -> "PretrainSummary":
     """`contrique.pretraining.pretrain.pretrain` for the pipeline run `CONTRIQUE_RUN`, tracked in its MLflow run.
 
@@ -65,8 +64,7 @@ def pretrain(
         processes: on this machine; if more than 1, each has a GPU of its own, or a share of the cores.
         job: a TrainJob as JSON, without name, arguments and run; empty to train on this machine.
         to: `s3://` prefix that the job's data, checkpoints and results go below.
-        start: folder with the `encoder.safetensors` to start from. It is used as it is, frozen, unless an override says
-            how long to train on: one of LENGTHS. Its architecture is taken over unless an override names another.
+        start: the encoder to start from, used as it is unless an override says how long to train on.
     Returns:
         the summary of the run.
     Raises:
@@ -74,21 +72,23 @@ def pretrain(
         ProcessFailed: one of several processes failed.
         ContriqueError: as `contrique.pretraining.pretrain.pretrain`.
     """
-    from contrique.encoder.weights import read_metadata
     from contrique.pretraining import distributed
     from contrique.pretraining.pretrain import adopt_encoder
 
-    if start:
-        overrides = {"pretrain.arch": read_metadata(start / ENCODER)["arch"]} | dict(overrides)
-        if not LENGTHS & overrides.keys():
-            return adopt_encoder(start / ENCODER, out)
+    overrides = start.adapt(overrides) if start else overrides
     settings = resolve(profile, overrides)
-    if not job:
-        weights = start / ENCODER if start else None
-        return distributed.run_processes(processes, _train, dataset, distorted, out, settings, seed, weights)
-    sets = {"dataset": dataset} | ({"distorted": distorted} if settings.pretrain.synthesis == "stored" else {})
-    sets |= {"encoder": start} if start else {}
-    return _on_machines(sets, out, json.loads(job), to.rstrip("/"), profile, overrides, seed)
+    if start and start.is_frozen(overrides):
+        summary = adopt_encoder(start.file, out)
+    elif job:
+        sets = {"dataset": dataset} | ({"distorted": distorted} if settings.pretrain.synthesis == "stored" else {})
+        sets |= {"encoder": start.file} if start else {}
+        summary = _on_machines(sets, out, json.loads(job), to.rstrip("/"), profile, overrides, seed)
+    else:
+        weights = start.file if start else None
+        summary = distributed.run_processes(processes, _train, dataset, distorted, out, settings, seed, weights)
+    summary = replace(summary, start_name=start.name if start else "")
+    (out / SUMMARY).write_text(json.dumps(asdict(summary)))
+    return summary
 
 
 def _train(
@@ -112,8 +112,6 @@ def _train(
         )
         if world.is_main and not settings.pretrain.checkpoints:  # no part of the encoder that later tasks fetch
             shutil.rmtree(out / CHECKPOINTS)
-        if world.is_main:
-            (out / SUMMARY).write_text(json.dumps(asdict(summary)))
     return summary
 
 

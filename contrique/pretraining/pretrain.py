@@ -40,7 +40,9 @@ class PretrainSummary(Facts):
         loss_last: mean loss of the last logged steps.
         minutes: wall time of this run.
         wait_share: fraction of the time after the first batch that was spent waiting for the loader.
-        start: SHA-256 of the encoder that training went on from; empty if it began with random weights.
+        start: SHA-256 of the encoder that training went on from, or that was used as it is; empty if training began
+            with random weights.
+        start_name: whose encoder that was, as `contrique.pretraining.start.Start` names it.
     """
 
     steps: int
@@ -50,6 +52,7 @@ class PretrainSummary(Facts):
     minutes: float
     wait_share: float
     start: str = ""
+    start_name: str = ""
 
 
 def build_pool(

@@ -59,6 +59,9 @@ class Stage:
 
 STAGES: dict[str, Stage] = {
     "pin_data": Stage("Pin the data", "1", "1Gi", 1, False, "the same name can hold other data today", s3=True),
+    "pin_encoder": Stage(
+        "Pin the encoder", "1", "2Gi", 1, False, "the same name can hold another one today", s3=True, mlflow=True
+    ),
     "fetch_data": Stage(
         "Fetch and prove the data", "2", "4Gi", 12, True, "the pin is an input, and names the content", s3=True
     ),

@@ -79,7 +79,7 @@ def validated(fetched: dsl.Artifact, tmp_path: Path, overrides: dict) -> dict[st
     """What validate_data made."""
     kinds = {"report": dsl.HTML, "summary": dsl.Metrics, "findings": dsl.Artifact}
     made = {name: artifact(kind, tmp_path / name) for name, kind in kinds.items()}
-    component("validate_data").python_func(dataset=fetched, profile="demo", overrides=overrides, **made)
+    component("validate_data").python_func(dataset=fetched, start="", profile="demo", overrides=overrides, **made)
     return made
 
 

@@ -32,7 +32,10 @@ from components.pretrain_encoder import pretrain_encoder
 from contrique import s3 as s3_module
 from contrique.artifacts import CHECKPOINTS, ENCODER, HISTORY, SUMMARY
 from contrique.config import RegistryConfig
+from contrique.encoder.network import Encoder
+from contrique.encoder.weights import save_encoder
 from contrique.errors import ContriqueError
+from contrique.files import sha256
 from contrique.pretraining import distributed, launch
 from contrique.pretraining.launch import FOLDER, NAMESPACE, RESULT, LaunchError, fill_in
 from contrique.tracking.runs import Runs
@@ -63,13 +66,20 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "_POLL_SECONDS", 0.05)
 
 
-def pretrained(sets: tuple[Path, Path], out: Path, changed: dict[str, Any] | None = None, **shape: Any) -> dsl.Model:
+def pretrained(
+    sets: tuple[Path, Path],
+    out: Path,
+    changed: dict[str, Any] | None = None,
+    start: str = "",
+    pin: str = "",
+    **shape: Any,
+) -> dsl.Model:
     """What the component makes of the sets, with seed 3."""
     dataset, distorted = (dsl.Dataset(name=path.name, uri=str(path)) for path in sets)
     encoder = dsl.Model(name="encoder", uri=str(out))
     pretrain_encoder.python_func(
         dataset=dataset, distorted=distorted, profile="demo", overrides=OVERRIDES | (changed or {}), seed=3,
-        encoder=encoder, **shape,
+        start=start, pin=pin, encoder=encoder, **shape,
     )  # fmt: skip
     return encoder
 
@@ -102,7 +112,7 @@ class TestSeveralProcesses:
         def alone(dataset: str, distorted: str, overrides: dict) -> None:
             given = [dsl.importer(artifact_uri=uri, artifact_class=dsl.Dataset) for uri in (dataset, distorted)]
             pictures = {"dataset": given[0].output, "distorted": given[1].output}
-            pretrain_encoder(**pictures, profile="demo", overrides=overrides, seed=3, processes=2)
+            pretrain_encoder(**pictures, profile="demo", overrides=overrides, seed=3, processes=2, start="", pin="")
 
         places = dict(zip(("dataset", "distorted"), map(str, sets), strict=True))
         done = runner.run(alone, {**places, "overrides": OVERRIDES}, tmp_path / "runs", io.StringIO())
@@ -340,6 +350,21 @@ class TestSeveralMachines:
         kubernetes.work = work
         pretrained(sets, tmp_path / "out", {"pretrain.synthesis": "on_the_fly"}, job=JOB, to=prefix)
         assert kubernetes.failure is None
+
+    @pytest.mark.slow
+    def test_they_train_on_from_the_same_encoder(self, sets, tmp_path, kubernetes, prefix):
+        """It travels through S3, as the pictures do; nothing of it stays there."""
+        start = tmp_path / "mine.safetensors"
+        save_encoder(Encoder("resnet18", seed=7), start)
+        kubernetes.work = machines(tmp_path)
+        far = pretrained(sets, tmp_path / "far", start=str(start), job=JOB, to=prefix)
+        assert kubernetes.failure is None
+        near = pretrained(sets, tmp_path / "near", start=str(start), processes=2)
+        weights = [load_file(tmp_path / which / ENCODER) for which in ("far", "near")]
+        assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+        assert far.metadata["start"] == near.metadata["start"] == sha256(start)
+        assert far.metadata["start_name"] == near.metadata["start_name"] == str(start)
+        assert s3_module.list_names(f"{prefix}/{NAME}") == ["checkpoints", "result"]
 
     def test_a_failed_job_is_named_and_kept(self, sets, tmp_path, kubernetes, prefix):
         kubernetes.coming = ["Running", "Failed"]

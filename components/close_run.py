@@ -11,7 +11,7 @@ def close_run(status: dsl.PipelineTaskFinalStatus, profile: str, overrides: dict
 
     Args:
         status: how the pipeline ended.
-        profile: demo or paper.
+        profile: demo, gpu or paper.
         overrides: options that differ from the profile.
     """
     from contrique import config

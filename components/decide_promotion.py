@@ -16,7 +16,7 @@ def decide_promotion(
 
     Args:
         evaluation: folder with evaluation.json and test_scores.parquet.
-        profile: demo or paper.
+        profile: demo, gpu or paper.
         overrides: options that differ from the profile.
         verdict: JSON file with promote, reason, numbers and thresholds.
     """

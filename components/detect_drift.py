@@ -18,7 +18,7 @@ def detect_drift(
 
     Args:
         scores: folder with scores.parquet and the model's reference.
-        profile: demo or paper.
+        profile: demo, gpu or paper.
         overrides: options that differ from the profile.
         verdict: JSON file: drifted or not, and every number behind it.
         report: the same for people.

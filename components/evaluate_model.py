@@ -25,7 +25,7 @@ def evaluate_model(
         distorted: synthesized picture set, read by the champion.
         features: feature set of the challenger.
         regressor: folder with ridge.npz and regressor.json.
-        profile: demo or paper.
+        profile: demo, gpu or paper.
         overrides: options that differ from the profile.
         seed: of the splits and of the resampling behind each interval.
         result: folder with evaluation.json and test_scores.parquet.

@@ -22,7 +22,7 @@ def extract_features(
         dataset: validated picture set.
         distorted: synthesized picture set.
         encoder: folder with encoder.safetensors.
-        profile: demo or paper.
+        profile: demo, gpu or paper.
         overrides: options that differ from the profile.
         features: folder with manifest.parquet and features.npz, row by row alike.
         part: makes this one of `parts` parts, for gather_features to join.

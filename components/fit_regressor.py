@@ -16,7 +16,7 @@ def fit_regressor(
 
     Args:
         features: feature set.
-        profile: demo or paper.
+        profile: demo, gpu or paper.
         overrides: options that differ from the profile.
         regressor: folder with ridge.npz, regressor.json and drift.npz.
     """

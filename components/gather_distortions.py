@@ -21,7 +21,7 @@ def gather_distortions(
     Args:
         dataset: validated picture set.
         parts: picture sets with some of the shards each.
-        profile: demo or paper.
+        profile: demo, gpu or paper.
         overrides: options that differ from the profile.
         seed: that the parts were made with.
         distorted: picture set of all distorted pictures.

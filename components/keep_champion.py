@@ -18,7 +18,7 @@ def keep_champion(
     Args:
         extract: folder with lineage.json.
         verdict: JSON file of the gate.
-        profile: demo or paper.
+        profile: demo, gpu or paper.
         overrides: options that differ from the profile.
         tracking: where the MLflow run is.
 

@@ -24,7 +24,7 @@ def pretrain_encoder(
     Args:
         dataset: validated picture set; its authentic photographs are one half of each batch.
         distorted: synthesized picture set, the other half.
-        profile: demo or paper.
+        profile: demo, gpu or paper.
         overrides: options that differ from the profile.
         seed: of the weights, the batches and the crops.
         start: encoder that training starts from, as `pin_encoder` takes it; empty for random weights.

@@ -24,7 +24,7 @@ def register_model(
         regressor: folder with ridge.npz and regressor.json.
         evaluation: folder with evaluation.json.
         verdict: JSON file of the gate.
-        profile: demo or paper.
+        profile: demo, gpu or paper.
         overrides: options that differ from the profile.
         tracking: where the MLflow run is.
 

@@ -18,7 +18,7 @@ def score_pictures(
     Args:
         data: folder or s3:// prefix.
         model: version or alias in the registry.
-        profile: demo or paper.
+        profile: demo, gpu or paper.
         overrides: options that differ from the profile.
         scores: folder with scores.parquet and the model's reference.
     """

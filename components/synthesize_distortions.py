@@ -19,7 +19,7 @@ def synthesize_distortions(
 
     Args:
         dataset: validated picture set.
-        profile: demo or paper.
+        profile: demo, gpu or paper.
         overrides: options that differ from the profile.
         seed: of every random draw; the same seed gives the same bytes.
         distorted: picture set of the distorted pictures; empty if there is no pristine photograph.

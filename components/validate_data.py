@@ -20,7 +20,7 @@ def validate_data(
     Args:
         dataset: picture set.
         start: encoder that training starts from; if it is used as it is, no pictures to pretrain on are needed.
-        profile: demo or paper.
+        profile: demo, gpu or paper.
         overrides: options that differ from the profile.
         report: every expectation and what was observed.
         summary: counts of what was checked, as the run page shows them.

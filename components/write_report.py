@@ -28,7 +28,7 @@ def write_report(
         evaluation: folder with evaluation.json and test_scores.parquet.
         verdict: JSON file of the gate.
         outcome: name, version and alias of the registered model, or of the champion that stayed.
-        profile: demo or paper.
+        profile: demo, gpu or paper.
         overrides: options that differ from the profile.
         report: the page.
     """

@@ -120,6 +120,7 @@ class FeaturesConfig:
     """Frozen two-scale features (spec section 5)."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
+    backend: Literal["torch", "auto", "onnx", "openvino"] = "torch"  # auto: the fastest that agrees, measured once
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", help="git revision of data.dvc (default: what the folder holds)")
     parser.add_argument("--pristine", action="append", help="folder of undistorted photographs; repeatable")
     parser.add_argument("--authentic", action="append", help="folder of camera photographs; repeatable")
-    parser.add_argument("--profile", help="demo (minutes on a laptop) or paper; default: demo")
+    parser.add_argument("--profile", help="demo (minutes on a laptop), gpu or paper; default: demo")
     add_minutes(parser)
     parser.add_argument("--seed", type=parse_integer(0, 2**32 - 1), help="default: 0")
     add_settings(parser, "--param", also="an argument of the pipeline, such as profile=paper")

@@ -10,7 +10,7 @@ import numpy as np
 
 from contrique.artifacts import FEATURES
 from contrique.config import FeaturesConfig
-from contrique.encoder.features import Features, extract
+from contrique.encoder.features import Features, extract_batch
 from contrique.files import write_aside
 
 if TYPE_CHECKING:
@@ -33,20 +33,22 @@ def extract_set(
         distorted: the picture set synthesized from it.
         encoder: a `.safetensors` file.
         out: folder to write: `manifest.parquet` and `features.npz` (arrays `features` and `images`), row by row alike.
-        config: precision.
+        config: precision, and what runs the encoder.
         part: (k, n) takes the k-th of n equal runs of the rows, for `gather` to join with the others.
     Returns:
         the number of pictures.
     """
     import pandas as pd
-    import torch
 
     from contrique.data.manifest import read_manifest, read_picture, write_manifest
     from contrique.data.splits import judged_rows
-    from contrique.encoder.weights import load_encoder
+    from contrique.encoder.parity import load_backend
+    from contrique.encoder.weights import EncoderFile
 
     config = config or FeaturesConfig()
-    net = load_encoder(encoder).to("cuda" if torch.cuda.is_available() else "cpu")
+    file = EncoderFile(encoder)
+    # there is no head yet whose scores could be compared: features alone are
+    _, backend = load_backend(config.backend, file, config.precision, lambda features: np.zeros(len(features)))
     labelled, synthesized = read_manifest(dataset), read_manifest(distorted)
     judged = judged_rows(labelled)
     weak = synthesized[synthesized["weak_label"].notna()]
@@ -55,7 +57,8 @@ def extract_set(
     mine = slice(*(len(rows) * k // part[1] for k in (part[0], part[0] + 1)))
     rows, folders = rows[mine], folders[mine]
     pictures = (read_picture(folder, row) for folder, row in zip(folders, rows.itertuples(), strict=True))
-    features = extract(_show_progress(pictures, len(rows), "features"), net, config.precision)
+    batches = [extract_batch(picture[None], backend) for picture in _show_progress(pictures, len(rows), "features")]
+    features = np.concatenate([np.empty((0, 2 * file.width), np.float32), *batches])
     with write_aside(out) as aside:
         aside.mkdir()
         write_manifest(rows, aside)

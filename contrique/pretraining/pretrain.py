@@ -43,6 +43,7 @@ class PretrainSummary(Facts):
         start: SHA-256 of the encoder that training went on from, or that was used as it is; empty if training began
             with random weights.
         start_name: whose encoder that was, as `contrique.pretraining.start.Start` names it.
+        frozen: whether it was used as it is; steps and crops are then those of its own training.
     """
 
     steps: int
@@ -53,6 +54,7 @@ class PretrainSummary(Facts):
     wait_share: float
     start: str = ""
     start_name: str = ""
+    frozen: bool = False
 
 
 def build_pool(
@@ -164,7 +166,7 @@ def pretrain(
         loss_last=sum(losses[-tail:]) / tail,
         minutes=minutes,
         wait_share=waited,
-        **trainer.start,
+        start=trainer.start.get("start", ""),
     )
 
 
@@ -192,6 +194,7 @@ def adopt_encoder(start: Path, out: Path) -> PretrainSummary:
         minutes=0.0,
         wait_share=0.0,
         start=sha256(start),
+        frozen=True,
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from contrique.artifacts import DESCRIPTION
+from contrique.artifacts import DESCRIPTION, SUMMARY
 from contrique.integrity import hash_model
 from contrique.tracking.store import RegistryError
 
@@ -16,7 +16,7 @@ class Candidate:
     """A model that was judged, as files.
 
     Attributes:
-        encoder: `encoder.safetensors`.
+        encoder: `encoder.safetensors`, with `summary.json` of its pretraining beside it, if there is one.
         regressor: folder with `ridge.npz` and `regressor.json`.
         evaluation: `evaluation.json`, with `test_scores.parquet` beside it.
         verdict: JSON of a Verdict.
@@ -80,7 +80,17 @@ def read_facts(candidate: Candidate) -> Facts:
         "srcc.interval": f"{srcc['low']:.4f} to {srcc['high']:.4f}",
         "srcc.n": str(srcc["n"]),
     }
+    tags |= _name_start(candidate.encoder.with_name(SUMMARY))
     return Facts(expected_champion, reason, tags | hash_model(candidate.encoder, candidate.regressor))
+
+
+def _name_start(summary: Path) -> dict[str, str]:
+    """Whose encoder this one began as, by name and SHA-256; nothing for one that began with random weights."""
+    origin = read_json(summary) if summary.is_file() else {}
+    if not origin.get("start"):
+        return {}
+    use = "as it is" if origin["frozen"] else f"trained on for {origin['steps']} steps"
+    return {"encoder.start": str(origin["start_name"]), "encoder.start.hash": str(origin["start"]), "encoder.use": use}
 
 
 def read_json(path: Path) -> dict[str, Any]:

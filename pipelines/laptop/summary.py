@@ -54,7 +54,7 @@ def _of_training(run: Run) -> str:
     lines = [
         "",
         f"Data      {lineage['hash']}: {lineage['rows']} pictures ({counts})",
-        f"Training  {trained['steps']} steps, loss {trained['loss_first']:.3f} first, {trained['loss_last']:.3f} last",
+        f"Encoder   {_name_start(trained)}",
         f"Labels    {LABELS[evaluation['labels']]}",
         *_figures(evaluation["protocol"]),
         *_figures(evaluation["opinion_unaware"]),
@@ -67,6 +67,14 @@ def _of_training(run: Run) -> str:
         *(f"  {what:<24}{command}" for what, command in _next_steps()),
     ]
     return "\n".join(lines)
+
+
+def _name_start(trained: dict[str, Any]) -> str:
+    """Whose the encoder is, and what was done with it."""
+    if trained["frozen"]:
+        return f"{trained['start_name']}, as it is; nothing was pretrained"
+    steps = f"{trained['steps']} steps, loss {trained['loss_first']:.3f} first, {trained['loss_last']:.3f} last"
+    return f"{steps}, on from {trained['start_name']}" if trained["start"] else f"{steps}, from random weights"
 
 
 def _figures(judgement: dict[str, Any] | None) -> list[str]:

@@ -3,6 +3,7 @@
 import builtins
 import contextlib
 import io
+import itertools
 import json
 import logging
 import os
@@ -26,9 +27,13 @@ from kfp.local.logging_utils import indented_print, local_logger_context
 from processes import VARIABLE, survivors
 
 from contrique import images
+from contrique.artifacts import ENCODER
 from contrique.config import RegistryConfig
 from contrique.data.manifest import as_manifest, inspect_file, read_manifest, write_manifest
+from contrique.encoder.weights import read_metadata
+from contrique.files import sha256
 from contrique.registry.versions import Registry
+from contrique.scoring import bundled
 from contrique.sources.dvc_pin import list_files, publish, read_pin
 from contrique.tracking.runs import PIPELINE_RUN
 from contrique.tracking.store import Store
@@ -144,7 +149,9 @@ def promoted(place: Path) -> Finished:
 
 @pytest.fixture(scope="module")
 def held(place: Path, promoted: Finished) -> Finished:
-    return finished(place, "--shards", "2", **{"gate.floor": 1.1, "pretrain.steps": 1})
+    """Its encoder is the champion's, trained on for a step."""
+    settings = {"gate.floor": 1.1, "pretrain.steps": 1}
+    return finished(place, "--shards", "2", "--encoder", "champion", **settings)
 
 
 def ran(run: Finished) -> set[str]:
@@ -158,7 +165,7 @@ class TestPromote:
         assert (promoted.status, promoted.err) == (0, "")
         lines = promoted.out.splitlines()
         assert re.search(r"Data      [0-9a-f]{32}\.dir: 10 pictures", promoted.out)
-        assert re.search(r"Training  3 steps, loss \d+\.\d+ first, \d+\.\d+ last", promoted.out)
+        assert re.search(r"Encoder   3 steps, loss \d+\.\d+ first, \d+\.\d+ last, from random weights", promoted.out)
         for metric in ("SRCC", "PLCC", "KRCC", "RMSE"):
             assert re.search(rf"{metric}.* -?\d\.\d+  \[-?\d\.\d+, -?\d\.\d+\]  n = \d+", promoted.out), metric
         assert [line for line in lines if line.startswith("Labels    weak labels")]
@@ -170,7 +177,7 @@ class TestPromote:
     def test_every_stage_ran_and_one_branch(self, promoted):
         assert "register-model" in ran(promoted)
         assert "keep-champion" not in ran(promoted)
-        assert len(ran(promoted)) == 13
+        assert len(ran(promoted)) == 14
 
     def test_the_run_page_links_to_mlflow(self, promoted):
         (page,) = promoted.root.glob("*/register-model/tracking")
@@ -216,7 +223,7 @@ class TestPromote:
         for one in made:
             assert {"display_name", "store_session_info"} <= one["metadata"].keys()
             assert {type(value) for value in one["metadata"].values()} <= {str, float}
-        assert (promoted.root / "run.log").read_text().count("KFP carries to this task") == 13
+        assert (promoted.root / "run.log").read_text().count("KFP carries to this task") == 14
 
     def test_no_artifact_holds_what_a_store_cannot(self, promoted):
         paths = [path for folder in promoted.root.glob("contrique-training-*/*") for path in folder.rglob("*")]
@@ -243,6 +250,11 @@ class TestHold:
         assert "keep-champion" in ran(held)
         assert "register-model" not in ran(held)
 
+    def test_it_trained_on_from_the_champion(self, promoted, held):
+        assert re.search(r"Encoder   1 steps, .* on from version 1 of contrique", held.out)
+        start, on = (next(each.root.glob("*/pretrain-encoder/encoder")) for each in (promoted, held))
+        assert read_metadata(on / ENCODER)["start"] == sha256(start / ENCODER)
+
     def test_fanned_out_it_is_the_same_data(self, promoted, held):
         """This run made the distorted pictures in two parts, and the features too."""
         one, two = (
@@ -257,6 +269,37 @@ class TestHold:
         evaluation = json.loads((result / "evaluation.json").read_text())
         assert evaluation["champion_version"] == "1"
         assert evaluation["champion"]["n"] == evaluation["challenger"]["n"]
+
+
+@pytest.mark.slow
+@pytest.mark.pipeline
+class TestFrozen:
+    """Rated pictures and an encoder that exists: nothing to pretrain on, and nothing pretrained."""
+
+    def test_rated_pictures_alone_make_a_champion(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        rated = Path("rated")
+        rated.mkdir()
+        rows = ["image,reference,distortion,level,mos"]
+        for scene, blur in itertools.product(range(10), range(4)):
+            pixels = scipy.ndimage.gaussian_filter(photograph(scene), (blur, blur, 0))
+            (rated / f"{scene}-{blur}.png").write_bytes(images.encode_png(pixels))
+            name = f"gaussian_blur,{blur}" if blur else ","
+            rows.append(f"{scene}-{blur}.png,scene {scene},{name},{5 - blur - scene / 100}")
+        (rated / "labels.csv").write_text("\n".join(rows))
+        out, err = io.StringIO(), io.StringIO()
+        limits = [f"--set={name}={TINY[name]}" for name in TINY if name.startswith(("validation", "evaluation", "reg"))]
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = main(["run", "--data", "rated", "--encoder", "bundled", *limits])
+        assert (status, err.getvalue()) == (0, "")
+        text = out.getvalue()
+        assert "Encoder   bundled, as it is; nothing was pretrained" in text
+        assert "Labels    human opinion scores" in text
+        assert "Registry  contrique version 1, alias champion" in text
+        assert float(re.search(r"SRCC +(\d\.\d+)", text)[1]) > 0.8
+        tags = Registry(CONFIG).find_version("1").tags
+        expected = ("bundled", bundled.SHA256[ENCODER], "as it is")
+        assert tuple(tags[f"encoder.{name}"] for name in ("start", "start.hash", "use")) == expected
 
 
 @pytest.fixture(scope="module")

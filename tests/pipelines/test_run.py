@@ -278,6 +278,7 @@ class TestFrozen:
 
     def test_rated_pictures_alone_make_a_champion(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # MLflow sets it for this process
         rated = Path("rated")
         rated.mkdir()
         rows = ["image,reference,distortion,level,mos"]

@@ -112,7 +112,7 @@ def trained_here(
 
 def collect_facts(trained: Trained) -> dict[str, Any]:
     """What page and card both say."""
-    from contrique.artifacts import ENCODER, HISTORY
+    from contrique.artifacts import ENCODER, HISTORY, SUMMARY
     from contrique.encoder.weights import read_metadata
     from contrique.evaluation.judgement import TEST_PART
     from contrique.regressor.head import Head
@@ -125,6 +125,7 @@ def collect_facts(trained: Trained) -> dict[str, Any]:
     judged, verdict = read_json(trained.evaluation / "evaluation.json"), read_json(trained.verdict)
     return {
         "lineage": read_json(trained.extract / "lineage.json"),
+        "start": _read_start(trained.encoder / SUMMARY),
         "history": list(read_json_lines(trained.encoder / HISTORY)),
         "recipe": recipe,
         "encoder_hash": sha256(weights),
@@ -148,6 +149,12 @@ def collect_facts(trained: Trained) -> dict[str, Any]:
         "run": trained.run,
         "code": trained.code,
     }
+
+
+def _read_start(summary: Path) -> dict[str, Any]:
+    """Whose encoder this one began as: `start_name`, `start` (SHA-256) and `frozen`; empty for random weights."""
+    origin = read_json(summary) if summary.is_file() else {}
+    return origin if origin.get("start") else {}
 
 
 def describe_interval(head: "Head") -> str:

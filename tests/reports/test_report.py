@@ -243,6 +243,25 @@ def test_a_run_without_probes_has_one_curve(given, tmp_path):
     assert "linear probe" not in text
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+def test_page_and_card_say_whose_encoder_it_was(given, frozen, tmp_path):
+    """Also if its name is markup, and how to make the model again."""
+    folder = tmp_path / "encoder"
+    shutil.copytree(given["trained"].encoder, folder)
+    origin = {"start": "ab" * 32, "start_name": "runs/<b>mine</b>", "frozen": frozen, "steps": 300}
+    (folder / "summary.json").write_text(json.dumps(origin))
+    if frozen:
+        (folder / "history.jsonl").write_text("")
+    trained = dataclasses.replace(given["trained"], encoder=folder, config=resolve("demo"))
+    card, text = model_card(trained), written(tmp_path, given, trained=trained)
+    assert f"SHA-256 {'ab' * 32}, {'used as it is' if frozen else 'trained on from'} |" in card
+    assert ("nothing was pretrained" in text) == frozen
+    assert "<b>mine" not in text
+    (command,) = (line for line in card.splitlines() if "--encoder 'runs/" in line)
+    assert "<b>mine" not in card.replace(command, ""), "but in code"
+    assert ("--param pretrain.steps=300" in card) != frozen
+
+
 @pytest.mark.parametrize(
     ("name", "file"),
     [

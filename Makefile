@@ -33,6 +33,9 @@ TESTS := $(shell ls -S tests/test_*.py tests/*/test_*.py)
 SLOW := $(shell grep -l mark.slow $(TESTS))
 FAULTS := tests/pipelines/test_faults.py tests/pretraining/test_launch.py tests/registry/test_registry.py::TestFaults
 QUICK := $(filter-out $(SLOW),$(TESTS))
+# Of the demo: a few gentle steps, which show that training goes on and undo nothing of what the encoder has learned.
+GENTLY := $(foreach setting,pretrain.steps=3 pretrain.images=20 pretrain.crop=96 pretrain.lr=1e-5 pretrain.calibration=0 \
+	pretrain.probe_every=0 synthesis.max_side=384 features.backend=auto,--set $(setting))
 BATCHES := batch-1 batch-2 batch-3 batch-4 batch-5 batch-6
 
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -59,7 +62,7 @@ data: setup ## pull the sample photographs with DVC
 	@$(BIN)/dvc pull
 
 demo: setup data ## the whole pipeline on the sample photographs, minutes on a laptop
-	@$(BIN)/python -m pipelines run --data . --profile demo --seed 0
+	@$(BIN)/python -m pipelines run --data . --encoder bundled --profile demo --seed 0 $(GENTLY)
 
 test: setup ## the tests, two processes at a time; one file: make tests/test_gate.py
 	@PYTEST_ADDOPTS="$(FAULTS:%=--deselect=%)" $(MAKE) --jobs 2 --keep-going --output-sync=target $(filter-out $(FAULTS),$(SLOW)) $(BATCHES)
@@ -116,7 +119,7 @@ demo-stack: stack ## the demo against the stack: data, checkpoints and models in
 	@$(BIN)/dvc --cd .stack/project remote modify --quiet s3 verify true
 	@exports=$$($(BIN)/python -m pipelines stack env); eval "$$exports"; \
 		$(BIN)/python -m contrique.sources.sample .stack/project; \
-		$(BIN)/python -m pipelines run --data .stack/project --profile demo --seed 0 \
+		$(BIN)/python -m pipelines run --data .stack/project --encoder bundled --profile demo --seed 0 $(GENTLY) \
 			--param pretrain.checkpoints=s3://contrique/checkpoints/$$(date +%Y%m%d-%H%M%S)
 	@echo; echo 'The stack is still up: make stack-stop ends it'
 

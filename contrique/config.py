@@ -80,9 +80,9 @@ class PretrainConfig:
     sampler: Literal["uniform", "balanced"] = "uniform"
     contents_per_class: Positive = 3  # of the balanced sampler
     synthesis: Literal["stored", "on_the_fly"] = "stored"  # distorted pictures: read, or made as they are needed
-    calibration: Count = (
-        0  # batches of RGB views for the final batch-norm statistics; 0: the running ones, as published
-    )
+    # batches of RGB views for the final batch-norm statistics; 0: the running ones, as published, or those of the
+    # encoder that training goes on from
+    calibration: Count = 0
     colour_spaces: Annotated[tuple[ColourSpace, ...], MinLen(1)] = (
         "gray",
         "lab",

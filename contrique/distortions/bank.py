@@ -1,15 +1,11 @@
 """The 25 distortions at 5 levels by name and number, and one picture distorted on the CPU (spec section 6)."""
 
 import hashlib
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from contrique.distortions.kernels import KERNELS, Draws, Image
 from contrique.errors import ContriqueError
-
-if TYPE_CHECKING:
-    pass
 
 # name -> the parameter at levels 1 to 5; the order is the numbering 1 to 25 of KADIS.
 LEVELS: dict[str, tuple[float, ...]] = {

@@ -72,6 +72,8 @@ class Trainer:
         self.start = (
             {"start": _copy_weights(start, self.encoder)} if start else {}
         )  # nothing, so that no recipe changes
+        if start and not config.calibration:
+            _keep_statistics(self.encoder)
         projector = Projector(self.encoder.width, config.projection, seed).to(self.device)
         if config.channels_last:
             self.encoder = self.encoder.to(memory_format=torch.channels_last)
@@ -208,6 +210,13 @@ def _copy_weights(start: Path, encoder: Encoder) -> str:
         )
     encoder.load_state_dict(source.state_dict())
     return sha256(start)
+
+
+def _keep_statistics(encoder: Encoder) -> None:
+    """Let training leave the batch-norm statistics as they are: those of a few small batches are worse."""
+    for layer in encoder.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.momentum = 0.0
 
 
 def _create_optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.Optimizer:

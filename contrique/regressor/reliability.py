@@ -11,6 +11,10 @@ from numpy.typing import ArrayLike, NDArray
 
 COVERAGE: Final = 0.9  # of the interval
 ALIKE: Final = 0.99  # share of pictures like the training ones that raise no warning
+# a score's warning, of how many times as far a picture is
+UNLIKE: Final = (
+    f"unlike the training pictures ({{:.1f}} times as far from them as {100 * ALIKE:g} % of pictures like them)"
+)
 NEIGHBOURS: Final = 5
 BANK: Final = 1000  # training pictures kept for comparison: 4 MB for ResNet-18, 16 MB for ResNet-50
 CALIBRATION: Final = 2000  # pictures that set the threshold, at most

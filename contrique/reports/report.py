@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from contrique.artifacts import TEST_SCORES
 from contrique.files import write_aside
 from contrique.reports.card import render_card
 from contrique.reports.facts import Trained, collect_facts, read_json, read_text
@@ -41,7 +42,7 @@ def write(
 
     facts = collect_facts(trained)
     card = render_card(facts)
-    scores = pd.read_parquet(trained.evaluation / "test_scores.parquet")
+    scores = pd.read_parquet(trained.evaluation / TEST_SCORES)
     html = render(
         "report.html",
         facts

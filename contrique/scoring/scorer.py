@@ -13,6 +13,7 @@ from contrique.encoder.features import extract_batch, interpolate, local_product
 from contrique.encoder.weights import EncoderFile
 from contrique.errors import ContriqueError
 from contrique.regressor.head import Head
+from contrique.regressor.reliability import UNLIKE
 from contrique.scoring.inputs import BATCH_PIXELS, Named, batch_pictures, decode_ahead, find_images
 from contrique.scoring.results import Failure, Score
 from contrique.walk import Skipped
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 Scores = NDArray[np.float64]
 TOLERANCE = 0.01  # of RANGE, in float32: the same picture alone or in a batch, by any number of threads, on any device
-UNLIKE = "unlike the training pictures ({:.1f} times as far from them as 99 % of pictures like them)"
 
 
 class ScorerError(ContriqueError):

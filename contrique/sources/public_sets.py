@@ -69,7 +69,7 @@ def read(name: str, folder: Path) -> pd.DataFrame:
     """The manifest of a public set.
 
     `reference` is NAME:PATH of the reference picture, so that distorted pictures of one content share it; a picture
-    of an authentic set is its own. FLIVE comes in its official split, the others in `dataset.assign_splits`.
+    of an authentic set is its own. FLIVE comes in its official split, the others in `data.splits.assign_splits`.
 
     Args:
         name: a key of SETS.

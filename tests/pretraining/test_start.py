@@ -15,6 +15,7 @@ from contrique.errors import ContriqueError
 from contrique.files import sha256
 from contrique.pretraining import launch
 from contrique.pretraining.pretrain import adopt_encoder, pretrain
+from contrique.pretraining.start import Start
 
 TINY = tiny_training.CONFIG
 
@@ -37,6 +38,17 @@ def test_training_goes_on_from_the_weights_of_the_file(sets: tuple[Path, Path], 
     assert summary.start == sha256(start) == read_metadata(tmp_path / "out" / ENCODER)["start"]
     source, encoder = (dict(load_encoder(path).named_parameters()) for path in (start, tmp_path / "out" / ENCODER))
     assert all(torch.equal(source[name], encoder[name]) for name in source)
+
+
+@pytest.mark.parametrize(("calibration", "kept"), [(0, True), (2, False)])
+def test_without_calibration_the_encoders_statistics_stay(
+    calibration: int, kept: bool, sets: tuple[Path, Path], start: Path, tmp_path: Path
+) -> None:
+    pretrain(*sets, tmp_path / "out", config=replace(TINY, steps=3, calibration=calibration), start=start)
+    source, encoder = (dict(load_encoder(path).named_buffers()) for path in (start, tmp_path / "out" / ENCODER))
+    names = [name for name in source if "running" in name]
+    assert names
+    assert all(torch.equal(source[name], encoder[name]) for name in names) == kept
 
 
 def test_without_a_start_nothing_says_so(sets: tuple[Path, Path], tmp_path: Path) -> None:
@@ -86,9 +98,14 @@ def test_a_stage_with_a_start_trains_only_if_it_is_told_how_long(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     monkeypatch.setenv("CONTRIQUE_RUN", "monday")
     tiny = {f"pretrain.{name}": getattr(TINY, name) for name in ("crop", "images", "probe_every", "workers", "threads")}
-    stage = {"profile": "paper", "seed": 0, "start": start.parent}
+    stage = {"profile": "paper", "seed": 0, "start": Start(start, "mine")}
     kept = launch.pretrain(*sets, tmp_path / "kept", overrides=tiny, **stage)
-    assert (kept.steps, sha256(tmp_path / "kept" / ENCODER)) == (12, sha256(start))
+    assert (kept.steps, kept.frozen, kept.start_name, sha256(tmp_path / "kept" / ENCODER)) == (
+        12,
+        True,
+        "mine",
+        sha256(start),
+    )
     trained = launch.pretrain(*sets, tmp_path / "trained", overrides=tiny | {"pretrain.steps": 2}, **stage)
     assert (trained.steps, trained.start) == (2, sha256(start))
     assert read_metadata(tmp_path / "trained" / ENCODER)["arch"] == TINY.arch  # and not the profile's

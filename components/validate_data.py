@@ -28,9 +28,8 @@ def validate_data(
     """
     from pathlib import Path
 
-    from contrique.config import resolve
     from contrique.data.validation import examine
     from contrique.pretraining.start import limit_data
 
-    limits = limit_data(resolve(profile, overrides).validation, start, overrides)
+    limits = limit_data(profile, overrides, start)
     summary.metadata.update(examine(Path(dataset.path), Path(report.path), Path(findings.path), limits).describe())

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from contrique.config import ValidationConfig
+from contrique.config import ValidationConfig, resolve
 from contrique.encoder.weights import read_metadata
 
 LENGTHS: Final = frozenset({"pretrain.steps", "pretrain.minutes", "pretrain.epochs"})
@@ -39,12 +39,12 @@ class Start:
         return not LENGTHS & overrides.keys()
 
 
-def limit_data(config: ValidationConfig, start: str, overrides: Mapping[str, Any]) -> ValidationConfig:
+def limit_data(profile: str, overrides: Mapping[str, Any], start: str) -> ValidationConfig:
     """What the data must hold: nothing to pretrain on if an encoder is used as it is.
 
     Args:
-        config: what they must hold otherwise.
+        profile, overrides: of the configuration.
         start: name of the encoder that training starts from; empty for random weights.
-        overrides: options that differ from the profile.
     """
-    return replace(config, min_pretrain_contents=0) if start and Start.is_frozen(overrides) else config
+    limits = resolve(profile, overrides).validation
+    return replace(limits, min_pretrain_contents=0) if start and Start.is_frozen(overrides) else limits

@@ -420,6 +420,7 @@ def test_parameters_are_typed_and_described(spec):
     types = {name: one["parameterType"] for name, one in parameters.items()}
     assert types == {
         "data": "STRING",
+        "encoder": "STRING",
         "revision": "STRING",
         "pristine": "LIST",
         "authentic": "LIST",

@@ -52,6 +52,7 @@ def test_sends_the_pipeline_and_its_arguments(server, capsys):
     assert (run["display_name"], run["experiment_id"]) == ("tuesday", "e-1")
     assert run["runtime_config"]["parameters"] == {
         "data": "s3://bucket/data",
+        "encoder": "",
         "revision": "v2",
         "pristine": [],
         "authentic": [],

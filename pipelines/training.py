@@ -70,7 +70,7 @@ def build(shards: int = 1, gpus: int = 1, nodes: int = 1, to: str = "") -> dsl.b
 
         Args:
             data: Rated pictures: an s3:// prefix, git URL or folder with labels.csv, data.dvc or a picture set.
-            encoder: Start: bundled, a version or s3://...; used as it is unless overrides set pretrain.steps. Empty: none.
+            encoder: Start: bundled, a version or s3://...; used as is unless overrides set pretrain.steps. Empty: none.
             profile: Where options start from: demo (laptop), gpu (a quarter of an hour on one) or paper (as published).
             revision: Git revision of data.dvc, if data is a git URL; empty for the newest.
             pristine: Undistorted photographs without labels, as JSON, such as ["s3://bucket/photographs"].

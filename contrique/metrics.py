@@ -45,9 +45,13 @@ def check(scores: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
             raise EvaluationError(
                 f"{bad} of {len(values)} {name} are NaN or infinite; score or label them, or drop them"
             )
-        if np.ptp(values) <= _NEAR_CONSTANT * float(np.abs(values).max()):
+        if _is_constant(values):
             raise EvaluationError(f"all {len(values)} {name} are the same ({values[0]:g}); no correlation is defined")
     return x, y
+
+
+def _is_constant(values: Array) -> bool:
+    return bool(np.ptp(values) <= _NEAR_CONSTANT * float(np.abs(values).max()))
 
 
 def srcc(scores: ArrayLike, labels: ArrayLike) -> float:
@@ -97,9 +101,10 @@ def logistic(scores: ArrayLike, parameters: ArrayLike) -> Array:
 def fit_logistic(scores: ArrayLike, labels: ArrayLike) -> Array:
     """Least-squares parameters of `logistic` from scores to labels, by Levenberg-Marquardt.
 
-    The start is the usual one, [max y, min y, mean x, std x / 4]. Nothing keeps b1 above b2: scores that rank the
-    wrong way round are fitted by a falling curve, so that PLCC after the logistic tells the strength of a relation
-    and SRCC its sign.
+    The start is the usual one, [max y, min y, mean x, std x / 4]. With scores that say next to nothing it may end on a
+    flat curve; then the start is the straight line of least squares, which is never worse. Nothing keeps b1 above b2:
+    scores that rank the wrong way round are fitted by a falling curve, so that PLCC after the logistic tells the
+    strength of a relation and SRCC its sign.
 
     Args:
         scores: predictions. Shape (N,), N at least 5.
@@ -114,8 +119,15 @@ def fit_logistic(scores: ArrayLike, labels: ArrayLike) -> Array:
         raise EvaluationError(f"{len(x)} pictures are too few for a logistic of four parameters; give at least 5")
     mean, spread, low, high = x.mean(), x.std(), y.min(), y.max()
     u, v = (x - mean) / spread, (y - low) / (high - low)  # in these units the start is the same for every data set
-    fit = optimize.least_squares(lambda b: logistic(u, b) - v, [1.0, 0.0, 0.0, 0.25], method="lm", max_nfev=5000)
-    b1, b2, b3, b4 = fit.x
+
+    def fit(start: list[float]) -> Array:
+        return np.asarray(optimize.least_squares(lambda b: logistic(u, b) - v, start, method="lm", max_nfev=5000).x)
+
+    parameters = fit([1.0, 0.0, 0.0, 0.25])
+    if _is_constant(logistic(u, parameters)):
+        slope, height = np.polyfit(u, v, 1)
+        parameters = fit([height + 20 * slope, height - 20 * slope, 0.0, 10.0])
+    b1, b2, b3, b4 = parameters
     return np.array([low + b1 * (high - low), low + b2 * (high - low), mean + b3 * spread, b4 * spread])
 
 

@@ -190,13 +190,19 @@ def connect(settings: Mapping[str, str] | None = None) -> Any:
     import boto3
     from botocore.config import Config
 
+    if settings is None:
+        adopt_settings()
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
         endpoint = os.environ.get(name, "")
         if endpoint and not re.match(r"https?://[^/]", endpoint):
             raise StorageError(f"{name}={mask_secrets(endpoint)}: not an address; write http://HOST:PORT or https://")
-    options = Config(retries={"mode": "standard", "total_max_attempts": 3}, connect_timeout=10)
+    addresses = os.environ if settings is None else settings
+    endpoint = addresses.get("AWS_ENDPOINT_URL_S3") or addresses.get("AWS_ENDPOINT_URL", "")
+    direct = re.match(r"https?://(127\.|localhost[:/]|localhost$|\[::1\])", endpoint)  # no proxy reaches this machine
+    options = Config(
+        retries={"mode": "standard", "total_max_attempts": 3}, connect_timeout=10, proxies={} if direct else None
+    )
     if settings is None:
-        adopt_settings()
         return boto3.Session().client("s3", config=options)  # the default session would keep its first credentials
     session = boto3.Session(
         aws_access_key_id=settings["AWS_ACCESS_KEY_ID"],

@@ -186,3 +186,13 @@ def test_an_interval_of_mostly_undefined_resamples_is_an_error(values):
 def test_median_over_splits_skips_undefined_ones():
     values = np.array([[1.0, np.nan, np.nan], [3.0, 5.0, np.nan], [9.0, 7.0, np.nan]])
     np.testing.assert_array_equal(metrics.median(values), [3.0, 6.0, np.nan])
+
+
+@pytest.mark.parametrize("seed", [90, 228, 229])
+def test_scores_that_say_little_still_have_a_curve(seed):
+    """The usual start ends on a constant there, after which no correlation would be defined."""
+    scores, labels = np.random.default_rng(seed).normal(size=12), np.array([(7 * i) % 13 for i in range(12)], float)
+    curve = metrics.logistic(scores, metrics.fit_logistic(scores, labels))
+    line = np.polyval(np.polyfit(scores, labels, 1), scores)
+    assert np.sum((curve - labels) ** 2) <= np.sum((line - labels) ** 2)
+    assert 0.3 < metrics.plcc(curve, labels) < 0.6

@@ -284,3 +284,14 @@ def test_a_bucket_that_cannot_be_is_one_clear_line(s3, tmp_path, bucket):
     with pytest.raises(StorageError) as error:
         download(f"s3://{bucket}/x", tmp_path / "out")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+@pytest.mark.parametrize("proxy", ["http_proxy", "HTTP_PROXY", "ALL_PROXY"])
+def test_a_proxy_does_not_stand_before_this_machine(s3, tmp_path, monkeypatch, host, proxy):
+    monkeypatch.setenv(proxy, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.environment["AWS_ENDPOINT_URL"].replace("127.0.0.1", host))
+    (tmp_path / "file").write_text("text")
+    assert upload(tmp_path / "file", f"{s3.bucket}/proxy") == 1

@@ -43,6 +43,7 @@ from contrique.files import room
 from contrique.tracking.address import sqlite_uri
 from pipelines.cluster.resources import STAGES
 from pipelines.laptop.backend import Backend, Refused, is_killed, read_task, serve_store
+from pipelines.laptop.stack import bypass_proxies
 
 _BAR = "%|"  # of tqdm: what tells a progress bar from a line of text
 _PASSED = ("AWS_", "MLFLOW_", "CONTRIQUE_", "OMP_")  # variables of this process that containers are given too
@@ -298,7 +299,7 @@ def run(
         contextlib.ExitStack() as stack,
     ):
         warnings.simplefilter("ignore")  # KFP warns of every resource setting that has no meaning here
-        terminal = Terminal(log, screen or terminal_of_process, {"CONTRIQUE_RUN": name})
+        terminal = Terminal(log, screen or terminal_of_process, bypass_proxies() | {"CONTRIQUE_RUN": name})
         if not direct:
             store = stack.enter_context(serve_store(Path(scratch, "store")))
             terminal.backend = Backend(store)

@@ -46,6 +46,8 @@ _NOBODY = 65534  # the user without rights, on every Linux
 class StackError(ContriqueError):
     """A part of the stack cannot be started, or died; the message names its log and the remedy."""
 
+    has_lines = True  # the end of a server's log
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -152,7 +154,7 @@ class Stack:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.settings = _settings(self.folder / "stack.json")
         ports = self.settings.ports
-        self.s3_environment = {
+        self.s3_environment = bypass_proxies() | {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports['s3.port']}",
             "AWS_ACCESS_KEY_ID": "contrique",
             "AWS_SECRET_ACCESS_KEY": self.settings.secret_key,
@@ -384,6 +386,14 @@ def _settings(path: Path) -> Settings:
             aside.touch(mode=0o600)
             aside.write_text(json.dumps(dataclasses.asdict(settings), indent=2) + "\n")
     return settings
+
+
+def bypass_proxies() -> dict[str, str]:
+    """Settings by which clients reach this machine's own servers without a proxy, which cannot reach them."""
+    hosts = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    names = [host.strip() for host in hosts.split(",") if host.strip()]
+    value = "*" if names == ["*"] else ",".join(dict.fromkeys([*names, "127.0.0.1", "localhost"]))
+    return {"NO_PROXY": value, "no_proxy": value}
 
 
 def _taken(port: int) -> bool:

@@ -166,3 +166,18 @@ def test_as_root_without_setpriv(monkeypatch):
         stack._unprivileged()
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert stack._unprivileged() == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", "127.0.0.1,localhost"),
+        (" intern.example.org, localhost", "intern.example.org,localhost,127.0.0.1"),
+        ("*", "*"),
+    ],
+)
+def test_clients_of_the_stack_need_no_proxy(tmp_path, monkeypatch, before, after):
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("NO_PROXY", before)
+    environment = Stack(tmp_path / "stack").environment
+    assert (environment["NO_PROXY"], environment["no_proxy"]) == (after, after)

@@ -82,7 +82,7 @@ def build(shards: int = 1, gpus: int = 1, nodes: int = 1, to: str = "") -> dsl.b
         sources = {"data": data, "revision": revision, "pristine": pristine, "authentic": authentic}
         with dsl.ExitHandler(equipped(close_run(**settings)), name="training"):
             start = equipped(pin_encoder(encoder=encoder, **settings))
-            pinned = equipped(pin_data(**sources))
+            pinned = equipped(pin_data(**sources)).after(start)  # a mistyped encoder costs no data's time
             dataset = equipped(fetch_data(pin=pinned.output, **sources)).outputs["dataset"]
             validated = equipped(validate_data(dataset=dataset, start=encoder, **settings))
             findings = validated.outputs["findings"]

@@ -54,7 +54,7 @@ def test_a_failing_task_fails(client, tmp_path):
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: Fetch and prove the data: ")
     assert "run.log" in done.stderr.splitlines()[-1]
-    assert [line[0] for line in done.stdout.splitlines()] == ["✓", "✗", "✓"]
+    assert [line[0] for line in done.stdout.splitlines()] == ["✓", "✓", "✗", "✓"]
     assert not client.containers.list(all=True, filters={"ancestor": IMAGE}), "containers are removed"
 
 
@@ -84,4 +84,4 @@ def test_the_whole_training(client, tmp_path):
     done = run(tmp_path, "--data", str(data), *params)
     assert done.returncode == 0, done.stderr
     assert "Registry  contrique version 1, alias champion" in done.stdout
-    assert len([line for line in done.stdout.splitlines() if line.startswith("✓")]) == 13
+    assert len([line for line in done.stdout.splitlines() if line.startswith("✓")]) == 14

@@ -363,7 +363,7 @@ class TestFailures:
         assert status == 2
         assert "images/4.png" in err
         marks = [line.split(" (")[0] for line in out.splitlines()]
-        assert marks == ["✓ Pin the data", "✗ Fetch and prove the data", "✓ Close the MLflow run"]
+        assert marks == ["✓ Pin the encoder", "✓ Pin the data", "✗ Fetch and prove the data", "✓ Close the MLflow run"]
 
     def test_a_truncated_jpeg(self, place, tmp_path):
         folder = picture_set(tmp_path / "set")
@@ -425,7 +425,7 @@ class TestFailures:
         assert process.returncode == 128 + signal.SIGTERM
         (root,) = set(Path("runs").iterdir()) - known
         assert err == f"error: told to end by SIGTERM\nThe whole log: {root.resolve() / 'run.log'}\n"
-        assert [line[0] for line in out.splitlines()] == ["✓"] * 5 + ["✗", "✓"]
+        assert [line[0] for line in out.splitlines()] == ["✓"] * 6 + ["✗", "✓"]
         (ended,) = search_runs()
         assert (ended.info.status, ended.data.tags["pipeline.state"]) == ("KILLED", "RUNNING")
         assert survivors(mark) == []
@@ -439,7 +439,7 @@ class TestFailures:
         assert "Traceback" not in err
         assert "run.log" in err.splitlines()[-1]
         marks = [line[0] for line in out.splitlines()]
-        assert marks == ["✓", "✓", "✓", "✗", "✓"], "of later stages the last alone may run"
+        assert marks == ["✓"] * 4 + ["✗", "✓"], "of later stages the last alone may run"
         (report,) = max(Path("runs").iterdir()).glob("*/validate-data/report")
         assert "expectations failed" in report.read_text(), "its outputs are kept, for it did not fail"
 

@@ -317,8 +317,11 @@ def test_each_server_has_a_policy_and_only_mlflow_reaches_the_database(built, wo
     assert rule == {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "mlflow"}}}
     for label in ("pipeline/runid", "jobset.sigs.k8s.io/jobset-name"):  # pods of runs, and of their TrainJobs
         of_runs = {"podSelector": {"matchExpressions": [{"key": label, "operator": "Exists"}]}}
+        in_kubeflow = of_runs | {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kubeflow"}}}
         for server in ("seaweedfs", "mlflow"):
-            assert of_runs in policies[f"NetworkPolicy/{server}"]["ingress"][0]["from"]
+            admitted = policies[f"NetworkPolicy/{server}"]["ingress"][0]["from"]
+            assert of_runs in admitted
+            assert in_kubeflow in admitted, "where runs live without profiles"
 
 
 def test_nobody_reaches_anything_that_no_policy_names(built, workloads):

@@ -45,13 +45,9 @@ def check(scores: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
             raise EvaluationError(
                 f"{bad} of {len(values)} {name} are NaN or infinite; score or label them, or drop them"
             )
-        if _is_constant(values):
+        if np.ptp(values) <= _NEAR_CONSTANT * float(np.abs(values).max()):
             raise EvaluationError(f"all {len(values)} {name} are the same ({values[0]:g}); no correlation is defined")
     return x, y
-
-
-def _is_constant(values: Array) -> bool:
-    return bool(np.ptp(values) <= _NEAR_CONSTANT * float(np.abs(values).max()))
 
 
 def srcc(scores: ArrayLike, labels: ArrayLike) -> float:
@@ -102,7 +98,7 @@ def fit_logistic(scores: ArrayLike, labels: ArrayLike) -> Array:
     """Least-squares parameters of `logistic` from scores to labels, by Levenberg-Marquardt.
 
     The start is the usual one, [max y, min y, mean x, std x / 4]. With scores that say next to nothing it may end on a
-    flat curve; then the start is the straight line of least squares, which is never worse. Nothing keeps b1 above b2:
+    flat curve; where it ends worse than the straight line of least squares, that line is the start. Nothing keeps b1 above b2:
     scores that rank the wrong way round are fitted by a falling curve, so that PLCC after the logistic tells the
     strength of a relation and SRCC its sign.
 
@@ -120,14 +116,14 @@ def fit_logistic(scores: ArrayLike, labels: ArrayLike) -> Array:
     mean, spread, low, high = x.mean(), x.std(), y.min(), y.max()
     u, v = (x - mean) / spread, (y - low) / (high - low)  # in these units the start is the same for every data set
 
-    def fit(start: list[float]) -> Array:
-        return np.asarray(optimize.least_squares(lambda b: logistic(u, b) - v, start, method="lm", max_nfev=5000).x)
+    def fit(start: list[float]) -> Any:
+        return optimize.least_squares(lambda b: logistic(u, b) - v, start, method="lm", max_nfev=5000)
 
-    parameters = fit([1.0, 0.0, 0.0, 0.25])
-    if _is_constant(logistic(u, parameters)):
-        slope, height = np.polyfit(u, v, 1)
-        parameters = fit([height + 20 * slope, height - 20 * slope, 0.0, 10.0])
-    b1, b2, b3, b4 = parameters
+    curve = fit([1.0, 0.0, 0.0, 0.25])
+    slope, height = np.polyfit(u, v, 1)
+    if 2 * curve.cost > np.sum((slope * u + height - v) ** 2):
+        curve = fit([height + 20 * slope, height - 20 * slope, 0.0, 10.0])
+    b1, b2, b3, b4 = curve.x
     return np.array([low + b1 * (high - low), low + b2 * (high - low), mean + b3 * spread, b4 * spread])
 
 

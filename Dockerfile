@@ -37,8 +37,8 @@ ARG PIP_INDEX_URL PIP_FIND_LINKS PIP_NO_INDEX
 # hashes are not in the lock.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN grep -oE '^torch(vision)?==[^ ]+' requirements.lock > /tmp/torch.txt \
-    && grep -E '# ([a-z]+ )*(base|platform)( |$)' requirements.lock \
-        | grep -vE '^(torch|torchvision|triton|cuda-[a-z]+|nvidia-[a-z0-9-]+)==' > /tmp/packages.lock \
+    && grep -E '# ([a-z]+ )*(base|platform)( |$)' requirements.lock > /tmp/all.lock \
+    && grep -vE '^(torch|torchvision|triton|cuda-[a-z]+|nvidia-[a-z0-9-]+)==' /tmp/all.lock > /tmp/packages.lock \
     && pip install --no-deps --index-url "${TORCH_INDEX}" -r /tmp/torch.txt \
     && pip install --require-hashes -r /tmp/packages.lock \
     && pip install --no-deps --no-build-isolation --editable .

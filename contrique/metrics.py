@@ -98,9 +98,9 @@ def fit_logistic(scores: ArrayLike, labels: ArrayLike) -> Array:
     """Least-squares parameters of `logistic` from scores to labels, by Levenberg-Marquardt.
 
     The start is the usual one, [max y, min y, mean x, std x / 4]. With scores that say next to nothing it may end on a
-    flat curve; where it ends worse than the straight line of least squares, that line is the start. Nothing keeps b1 above b2:
-    scores that rank the wrong way round are fitted by a falling curve, so that PLCC after the logistic tells the
-    strength of a relation and SRCC its sign.
+    flat curve; where it ends worse than the straight line of least squares, that line is the start. Nothing keeps b1
+    above b2: scores that rank the wrong way round are fitted by a falling curve, so that PLCC after the logistic tells
+    the strength of a relation and SRCC its sign.
 
     Args:
         scores: predictions. Shape (N,), N at least 5.

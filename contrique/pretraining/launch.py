@@ -11,13 +11,14 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from contrique.artifacts import CHECKPOINTS, SUMMARY
+from contrique.artifacts import CHECKPOINTS, ENCODER, SUMMARY
 from contrique.config import Config, resolve
 from contrique.errors import ContriqueError
 from contrique.pretraining.start import Start
@@ -81,8 +82,11 @@ def pretrain(
         summary = adopt_encoder(start.file, out)
     elif job:
         sets = {"dataset": dataset} | ({"distorted": distorted} if settings.pretrain.synthesis == "stored" else {})
-        sets |= {"encoder": start.file} if start else {}
-        summary = _on_machines(sets, out, json.loads(job), to.rstrip("/"), profile, overrides, seed)
+        with tempfile.TemporaryDirectory() as scratch:
+            if start:  # under the name by which the machines look for it
+                shutil.copyfile(start.file, Path(scratch, ENCODER))
+                sets["encoder"] = Path(scratch)
+            summary = _on_machines(sets, out, json.loads(job), to.rstrip("/"), profile, overrides, seed)
     else:
         weights = start.file if start else None
         summary = distributed.run_processes(processes, _train, dataset, distorted, out, settings, seed, weights)

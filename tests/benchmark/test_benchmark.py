@@ -464,10 +464,10 @@ def test_the_command(house: Path, encoder: Encoder, tmp_path: Path, capsys: pyte
     "name", ["# a <img src=x onerror=alert(1)>", "[a](https://evil.test) | b\n\n# c", "www.evil.test $x$"]
 )
 def test_names_are_no_markdown(made: Benchmark, name: str) -> None:
-    told = json.loads(json.dumps(made.as_dict()).replace("LIVE-IQA", json.dumps(name)[1:-1]))
-    text = tables_module.render_markdown(told)
+    result = json.loads(json.dumps(made.as_dict()).replace("LIVE-IQA", json.dumps(name)[1:-1]))
+    text = tables_module.render_markdown(result)
     render = mistune.create_markdown(escape=False, plugins=["url", "table", "math"])
     tags = re.findall(r"<(\w+)", render(text))
     assert set(tags) <= {"h1", "h2", "p", "ul", "li", "table", "thead", "tbody", "tr", "th", "td", "em"}
-    assert (tags.count("h1"), tags.count("h2")) == (1, len(tables_module.build_tables(told)))
+    assert (tags.count("h1"), tags.count("h2")) == (1, len(tables_module.build_tables(result)))
     assert "evil" not in name or "evil.test" in html.unescape(render(text))

@@ -254,12 +254,12 @@ def trainjob(options: argparse.Namespace) -> None:
     from contrique.config import resolve
     from contrique.files import write_aside
     from contrique.pretraining.launch import command, fill_in
-    from contrique.pretraining.start import Start
+    from contrique.pretraining.start import has_length
     from pipelines.cluster.trainjob import manifest
 
     overrides = parse_settings(options)
     _divide(resolve(options.profile, overrides).pretrain.images, options)
-    if options.encoder and Start.is_frozen(overrides):
+    if options.encoder and not has_length(overrides):
         raise UsageError("--encoder: say how long to train on, by --set pretrain.minutes=N or pretrain.steps=N")
     for place in (*options.pristine, *options.authentic, options.to):
         if not place.startswith("s3://"):

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 from collections.abc import Iterable
@@ -21,6 +20,7 @@ from contrique.cli.options import (
     parse_path,
     parse_place,
     parse_settings,
+    print_line,
     read_picture,
     resolve_config,
 )
@@ -29,7 +29,6 @@ from contrique.config import PROFILES, Config
 if TYPE_CHECKING:
     from contrique.pretraining.distributed import World
     from contrique.pretraining.pretrain import PretrainSummary
-    from contrique.pretraining.start import Start
 
 
 def add_parsers(commands: Any) -> None:
@@ -115,8 +114,8 @@ def pretrain(options: argparse.Namespace) -> None:
     from contrique import s3
     from contrique.artifacts import HISTORY, SUMMARY
     from contrique.config import resolve
-    from contrique.files import write_aside
     from contrique.pretraining import distributed
+    from contrique.pretraining.start import train_or_adopt
     from contrique.registry.start import fetch_encoder
 
     _check_sources(options)
@@ -125,32 +124,31 @@ def pretrain(options: argparse.Namespace) -> None:
         fetch_encoder(options.encoder, resolve(options.profile, overrides).registry) as start,
         distributed.process_group() as world,
     ):
-        summary = _train(options, overrides, start, world)
+
+        def train(config: Config, _: dict[str, Any]) -> "PretrainSummary":
+            return _train(options, config, start.file if start else None, world)
+
+        summary = train_or_adopt(train, options.out, start, profile=options.profile, overrides=overrides)
         if world.is_main and options.publish:
-            with write_aside(options.out / SUMMARY) as aside:
-                aside.write_text(json.dumps(dataclasses.asdict(summary)))
+            summary.save(options.out)
             for name in (ENCODER, HISTORY, SUMMARY):
                 s3.upload(options.out / name, options.publish)
-    if world.is_main and start and start.is_frozen(overrides):
-        print(f"{options.out / ENCODER}: {start.name}, as it is; give --minutes or --set pretrain.steps=N to train on")
+    if world.is_main and summary.frozen:
+        print_line(
+            f"{options.out / ENCODER}: {summary.start_name}, as it is; give --minutes or --set pretrain.steps=N to "
+            "train on"
+        )
     elif world.is_main:
-        print(
+        print_line(
             f"{options.out / ENCODER}: {summary.steps} steps, {summary.crops} crops, "
             f"loss {summary.loss_first:.3f} to {summary.loss_last:.3f} in {summary.minutes:.1f} minutes"
         )
 
 
-def _train(
-    options: argparse.Namespace, overrides: dict[str, Any], start: "Start | None", world: "World"
-) -> "PretrainSummary":
-    from contrique.config import resolve
+def _train(options: argparse.Namespace, config: Config, start: Path | None, world: "World") -> "PretrainSummary":
     from contrique.pretraining import distributed, pretrain
     from contrique.tracking.runs import open_current_run
 
-    overrides = start.adapt(overrides) if start else overrides
-    config = resolve(options.profile, overrides)
-    if start and start.is_frozen(overrides):
-        return pretrain.adopt_encoder(start.file, options.out)
     dataset, distorted = _prepare_sets(options, config, fetch_here=world.is_local_main)
     distributed.wait_for_all()
     track = open_current_run(config).track if world.is_main and "CONTRIQUE_RUN" in os.environ else None
@@ -164,7 +162,7 @@ def _train(
         seed=options.seed,
         track=track,
         synthesis=config.synthesis,
-        start=start.file if start else None,
+        start=start,
     )
 
 
@@ -228,7 +226,7 @@ def adapt(options: argparse.Namespace) -> None:
         aside.mkdir()
         save_encoder(model.encoder, aside / ENCODER, {"adapted_from": model.version})
         Head(fit.ridge, fit.summary, fit.novelty, model.head.diagnosis).save(aside / REGRESSOR)
-    print(
+    print_line(
         f"{options.out}: {fit.summary.n} pictures of {fit.summary.contents} contents, alpha {fit.summary.alpha:g}; "
         f"SRCC out of fold {fit.srcc:.3f} [{fit.low:.3f}, {fit.high:.3f}]"
     )
@@ -247,7 +245,7 @@ def features(options: argparse.Namespace) -> None:
     bar = tqdm(names, desc="features", unit="img", file=sys.stderr, disable=None)
     values = extract((read_picture(name) for name in bar), encoder)
     save_features(values, names, options.out)
-    print(f"{options.out}: {len(names)} pictures x {values.shape[1]} features")
+    print_line(f"{options.out}: {len(names)} pictures x {values.shape[1]} features")
 
 
 def _list_images(paths: Iterable[str]) -> list[str]:
@@ -268,4 +266,4 @@ def import_checkpoint(options: argparse.Namespace) -> None:
     from contrique.encoder.architectures import WIDTHS
 
     arch = original.import_checkpoint(options.checkpoint, options.out)
-    print(f"{options.out}: {arch}, {WIDTHS[arch]} channels, from {options.checkpoint}")
+    print_line(f"{options.out}: {arch}, {WIDTHS[arch]} channels, from {options.checkpoint}")

@@ -14,14 +14,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from contrique.artifacts import CHECKPOINTS, ENCODER, SUMMARY
-from contrique.config import Config, resolve
+from contrique.artifacts import CHECKPOINTS, ENCODER
+from contrique.config import Config
 from contrique.errors import ContriqueError
-from contrique.pretraining.start import Start
+from contrique.pretraining.start import Start, train_or_adopt
 
 if TYPE_CHECKING:
     from contrique.pretraining.pretrain import PretrainSummary
@@ -74,24 +74,20 @@ def pretrain(
         ContriqueError: as `contrique.pretraining.pretrain.pretrain`.
     """
     from contrique.pretraining import distributed
-    from contrique.pretraining.pretrain import adopt_encoder
 
-    overrides = start.adapt(overrides) if start else overrides
-    settings = resolve(profile, overrides)
-    if start and start.is_frozen(overrides):
-        summary = adopt_encoder(start.file, out)
-    elif job:
-        sets = {"dataset": dataset} | ({"distorted": distorted} if settings.pretrain.synthesis == "stored" else {})
+    def train(config: Config, overrides: dict[str, Any]) -> "PretrainSummary":
+        if not job:
+            weights = start.file if start else None
+            return distributed.run_processes(processes, _train, dataset, distorted, out, config, seed, weights)
+        sets = {"dataset": dataset} | ({"distorted": distorted} if config.pretrain.synthesis == "stored" else {})
         with tempfile.TemporaryDirectory() as scratch:
             if start:  # under the name by which the machines look for it
                 shutil.copyfile(start.file, Path(scratch, ENCODER))
                 sets["encoder"] = Path(scratch)
-            summary = _on_machines(sets, out, json.loads(job), to.rstrip("/"), profile, overrides, seed)
-    else:
-        weights = start.file if start else None
-        summary = distributed.run_processes(processes, _train, dataset, distorted, out, settings, seed, weights)
-    summary = replace(summary, start_name=start.name if start else "")
-    (out / SUMMARY).write_text(json.dumps(asdict(summary)))
+            return _on_machines(sets, out, json.loads(job), to.rstrip("/"), profile, overrides, seed)
+
+    summary = train_or_adopt(train, out, start, profile=profile, overrides=overrides)
+    summary.save(out)
     return summary
 
 
@@ -178,7 +174,7 @@ def _on_machines(
     for kind in sets:  # the checkpoints stay: with them a retry that finds no job is a matter of minutes
         s3.remove(f"{prefix}/{kind}")
     jobs.delete(name, wait=False)  # last: until then a retry finds a complete job, and but fetches
-    return PretrainSummary(**json.loads((out / SUMMARY).read_text()))
+    return PretrainSummary.load(out)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Contrastive pretraining in one process or several, resumable to the bit (spec sections 2 to 4)."""
 
 import dataclasses
+import json
 import math
 import shutil
 import sys
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from contrique.artifacts import CHECKPOINTS, ENCODER, HISTORY
+from contrique.artifacts import CHECKPOINTS, ENCODER, HISTORY, SUMMARY
 from contrique.config import PretrainConfig, SynthesisConfig
 from contrique.encoder.weights import load_encoder, read_metadata, save_encoder
 from contrique.files import sha256, write_aside
@@ -55,6 +56,16 @@ class PretrainSummary(Facts):
     start: str = ""
     start_name: str = ""
     frozen: bool = False
+
+    @classmethod
+    def load(cls, out: Path) -> "PretrainSummary":
+        """Read `summary.json` of a run's folder."""
+        return cls(**json.loads((out / SUMMARY).read_text()))
+
+    def save(self, out: Path) -> None:
+        """Write `summary.json` into a run's folder."""
+        with write_aside(out / SUMMARY) as aside:
+            aside.write_text(json.dumps(dataclasses.asdict(self)))
 
 
 def build_pool(
@@ -150,13 +161,8 @@ def pretrain(
             write_history(out / HISTORY, past.history)
             recipe = dataclasses.asdict(config)
             del recipe["cache"]  # a place, which does not change what is trained
-            metadata = {
-                "config": recipe,
-                "seed": seed,
-                "steps": past.step,
-                "crops": past.crops,
-            } | trainer.start
-            save_encoder(trainer.encoder, out / ENCODER, metadata)
+            metadata = {"config": recipe, "seed": seed, "steps": past.step, "crops": past.crops}
+            save_encoder(trainer.encoder, out / ENCODER, metadata | trainer.origin)
     losses = [entry["loss"] for entry in past.history]
     tail = max(1, len(losses) // 20)
     return PretrainSummary(
@@ -166,7 +172,7 @@ def pretrain(
         loss_last=sum(losses[-tail:]) / tail,
         minutes=minutes,
         wait_share=waited,
-        start=trainer.start.get("start", ""),
+        start=trainer.origin.get("start", ""),
     )
 
 

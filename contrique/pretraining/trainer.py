@@ -69,9 +69,8 @@ class Trainer:
         # batch-norm statistics are a view's own, as in the paper; one pass for both views is faster on a CPU alone
         n_joint = 2 if self.device.type == "cpu" and not distributed.is_in_group() else 1
         self.encoder = Encoder(config.arch, seed, n_joint).to(self.device)
-        self.start = (
-            {"start": _copy_weights(start, self.encoder)} if start else {}
-        )  # nothing, so that no recipe changes
+        # without a start no key, so that recipes of checkpoints from before there was one still agree
+        self.origin = {"start": _copy_weights(start, self.encoder)} if start else {}
         if start and not config.calibration:
             _keep_statistics(self.encoder)
         projector = Projector(self.encoder.width, config.projection, seed).to(self.device)
@@ -189,7 +188,7 @@ class Trainer:
         """What must agree to resume from a checkpoint: configuration without speed and place; seed; data; start."""
         free = ("workers", "cache", "threads", "checkpoint_every", "checkpoints", "log_every", "minutes")
         recipe = {k: v for k, v in dataclasses.asdict(self.config).items() if k not in free}
-        recipe |= {"seed": self.seed, "data": self.data} | self.start
+        recipe |= {"seed": self.seed, "data": self.data} | self.origin
         plain: dict[str, Any] = json.loads(json.dumps(recipe))  # as a checkpoint stores it
         return plain
 

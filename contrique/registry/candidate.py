@@ -80,17 +80,28 @@ def read_facts(candidate: Candidate) -> Facts:
         "srcc.interval": f"{srcc['low']:.4f} to {srcc['high']:.4f}",
         "srcc.n": str(srcc["n"]),
     }
-    tags |= _name_start(candidate.encoder.with_name(SUMMARY))
+    tags |= _describe_start(read_start(candidate.encoder))
     return Facts(expected_champion, reason, tags | hash_model(candidate.encoder, candidate.regressor))
 
 
-def _name_start(summary: Path) -> dict[str, str]:
-    """Whose encoder this one began as, by name and SHA-256; nothing for one that began with random weights."""
-    origin = read_json(summary) if summary.is_file() else {}
-    if not origin.get("start"):
+def read_start(encoder: Path) -> dict[str, Any]:
+    """The `summary.json` beside an encoder, if it says that training started from another one.
+
+    Returns:
+        `start` (SHA-256), `start_name`, `frozen`, `steps` and more; empty for random weights, or without a summary.
+    Raises:
+        RegistryError: the summary is damaged.
+    """
+    path = encoder.with_name(SUMMARY)
+    summary = read_json(path) if path.is_file() else {}
+    return summary if summary.get("start") else {}
+
+
+def _describe_start(start: dict[str, Any]) -> dict[str, str]:
+    if not start:
         return {}
-    use = "as it is" if origin["frozen"] else f"trained on for {origin['steps']} steps"
-    return {"encoder.start": str(origin["start_name"]), "encoder.start.hash": str(origin["start"]), "encoder.use": use}
+    use = "as it is" if start["frozen"] else f"trained on for {start['steps']} steps"
+    return {"encoder.start": str(start["start_name"]), "encoder.start.hash": str(start["start"]), "encoder.use": use}
 
 
 def read_json(path: Path) -> dict[str, Any]:

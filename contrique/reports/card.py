@@ -54,7 +54,7 @@ def _collect_card_facts(facts: dict[str, Any]) -> dict[str, Any]:
 def _write_command(facts: dict[str, Any]) -> str:
     import shlex
 
-    from contrique.pretraining.start import Start
+    from contrique.pretraining.start import has_length
 
     lineage = facts["lineage"]
     words = ["python", "-m", "pipelines", "run", "--data", lineage["source"], "--profile", facts["profile"]]
@@ -63,7 +63,7 @@ def _write_command(facts: dict[str, Any]) -> str:
     changed, start = facts["changed"], facts["start"]
     if start:
         words += ["--encoder", start["start_name"]]
-        if not start["frozen"] and Start.is_frozen(changed):  # as long as the profile says, and yet to be said
+        if not start["frozen"] and not has_length(changed):  # as long as the profile says, and yet to be said
             changed = changed | {"pretrain.steps": start["steps"]}
     for name, value in changed.items():
         words += ["--param", f"{name}={json.dumps(value)}"]

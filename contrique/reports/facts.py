@@ -112,20 +112,21 @@ def trained_here(
 
 def collect_facts(trained: Trained) -> dict[str, Any]:
     """What page and card both say."""
-    from contrique.artifacts import ENCODER, HISTORY, SUMMARY
+    from contrique.artifacts import ENCODER, HISTORY
     from contrique.encoder.weights import read_metadata
     from contrique.evaluation.judgement import TEST_PART
+    from contrique.registry.candidate import read_start
     from contrique.regressor.head import Head
 
     weights = trained.encoder / ENCODER
     try:
-        recipe, head = read_metadata(weights), Head.load(trained.regressor)
+        recipe, start, head = read_metadata(weights), read_start(weights), Head.load(trained.regressor)
     except ContriqueError as error:
         raise ReportError(str(error)) from error
     judged, verdict = read_json(trained.evaluation / "evaluation.json"), read_json(trained.verdict)
     return {
         "lineage": read_json(trained.extract / "lineage.json"),
-        "start": _read_start(trained.encoder / SUMMARY),
+        "start": start,
         "history": list(read_json_lines(trained.encoder / HISTORY)),
         "recipe": recipe,
         "encoder_hash": sha256(weights),
@@ -149,12 +150,6 @@ def collect_facts(trained: Trained) -> dict[str, Any]:
         "run": trained.run,
         "code": trained.code,
     }
-
-
-def _read_start(summary: Path) -> dict[str, Any]:
-    """Whose encoder this one began as: `start_name`, `start` (SHA-256) and `frozen`; empty for random weights."""
-    origin = read_json(summary) if summary.is_file() else {}
-    return origin if origin.get("start") else {}
 
 
 def describe_interval(head: "Head") -> str:

@@ -1,5 +1,6 @@
 """Encoders that a training starts from, by every name that they have."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from contrique.encoder.network import Encoder
 from contrique.encoder.weights import load_encoder, read_metadata, save_encoder
 from contrique.files import StorageError, sha256
 from contrique.registry import registration
+from contrique.registry.candidate import read_facts
 from contrique.registry.start import fetch_encoder, pin_encoder
 from contrique.scoring import bundled
 from contrique.scoring.bundled import BundleError
@@ -68,6 +70,20 @@ def test_a_version_and_its_alias(tmp_path: Path) -> None:
     registration.register(tiny_model.candidate(parts, ""), config=CONFIG, run="monday")
     for name in ("1", "champion"):
         assert named(name) == (sha256(parts.encoder), "version 1 of contrique")
+
+
+@pytest.mark.parametrize(("frozen", "use"), [(True, "as it is"), (False, "trained on for 300 steps")])
+def test_a_version_says_which_encoder_it_began_as(frozen: bool, use: str, tmp_path: Path) -> None:
+    parts = tiny_model.build(tmp_path / "model")
+    candidate = tiny_model.candidate(parts, "")
+    assert not any(name.startswith("encoder.start") for name in read_facts(candidate).tags)
+    summary = {"start": "ab" * 32, "start_name": "mine", "frozen": frozen, "steps": 300}
+    parts.encoder.with_name(SUMMARY).write_text(json.dumps(summary))
+    tags = read_facts(candidate).tags
+    assert (tags["encoder.start"], tags["encoder.start.hash"], tags["encoder.use"]) == ("mine", "ab" * 32, use)
+    parts.encoder.with_name(SUMMARY).write_text("[1, 2]")
+    with pytest.raises(RegistryError, match=r"summary\.json: not a JSON object"):
+        read_facts(candidate)
 
 
 def test_an_object_and_its_prefix_in_s3(file: Path, s3: S3) -> None:
@@ -182,3 +198,11 @@ class TestStage:
         tiny = [f"--set=pretrain.{name}={getattr(tiny_training.CONFIG, name)}" for name in names]
         assert main([*words, "--out", "trained", *tiny, "--set", "pretrain.steps=2"]) == 0
         assert read_metadata(Path("trained") / ENCODER)["start"] == sha256(file)
+
+    def test_what_is_published_names_the_start(self, sets: tuple[Path, Path], file: Path, s3: S3) -> None:
+        prefix = f"{s3.bucket}/published"
+        words = ["--dataset", str(sets[0]), "--distorted", str(sets[1]), "--encoder", str(file), "--publish", prefix]
+        assert main(["pretrain", *words, "--out", "frozen"]) == 0
+        s3_module.download(prefix, Path("published"))
+        summary = json.loads((Path("published") / SUMMARY).read_text())
+        assert (summary["start_name"], summary["start"], summary["frozen"]) == (str(file), sha256(file), True)

@@ -336,12 +336,11 @@ def main() -> int:
             ),
         }
         if arguments.attacks:
-            way = ways.pop("contrique serve")
-            ways.clear()
+            way = ways["contrique serve"]
             with way.start() as (process, address):
                 results = resist(process, address, way, asked, arguments.clients, arguments.attackers)
         for title, way in ways.items():
-            if not arguments.only or title.startswith(arguments.only):
+            if not arguments.attacks and (not arguments.only or title.startswith(arguments.only)):
                 with way.start() as (process, address):
                     results[title] = load(process, address, way, asked, arguments.clients)
     if arguments.out:

@@ -60,12 +60,12 @@ def pick_array(
     if array.dtype.kind != expected.kind or (expected.kind == "f" and array.dtype.itemsize > 8):
         raise ValueError(f"{name} holds {array.dtype}, expected {expected}")
     fits = len(array.shape) == len(shape) and all(
-        least <= size <= max_rows if expected is None else size == expected
-        for size, expected in zip(array.shape, shape, strict=True)
+        least <= size <= max_rows if exact is None else size == exact
+        for size, exact in zip(array.shape, shape, strict=True)
     )
     if not fits:
-        wanted_shape = ", ".join("N" if size is None else str(size) for size in shape)
-        raise ValueError(f"{name} has shape {array.shape}, expected ({wanted_shape})")
+        pattern = ", ".join("N" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name} has shape {array.shape}, expected ({pattern})")
     if expected.kind == "f":
         with np.errstate(over="ignore"):
             array = array.astype(kind, copy=False)

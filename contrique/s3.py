@@ -107,9 +107,9 @@ def _refuse_objects_as_folders(names: Mapping[str, PurePosixPath], bucket: str) 
     """S3 may hold `a` beside `a/b`, a folder may not."""
     keys = {path: key for key, path in names.items()}
     for key, path in names.items():
-        if taken := next((keys[parent] for parent in path.parents if parent in keys), ""):
+        if other := next((keys[parent] for parent in path.parents if parent in keys), ""):
             raise StorageError(
-                f"s3://{bucket}/{taken}: an object that is called as the folder of s3://{bucket}/{key}; rename or "
+                f"s3://{bucket}/{other}: an object that is called as the folder of s3://{bucket}/{key}; rename or "
                 "delete one of them"
             )
 
@@ -230,8 +230,8 @@ def _each(action: Callable[[T], None], items: Sequence[T], what: str, progress: 
         pending = [pool.submit(action, item) for item in items]
         hidden = None if progress else True  # None: on a terminal alone
         try:
-            for done in tqdm(as_completed(pending), total=len(items), desc=what, unit="file", disable=hidden):
-                done.result()
+            for future in tqdm(as_completed(pending), total=len(items), desc=what, unit="file", disable=hidden):
+                future.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -200,11 +201,11 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
     )
     # a mistyped option is better found now than by a task
     config = resolve(arguments["profile"], arguments["overrides"])
-    _divide(config.pretrain.images, options)
+    _check_divisible(config.pretrain.images, options)
     return arguments
 
 
-def _divide(images: int, options: argparse.Namespace) -> None:
+def _check_divisible(images: int, options: argparse.Namespace) -> None:
     """Refuse numbers of machines and GPUs that a step's pictures do not divide by."""
     if images % (options.nodes * options.gpus):
         raise UsageError(
@@ -258,7 +259,7 @@ def trainjob(options: argparse.Namespace) -> None:
     from pipelines.cluster.trainjob import manifest
 
     overrides = parse_settings(options)
-    _divide(resolve(options.profile, overrides).pretrain.images, options)
+    _check_divisible(resolve(options.profile, overrides).pretrain.images, options)
     if options.encoder and not has_length(overrides):
         raise UsageError("--encoder: say how long to train on, by --set pretrain.minutes=N or pretrain.steps=N")
     for place in (*options.pristine, *options.authentic, options.to):
@@ -287,8 +288,9 @@ def run(options: argparse.Namespace) -> None:
     arguments = _arguments(options)
     for name in ("data", "encoder", "pristine", "authentic"):
         if location := arguments.get(name):
-            absolute = _absolute(location) if isinstance(location, str) else [_absolute(path) for path in location]
-            arguments[name] = absolute
+            arguments[name] = (
+                _absolute(location) if isinstance(location, str) else [_absolute(each) for each in location]
+            )
     mounts = [str(Path(folder).resolve()) for folder in options.mount] if options.runner == "docker" else None
     print(summary(runner.run(_pipeline(options), arguments, options.runs, mounts=mounts, direct=options.direct)))
 
@@ -297,8 +299,8 @@ def _absolute(location: str) -> str:
     """A path that exists, made absolute, for a task need not share this directory; a URL as it is."""
     from contrique.sources.public_sets import split_name
 
-    name, given = split_name(location)
-    path = Path(given).expanduser()
+    name, folder = split_name(location)
+    path = Path(folder).expanduser()
     if not path.exists():
         return location
     return f"{name}:{path.resolve()}" if name else str(path.resolve())
@@ -320,33 +322,34 @@ def submit(options: argparse.Namespace) -> None:
     """Start a run on a cluster, and wait for it if asked to."""
     arguments = _arguments(options)
     cluster = _cluster(options)
-    started = cluster.submit(_pipeline(options), arguments, options.name)
+    run_id = cluster.submit(_pipeline(options), arguments, options.name)
     if options.wait:
-        cluster.wait(started)
+        cluster.wait(run_id)
 
 
 def check(options: argparse.Namespace) -> None:
     """Run the demo on a cluster and print what held, line by line."""
     from pipelines.cluster.check import check as check_cluster
 
-    findings = check_cluster(_cluster(options), options.data, options.artifacts, lambda one: print(one, flush=True))
-    failed = sum(one.held is False for one in findings)
-    if failed:
-        raise CheckFailed(f"{failed} of {len(findings)} did not hold; each ✗ above says what to look at")
+    tell = partial(print, flush=True)
+    findings = check_cluster(_cluster(options), options.data, options.artifacts, tell)
+    failures = sum(finding.held is False for finding in findings)
+    if failures:
+        raise CheckFailed(f"{failures} of {len(findings)} did not hold; each ✗ above says what to look at")
 
 
 def schedule(options: argparse.Namespace) -> None:
     """Make a recurring run on a cluster."""
     if len(options.cron.split()) not in (5, 6):
         raise UsageError(f"--cron '{options.cron}': expected five fields, or six with seconds first")
-    made = _cluster(options).schedule(_pipeline(options), _arguments(options), options.cron, options.name)
-    print(f"recurring run {made}: it starts by `{options.cron}`")
+    run_id = _cluster(options).schedule(_pipeline(options), _arguments(options), options.cron, options.name)
+    print(f"recurring run {run_id}: it starts by `{options.cron}`")
 
 
 def upload(options: argparse.Namespace) -> None:
     """Upload a version of a pipeline."""
-    made = _cluster(options).upload(_pipeline(options), options.version, options.description)
-    print(f"version {options.version}: {made}")
+    version_id = _cluster(options).upload(_pipeline(options), options.version, options.description)
+    print(f"version {options.version}: {version_id}")
 
 
 def _cluster(options: argparse.Namespace) -> "Cluster":

@@ -44,16 +44,16 @@ def build(shards: int = 1, gpus: int = 1, nodes: int = 1, to: str = "") -> dsl.b
         if shards == 1:
             return equipped(synthesize_distortions(dataset=dataset, **settings)).after(after).outputs["distorted"]
         with dsl.ParallelFor(list(range(shards)), name="parts of the distortions") as part:
-            made = equipped(synthesize_distortions(dataset=dataset, part=part, parts=shards, **settings)).after(after)
-        parts = dsl.Collected(made.outputs["distorted"])
+            task = equipped(synthesize_distortions(dataset=dataset, part=part, parts=shards, **settings)).after(after)
+        parts = dsl.Collected(task.outputs["distorted"])
         return equipped(gather_distortions(dataset=dataset, parts=parts, **settings)).outputs["distorted"]
 
     def feature_set(**inputs: Any) -> Any:
         if shards == 1:
             return equipped(extract_features(**inputs)).outputs["features"]
         with dsl.ParallelFor(list(range(shards)), name="parts of the features") as part:
-            made = equipped(extract_features(part=part, parts=shards, **inputs))
-        return equipped(gather_features(parts=dsl.Collected(made.outputs["features"]))).outputs["features"]
+            task = equipped(extract_features(part=part, parts=shards, **inputs))
+        return equipped(gather_features(parts=dsl.Collected(task.outputs["features"]))).outputs["features"]
 
     @dsl.pipeline(name="contrique-training", display_name="CONTRIQUE training")
     def training(
@@ -81,17 +81,17 @@ def build(shards: int = 1, gpus: int = 1, nodes: int = 1, to: str = "") -> dsl.b
         settings = {"profile": profile, "overrides": overrides}
         sources = {"data": data, "revision": revision, "pristine": pristine, "authentic": authentic}
         with dsl.ExitHandler(equipped(close_run(**settings)), name="training"):
-            start = equipped(pin_encoder(encoder=encoder, **settings))
-            pinned = equipped(pin_data(**sources)).after(start)  # a mistyped encoder costs no data's time
-            dataset = equipped(fetch_data(pin=pinned.output, **sources)).outputs["dataset"]
+            encoder_pin = equipped(pin_encoder(encoder=encoder, **settings))
+            data_pin = equipped(pin_data(**sources)).after(encoder_pin)  # a mistyped encoder costs no data's time
+            dataset = equipped(fetch_data(pin=data_pin.output, **sources)).outputs["dataset"]
             validated = equipped(validate_data(dataset=dataset, start=encoder, **settings))
             findings = validated.outputs["findings"]
             accepted = equipped(accept_data(findings=findings))
             distorted = distorted_set(dataset, accepted, seed=seed, **settings)
             pictures = {"dataset": dataset, "distorted": distorted}
-            origin = {"start": encoder, "pin": start.output, "seed": seed}
+            origin = {"start": encoder, "pin": encoder_pin.output}
             pretrained = equipped(
-                pretrain_encoder(**origin, **pictures, **settings, **spread), pretraining(gpus, nodes)
+                pretrain_encoder(seed=seed, **origin, **pictures, **settings, **spread), pretraining(gpus, nodes)
             )
             weights = pretrained.outputs["encoder"]
             features = feature_set(encoder=weights, **pictures, **settings)
@@ -108,11 +108,11 @@ def build(shards: int = 1, gpus: int = 1, nodes: int = 1, to: str = "") -> dsl.b
             with dsl.If(decided.outputs["Output"] == "promote", name="promote"):
                 registered = equipped(register_model(**model, **settings))
             with dsl.Else(name="hold"):
-                kept = equipped(keep_champion(**small, **settings))
+                champion = equipped(keep_champion(**small, **settings))
             equipped(
                 write_report(
                     findings=findings,
-                    outcome=dsl.OneOf(registered.outputs["Output"], kept.outputs["Output"]),
+                    outcome=dsl.OneOf(registered.outputs["Output"], champion.outputs["Output"]),
                     **model,
                     **settings,
                 )

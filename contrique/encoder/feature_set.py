@@ -34,7 +34,7 @@ def extract_set(
         encoder: a `.safetensors` file.
         out: folder to write: `manifest.parquet` and `features.npz` (arrays `features` and `images`), row by row alike.
         config: precision, and what runs the encoder.
-        part: (k, n) takes the k-th of n equal runs of the rows, for `gather` to join with the others.
+        part: (k, n) takes the k-th of n equal runs of the rows, for `join_sets` to join with the others.
     Returns:
         the number of pictures.
     """

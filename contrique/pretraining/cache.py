@@ -80,7 +80,8 @@ def measure_room(folder: str, in_advance: int, sharing: int) -> int:
     Raises:
         ContriqueError: there is no such folder, or no file in it can be shared on this system.
     """
-    if not Path(folder).is_dir() or not os.access(folder, os.W_OK) or not Path("/proc/self/fd").is_dir():
-        reason = "no folder that can be written to" if Path("/proc/self/fd").is_dir() else "a cache needs Linux"
+    is_linux = Path("/proc/self/fd").is_dir()
+    if not is_linux or not Path(folder).is_dir() or not os.access(folder, os.W_OK):
+        reason = "no folder that can be written to" if is_linux else "a cache needs Linux"
         raise ContriqueError(f"pretrain.cache={folder}: {reason}; name another folder, or none (pretrain.cache=)")
     return max(0, int(_SHARE * (shutil.disk_usage(folder).free / sharing - in_advance)))

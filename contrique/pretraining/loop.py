@@ -48,10 +48,10 @@ def run_training(run: "TrainingRun", views: Views, total: int) -> float:
         unit="step",
         disable=None if trainer.world.is_main else True,
     )
-    with ThreadPoolExecutor(1) as aside:  # the loader starts while the encoder is compiled
-        starting = aside.submit(load_batches, views, past.step, stop, config.workers)
+    with ThreadPoolExecutor(1) as pool:  # the loader starts while the encoder is compiled
+        future = pool.submit(load_batches, views, past.step, stop, config.workers)
         trainer.warm_up()
-        batches = starting.result()
+        batches = future.result()
     for batch in batches:
         now = time.monotonic()
         if update is None:
@@ -179,10 +179,10 @@ class TrainingRun:
         past = self.past
         if self.probe is None or not past.history or "probe_type" in past.history[-1]:
             return
-        measured = self.probe.measure(self.trainer.embed)
-        past.history[-1] |= measured
+        accuracies = self.probe.measure(self.trainer.embed)
+        past.history[-1] |= accuracies
         if self.track:
-            self.track(measured, past.step)
+            self.track(accuracies, past.step)
 
     def save(self, *, last: bool = False) -> None:
         """Save a checkpoint of this step, on the main rank."""

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from contrique.arrays import pick_array, pick_number, read_arrays
+from contrique.arrays import Arrays, pick_array, pick_number, read_arrays
 from contrique.artifacts import COEFFICIENTS, DESCRIPTION
 from contrique.errors import one_line
 from contrique.files import read_regular, write_aside
@@ -193,7 +193,7 @@ def _check_summary(summary: RegressorSummary) -> None:
         _refuse(f"the declared range of its labels is empty: {summary.label_low:g} to {summary.label_high:g}")
 
 
-def _read_head(summary: RegressorSummary, arrays: dict[str, NDArray[Any]]) -> Head:
+def _read_head(summary: RegressorSummary, arrays: Arrays) -> Head:
     width = (summary.features_dim,)
     ridge = Ridge(
         pick_array(arrays, "coef", np.float64, width),
@@ -213,7 +213,7 @@ def _read_head(summary: RegressorSummary, arrays: dict[str, NDArray[Any]]) -> He
     return Head(ridge, summary, novelty, diagnosis)
 
 
-def _read_diagnosis(arrays: dict[str, NDArray[Any]], width: tuple[int]) -> Diagnosis:
+def _read_diagnosis(arrays: Arrays, width: tuple[int]) -> Diagnosis:
     coef = pick_array(arrays, "diagnosis_coef", np.float32, (None, *width), MAX_ROWS)
     rows = (len(coef),)
     names = pick_array(arrays, "diagnosis_distortions", np.str_, rows)

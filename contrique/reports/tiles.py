@@ -34,7 +34,7 @@ class Sheet:
 
 
 @dataclass(frozen=True)
-class Shown:
+class JudgedPicture:
     """A picture of the test part.
 
     Attributes:
@@ -69,9 +69,8 @@ def contact_sheet(distorted: Path) -> Sheet | None:
         return None
     sheet: dict[str, list[tuple[int, str]]] = {name: [] for name in NAMES if name in set(rows["distortion"])}
     for row in rows.itertuples():
-        sheet[str(row.distortion)].append(
-            (int(row.level), _encode_jpeg(_crop_middle(read_picture(distorted, row)), 85))
-        )
+        middle = _encode_jpeg(_crop_middle(read_picture(distorted, row)))
+        sheet[str(row.distortion)].append((int(row.level), middle))
     whole = manifest[manifest["distortion"] == ""]
     photograph = next((_draw_thumbnail(read_picture(distorted, row)) for row in whole.itertuples()), "")
     return Sheet(photograph, sheet)
@@ -83,7 +82,7 @@ def _crop_middle(pixels: "images.Picture") -> "images.Picture":
     return pixels[top : top + TILE[1], left : left + TILE[0]]
 
 
-def extremes(scores: "pd.DataFrame", *sets: Path) -> dict[str, list[Shown]]:
+def extremes(scores: "pd.DataFrame", *sets: Path) -> dict[str, list[JudgedPicture]]:
     """The test pictures that the challenger puts highest and lowest, and those it is most wrong about.
 
     Args:
@@ -101,13 +100,13 @@ def extremes(scores: "pd.DataFrame", *sets: Path) -> dict[str, list[Shown]]:
         (row.image, row.reference): (folder, row) for folder in sets for row in read_manifest(folder).itertuples()
     }
 
-    def tile(row: Any) -> Shown:
+    def tile(row: Any) -> JudgedPicture:
         if (row.image, row.reference) not in rows_of:
             raise ReportError(f"{row.image}: judged, but in none of {list(map(str, sets))}; evaluate those sets again")
         folder, source = rows_of[row.image, row.reference]
         name = f"{row.distortion or source.kind} {source.level or ''}".strip()
         uri = _draw_thumbnail(read_picture(folder, source))
-        return Shown(uri, row.reference, name, float(row.challenger), float(row.label))
+        return JudgedPicture(uri, row.reference, name, float(row.challenger), float(row.label))
 
     return {heading: [tile(row) for row in rows.itertuples()] for heading, rows in pick_extremes(scores).items()}
 
@@ -115,14 +114,14 @@ def extremes(scores: "pd.DataFrame", *sets: Path) -> dict[str, list[Shown]]:
 def _draw_thumbnail(pixels: "images.Picture") -> str:
     from contrique.images import fit_within
 
-    return _encode_jpeg(fit_within(pixels, THUMBNAIL), 85)
+    return _encode_jpeg(fit_within(pixels, THUMBNAIL))
 
 
-def _encode_jpeg(pixels: "images.Picture", quality: int) -> str:
+def _encode_jpeg(pixels: "images.Picture") -> str:
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "JPEG", quality=quality)
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "JPEG", quality=85)
     return data_uri(buffer.getvalue(), "image/jpeg")
 
 

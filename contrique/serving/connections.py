@@ -65,8 +65,8 @@ def limit_connections(limits: ServingLimits) -> type[H11Protocol]:
 
         def _make_room(self, peers: "list[LimitedProtocol]") -> None:
             """Close the connection that has been without a whole request longest; this one if all have one."""
-            silent = [peer for peer in peers if not peer._has_request() or peer.cycle.more_body]
-            silent = [peer for peer in silent if peer is not self and not peer.transport.is_closing()]
-            (min(silent, key=lambda peer: peer._since) if silent else self).transport.close()
+            others = [peer for peer in peers if peer is not self and not peer.transport.is_closing()]
+            waiting = [peer for peer in others if not peer._has_request() or peer.cycle.more_body]
+            min(waiting, key=lambda peer: peer._since, default=self).transport.close()
 
     return LimitedProtocol

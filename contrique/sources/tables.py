@@ -18,7 +18,7 @@ _MAX_BYTES: Final = 2**27  # of a score file; FLIVE's has four million
 _MAX_UNPACKED: Final = 2**28  # of an Excel file's sheets
 _MAX_MATLAB: Final = 2**20
 _MATLAB_SECONDS, _MATLAB_BYTES = 30, 2**31
-_PARSE: Final = "from contrique.sources.tables import serve_matlab; serve_matlab()"
+_PROGRAM: Final = "from contrique.sources.tables import convert_matlab; convert_matlab()"
 Table = dict[str, list[Any]]
 
 
@@ -58,7 +58,7 @@ def read_matlab(path: Path) -> Table:
         "OPENBLAS_NUM_THREADS": "1",  # each thread would take its share of the memory
     }
     result = subprocess.run(
-        [sys.executable, "-P", "-c", _PARSE],
+        [sys.executable, "-P", "-c", _PROGRAM],
         input=read_regular(path, _MAX_MATLAB),
         capture_output=True,
         env=os.environ | environment,
@@ -72,8 +72,8 @@ def read_matlab(path: Path) -> Table:
     return table
 
 
-def serve_matlab() -> None:
-    """What the process runs: a MATLAB file from standard input, JSON to standard output."""
+def convert_matlab() -> None:
+    """What the process of `read_matlab` runs: a MATLAB file from standard input, JSON to standard output."""
     resource.setrlimit(resource.RLIMIT_AS, (_MATLAB_BYTES, _MATLAB_BYTES))
     resource.setrlimit(resource.RLIMIT_CPU, (_MATLAB_SECONDS, _MATLAB_SECONDS))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

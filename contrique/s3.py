@@ -192,11 +192,11 @@ def connect(settings: Mapping[str, str] | None = None) -> Any:
 
     if settings is None:
         adopt_settings()
+    addresses = os.environ if settings is None else settings
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
-        endpoint = os.environ.get(name, "")
+        endpoint = addresses.get(name, "")
         if endpoint and not re.match(r"https?://[^/]", endpoint):
             raise StorageError(f"{name}={mask_secrets(endpoint)}: not an address; write http://HOST:PORT or https://")
-    addresses = os.environ if settings is None else settings
     endpoint = addresses.get("AWS_ENDPOINT_URL_S3") or addresses.get("AWS_ENDPOINT_URL", "")
     direct = re.match(r"https?://(127\.|localhost[:/]|localhost$|\[::1\])", endpoint)  # no proxy reaches this machine
     options = Config(

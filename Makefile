@@ -35,7 +35,7 @@ FAULTS := tests/pipelines/test_faults.py tests/pretraining/test_launch.py tests/
 QUICK := $(filter-out $(SLOW),$(TESTS))
 # Of the demo: a few gentle steps, which show that training goes on and undo nothing of what the encoder has learned.
 GENTLY := $(foreach setting,pretrain.steps=3 pretrain.images=20 pretrain.crop=96 pretrain.lr=1e-5 pretrain.calibration=0 \
-	pretrain.probe_every=0 synthesis.max_side=384 features.backend=auto,--set $(setting))
+	pretrain.probe_every=0 pretrain.log_every=1 features.backend=auto,--set $(setting))
 BATCHES := batch-1 batch-2 batch-3 batch-4 batch-5 batch-6
 
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -64,7 +64,7 @@ data: setup ## pull the sample photographs with DVC
 demo: setup data ## the whole pipeline on the sample photographs, minutes on a laptop
 	@$(BIN)/python -m pipelines run --data . --encoder bundled --profile demo --seed 0 $(GENTLY)
 
-test: setup ## the tests, two processes at a time; one file: make tests/test_gate.py
+test: setup ## the tests, two processes at a time; one file: make tests/test_config.py
 	@PYTEST_ADDOPTS="$(FAULTS:%=--deselect=%)" $(MAKE) --jobs 2 --keep-going --output-sync=target $(filter-out $(FAULTS),$(SLOW)) $(BATCHES)
 
 faults: setup ## every part of the pipeline fails once: S3, MLflow, PostgreSQL, the disk, a task, a TrainJob; minutes more

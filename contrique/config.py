@@ -230,7 +230,7 @@ class Config:
 # On 2,800 photographs and 1,663 authentic pictures the loss went from 7.8 to 3.29 in 9,177 steps; the probe then named
 # .605 of the types and .446 of the levels.
 #
-# demo: about three minutes of training on two laptop cores.
+# demo: minutes of training on two laptop cores.
 PROFILES: dict[str, Config] = {
     "paper": Config(pretrain=PretrainConfig(workers=10)),  # what a GPU needs and the stage's CPU request has
     "gpu": Config(

@@ -1,8 +1,9 @@
 """Pictures to scores, each with its contract: value, range, direction, labels and model version."""
 
+import functools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,14 @@ TOLERANCE = 0.01  # of RANGE, in float32: the same picture alone or in a batch, 
 
 class ScorerError(ContriqueError):
     """A model whose parts do not belong together, or a picture that it cannot score."""
+
+
+@functools.cache
+def _thread_pools() -> Any:
+    """The pools of the libraries that NumPy has loaded; to look for them takes milliseconds, to limit them none."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 class Scorer:
@@ -216,13 +225,15 @@ class Scorer:
         Raises:
             RegressorError, ScorerError: NaN in the features, or a score that is no finite number.
         """
-        raw = self._raw(features)
-        if not np.isfinite(raw):
-            raise ScorerError("the model gave no finite number; roll it back")
-        distance, warning = None, None
-        if novelty := self.head.novelty:
-            distance = float(novelty.distance(features[None])[0])
-            warning = UNLIKE.format(distance) if distance > 1 else ""
+        # Idle threads of OpenBLAS spin for tens of milliseconds, on the cores that the next picture's encoder needs.
+        with _thread_pools().limit(limits=1, user_api="blas"):
+            raw = self._raw(features)
+            if not np.isfinite(raw):
+                raise ScorerError("the model gave no finite number; roll it back")
+            distance, warning = None, None
+            if novelty := self.head.novelty:
+                distance = float(novelty.distance(features[None])[0])
+                warning = UNLIKE.format(distance) if distance > 1 else ""
         value, interval = float(self.head.to_points(raw)), self.head.interval(raw)
         return Score(name, value, raw, self.version, self.labels, interval, distance, warning)
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -55,9 +55,7 @@ def launched() -> "Iterator[Browser]":
 
 
 @contextmanager
-def opened(
-    browser: "Browser", address: str, screen: str, colours: Literal["light", "dark"] = "light"
-) -> "Iterator[tuple[Page, list[str]]]":
+def opened(browser: "Browser", address: str, screen: str, colours: str = "light") -> "Iterator[tuple[Page, list[str]]]":
     """A page on a screen, and the faults that the browser itself tells: errors, and requests that leave the page.
 
     Args:
@@ -69,7 +67,7 @@ def opened(
     width, height = SCREENS[screen]
     context = browser.new_context(
         viewport={"width": width, "height": height},
-        color_scheme=colours,
+        color_scheme=colours,  # type: ignore[arg-type]
         is_mobile=screen == "phone",
         has_touch=screen == "phone",
         accept_downloads=True,
@@ -89,9 +87,22 @@ def opened(
     context.close()
 
 
-def seen(page: "Page") -> list[str]:
-    """What is wrong with an open page to the eye: wider than the screen, or figures and pictures without content."""
+def inspect(path: Path) -> list[str]:
+    """What is wrong with a page that loads nothing, on every screen, by day and by night: `seen`, with where."""
     faults = []
+    with launched() as browser:
+        for screen in SCREENS:
+            for colours in ("light", "dark"):
+                with opened(browser, address(path), screen, colours) as (page, errors):
+                    faults += [f"{screen}, {colours}: {fault}" for fault in (*seen(page), *errors)]
+    return faults
+
+
+def seen(page: "Page") -> list[str]:
+    """What is wrong with an open page to people: wider than the screen, figures and pictures without content, and what
+    keeps it from those who cannot see it or use no mouse.
+    """
+    faults = violations(page)
     wide, screen = page.evaluate("[document.documentElement.scrollWidth, window.screen.width]")
     if wide > min(screen, page.viewport_size["width"] if page.viewport_size else screen):
         faults.append(f"scrolls sideways: {wide} pixels wide on a screen of {screen}")
@@ -100,6 +111,17 @@ def seen(page: "Page") -> list[str]:
         if _share(figure) < 0.005:
             faults.append(f"figure '{figure.get_attribute('aria-label')}' is blank")
     return faults
+
+
+def violations(page: "Page") -> list[str]:
+    """What axe-core finds serious or critical in an open page, rule by rule, with the elements."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    return [
+        f"{rule['id']} ({rule['impact']}): {rule['help']}: " + "; ".join(node["html"][:200] for node in rule["nodes"])
+        for rule in Axe().run(page).response["violations"]
+        if rule["impact"] in ("serious", "critical")
+    ]
 
 
 def _share(figure: "ElementHandle") -> float:

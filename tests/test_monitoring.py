@@ -2,6 +2,7 @@
 
 import json
 
+import browser as chromium
 import numpy as np
 import pandas as pd
 import pytest
@@ -135,6 +136,7 @@ def test_verdict_and_page(scored, tmp_path):
     assert (said["drifted"], said["model"], said["pictures"], said["failed"]) == (True, "7", 60, 1)
     assert said["reason"].startswith("scores: PSI")
     assert "0.png" in page.read_text()
+    assert chromium.inspect(page) == []
     with pytest.raises(DriftFound, match="version 7") as found:
         alarm(verdict, fail=True)
     assert found.value.exit_status == 3

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import browser as chromium
 import mistune
 import numpy as np
 import pandas as pd
@@ -208,6 +209,7 @@ def test_files_hold_what_was_returned(house: Path, made: Benchmark) -> None:
         assert "20 of the 779 pictures of LIVE-IQA" in written
         assert "1 contents that both show were left out of the fit" in written
     assert not re.search(r"https?:|src=|href=|<script|@import|url\(", page)
+    assert chromium.inspect(out / PAGE) == []
 
 
 def test_every_row_of_a_table_is_as_wide_as_its_header(made: Benchmark) -> None:

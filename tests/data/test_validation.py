@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import browser as chromium
 import numpy as np
 import pandas as pd
 import pytest
@@ -281,6 +282,7 @@ def test_each_of_several_faults_has_its_line(rated, tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "3 of 19 expectations failed" in page
     assert "images/flower.png" in page
+    assert chromium.inspect(tmp_path / "report.html") == []
 
 
 def test_pictures_in_shards_are_looked_at_too(sample, tmp_path):

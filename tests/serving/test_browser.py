@@ -12,8 +12,8 @@ from contrique.reports.report import write
 
 pytestmark = pytest.mark.timeout(300)
 
-WHOLE = """<!doctype html><title>x</title><link rel="icon" href="data:,"><body style="margin:0">
-<svg width="200" height="100" aria-label="disc"><circle cx="50" cy="50" r="40"/></svg>"""
+WHOLE = """<!doctype html><html lang="en"><title>x</title><link rel="icon" href="data:,"><body style="margin:0">
+<svg role="img" width="200" height="100" aria-label="disc"><circle cx="50" cy="50" r="40"/></svg>"""
 PIXEL = (
     "data:image/png;base64,"
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -126,6 +126,9 @@ class TestWhatIsWrongIsSeen:
             ('<img src="data:image/png;base64,AAAA" alt="broken">', "picture 'broken' is blank"),
             ('<svg width="200" height="100" aria-label="nothing"></svg>', "figure 'nothing' is blank"),
             ('<svg width="200" height="0" aria-label="flat"><circle r="9"/></svg>', "figure 'flat' is blank"),
+            (f'<img src="{PIXEL}" width="50">', "image-alt"),
+            ('<button type="button"></button>', "button-name"),
+            ('<p style="color: #aaa; background: #fff">pale</p>', "color-contrast"),
             ("<script>console.error('oh no')</script>", "oh no"),
             ("<script>undefinedFunction()</script>", "undefinedFunction is not defined"),
             ('<img src="http://127.0.0.1:9/x.png" alt="away">', "requests http://127.0.0.1:9/x.png"),

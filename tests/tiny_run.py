@@ -18,6 +18,7 @@ from contrique.evaluation.decision import decide_set
 from contrique.evaluation.evaluate import evaluate_set
 from contrique.evaluation.extract import keep_extract
 from contrique.regressor.fit import fit_set
+from contrique.regressor.head import Head
 from contrique.reports.facts import Trained
 
 NAMES = ("jpeg", "white_noise")
@@ -62,6 +63,7 @@ def judge(folder: Path, labelled: Path, column: str, champion: bool) -> None:
         seed=SEED,
         champion=(lambda rows: rows[column] + rng.normal(scale=2, size=len(rows))) if champion else None,
         champion_version="7" if champion else "",
+        champion_head=Head.load(folder / "regressor") if champion else None,
     )
     decide_set(folder / "evaluation", folder / "verdict.json", config=GateConfig(min_slice=4))
 

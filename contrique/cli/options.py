@@ -139,6 +139,11 @@ def add_model(command: argparse.ArgumentParser) -> None:
         default="",
         help="registry version, alias, `bundled`, or folder of `adapt`; default: the champion, or bundled if none",
     )
+    add_backend(command)
+
+
+def add_backend(command: argparse.ArgumentParser) -> None:
+    """Add --backend and --precision."""
     command.add_argument(
         "--backend",
         choices=("auto", "torch", "onnx", "openvino"),
@@ -158,6 +163,15 @@ def load_scorer(options: argparse.Namespace) -> "Scorer":
     from contrique.registry.load import load_model
 
     return load_model(options.model, resolve_config(options).registry)
+
+
+def load_backed_scorer(options: argparse.Namespace, name: str | None = None) -> "Scorer":
+    """The model of that name, or else the one that --model names, run by --backend in --precision."""
+    from contrique.registry.load import load_model
+
+    scorer = load_model(options.model if name is None else name, resolve_config(options).registry)
+    scorer.use(options.backend, options.precision)
+    return scorer
 
 
 def read_picture(path: str) -> "Picture":

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from contrique.cli.options import (
     UsageError,
@@ -10,7 +10,7 @@ from contrique.cli.options import (
     add_model,
     add_output,
     add_settings,
-    load_scorer,
+    load_backed_scorer,
     parse_integer,
     parse_path,
     print_line,
@@ -18,9 +18,6 @@ from contrique.cli.options import (
     resolve_config,
 )
 from contrique.text import dump_json
-
-if TYPE_CHECKING:
-    from contrique.scoring.scorer import Scorer
 
 SOME_FAILED = 1
 
@@ -90,7 +87,7 @@ def score(options: argparse.Namespace) -> int:
     from contrique.scoring.results import write_results
     from contrique.walk import Skipped, summarize_skipped
 
-    model = _load_backed_scorer(options)
+    model = load_backed_scorer(options)
     skipped: list[Skipped] = []
     results = model.score_paths(options.paths, skipped)
     hidden = True if sys.stdout.isatty() else None  # on a terminal the results themselves show the progress
@@ -110,7 +107,7 @@ def explain(options: argparse.Namespace) -> None:
     from contrique.scoring.results import write_results
 
     picture = read_picture(str(options.image))
-    explanation = explain.explain(_load_backed_scorer(options), picture, str(options.image))
+    explanation = explain.explain(load_backed_scorer(options), picture, str(options.image))
     with write_aside(options.out) as aside:
         aside.write_bytes(images.encode_png(overlay(picture, explanation.heat)))
     if options.format == "json":
@@ -160,11 +157,4 @@ def serve(options: argparse.Namespace) -> None:
 
     limits = resolve_config(options).serving
     with listen(options.host, options.port) as listener:  # before the model: a wrong address is an error at once
-        app.serve(_load_backed_scorer(options), listener, limits, options.host)
-
-
-def _load_backed_scorer(options: argparse.Namespace) -> "Scorer":
-    """The model that --model names, run by --backend in --precision."""
-    scorer = load_scorer(options)
-    scorer.use(options.backend, options.precision)
-    return scorer
+        app.serve(load_backed_scorer(options), listener, limits, options.host)

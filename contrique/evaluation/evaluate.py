@@ -84,19 +84,21 @@ def evaluate_set(
     alphas: RegressorConfig | None = None,
     champion: Champion | None = None,
     champion_version: str = "",
+    champion_head: Head | None = None,
 ) -> Evaluation:
     """Judge a feature set: protocol, opinion-unaware figure, and challenger beside champion on the test part.
 
     Args:
         features: folder with `manifest.parquet` and `features.npz`.
         fitted: folder of the challenger's regressor (`regressor.fit_set`).
-        out: folder to write: `evaluation.json` and `test_scores.parquet` (image, reference, distortion, label,
-            challenger, champion; champion NaN if there is none).
+        out: folder to write: `evaluation.json` and `test_scores.parquet` (image, reference, distortion, label;
+            challenger and champion, raw; challenger_points and champion_points, 0 to 100; NaN where there is none).
         config: protocol and bootstrap.
         seed: of splits and bootstrap.
         alphas: of the protocol's ridge; the defaults of `RegressorConfig` unless given.
         champion: scores the manifest rows of the test part; higher is better, any scale. Prefer unclipped scores.
         champion_version: the registry version that `champion` is.
+        champion_head: brings its scores to points; None if they are shown nowhere.
     Returns:
         what was written.
     Raises:
@@ -105,7 +107,10 @@ def evaluate_set(
     """
     judged = _read_judged(features, config)
     learner = ridge_learner((alphas or RegressorConfig()).alphas)
-    table = _score_test_part(judged, Head.load(fitted), champion)
+    head = Head.load(fitted)
+    table = _score_test_part(judged, head, champion)
+    table["challenger_points"] = head.to_points(table["challenger"])
+    table["champion_points"] = champion_head.to_points(table["champion"]) if champion_head else np.nan
     on_test = Rated(table["label"], list(table["reference"]), list(table["distortion"]), judged.label_source)
 
     def judge_column(name: str) -> Judgement:
@@ -199,7 +204,7 @@ def _judge_unaware(judged: JudgedRows, learner: Learner, config: EvaluationConfi
 
 
 def _score_test_part(judged: JudgedRows, head: Head, champion: Champion | None) -> pd.DataFrame:
-    """What `test_scores.parquet` holds."""
+    """Raw scores of the test part, with what is known of each picture."""
     test = judged.rows[judged.rows["split"] == "test"]
     if test.empty:
         raise EvaluationError(f"{judged.folder}: no labelled rows in the test part; assign splits again")

@@ -16,6 +16,7 @@ from contrique.artifacts import FEATURES, LINEAGE, TEST_SCORES
 from contrique.data.manifest import read_manifest, read_picture_bytes, write_manifest
 from contrique.encoder.feature_set import load_set, save_features
 from contrique.errors import ContriqueError
+from contrique.evaluation.disagreement import Pair, find_strongest
 from contrique.files import write_aside
 
 SHEET = "sheet"  # picture set: one photograph and all that was made of it
@@ -23,6 +24,7 @@ TEST_PICTURES = "test_pictures"  # picture set: those of the test part that are 
 FEATURE_SAMPLE = "feature_sample"  # feature set of held-out pictures
 KNOWN = 4  # pictures that a served model is asked for
 EXTREMES = 6  # pictures of each kind
+DISAGREEMENTS = 5  # pairs of pictures
 POINTS = 600  # rows of the feature sample
 _PICTURES = "pictures.bin"  # the bytes of all pictures of a set, one after the other
 
@@ -47,7 +49,8 @@ def keep_extract(features: Path, evaluation: Path, sets: Sequence[Path], out: Pa
     """
     dataset, distorted = sets
     scores = pd.read_parquet(evaluation / TEST_SCORES)
-    keys = set(_keys(pd.concat([pick_known(scores), *pick_extremes(scores).values()])))
+    paired = [number for _, pair in pick_disagreements(scores) for number in (pair.worse, pair.better)]
+    keys = set(_keys(pd.concat([pick_known(scores), *pick_extremes(scores).values(), scores.iloc[paired]])))
     parts = []
     for folder in sets:
         rows = read_manifest(folder)
@@ -84,6 +87,20 @@ def pick_extremes(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
         "Worst, as predicted": scores.nsmallest(EXTREMES, "challenger"),
         "Farthest from their labels": scores.loc[error.nlargest(EXTREMES).index],
     }
+
+
+def pick_disagreements(scores: pd.DataFrame) -> list[tuple[int, Pair]]:
+    """The DISAGREEMENTS strongest pairs of the test part that challenger (0) or champion (1) calls equal.
+
+    None without a champion, or where its scores are no numbers; nor in an evaluation from before points were kept.
+    """
+    columns = ("challenger_points", "champion_points")
+    if len(scores) < 2 or not {*columns} <= {*scores}:
+        return []
+    challenger, champion = (scores[column].to_numpy() for column in columns)
+    if not (np.isfinite(challenger).all() and np.isfinite(champion).all()):
+        return []
+    return find_strongest(challenger, champion, DISAGREEMENTS)
 
 
 def pick_sheet(manifest: pd.DataFrame) -> pd.DataFrame:

@@ -38,6 +38,7 @@ def evaluate_challenger(
         alphas=config.regressor,
         champion=Rescore(champion, sets) if champion else None,
         champion_version=champion.version if champion else "",
+        champion_head=champion.head if champion else None,
     )
     keep_extract(features, out, sets, extract, seed=seed)
     return judged

@@ -9,7 +9,7 @@ from contrique.files import write_aside
 from contrique.reports.card import render_card
 from contrique.reports.facts import Trained, collect_facts, read_json, read_text
 from contrique.reports.render import render
-from contrique.reports.tiles import contact_sheet, data_uri, extremes
+from contrique.reports.tiles import contact_sheet, data_uri, disagreements, extremes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,6 +38,7 @@ def write(
     """
     import pandas as pd
 
+    from contrique.evaluation.disagreement import TOLERANCE
     from contrique.evaluation.extract import FEATURE_SAMPLE, SHEET, TEST_PICTURES
 
     facts = collect_facts(trained)
@@ -54,6 +55,8 @@ def write(
             "cross_set": read_text(cross_set) if cross_set else "",
             "sheet": contact_sheet(trained.extract / SHEET),
             "extremes": extremes(scores, trained.extract / TEST_PICTURES),
+            "disagreements": disagreements(scores, trained.extract / TEST_PICTURES),
+            "tolerance": TOLERANCE,
         }
         | _draw_figures(facts, scores, trained.extract / FEATURE_SAMPLE),
     )

@@ -84,6 +84,7 @@ def test_help_is_instant_because_it_imports_nothing_heavy():
         "validate",
         "pretrain",
         "serve",
+        "disagree",
     ],
 )
 def test_each_command_explains_itself_with_an_example(command, capsys):

@@ -435,9 +435,13 @@ def test_evaluate_set_writes_what_it_returns(tmp_path, human):
     assert (result.opinion_unaware is not None) == human
     assert result.champion is None
     table = pd.read_parquet(tmp_path / "out" / TEST_SCORES)
-    assert list(table.columns) == ["image", "reference", "distortion", "label", "challenger", "champion"]
+    columns = ["image", "reference", "distortion", "label", "challenger", "champion"]
+    assert list(table.columns) == [*columns, "challenger_points", "champion_points"]
     assert list(table["image"]) == list(rows.loc[rows["split"] == "test", "image"])
     assert table["champion"].isna().all()
+    assert table["champion_points"].isna().all()
+    points = Head.load(tmp_path / "fitted").to_points(table["challenger"])
+    np.testing.assert_array_equal(table["challenger_points"], points)
     assert result.challenger.metrics["srcc"].value == metrics.srcc(table["challenger"], table["label"])
     verdict = decide_set(tmp_path / "out", tmp_path / "verdict.json", config=GateConfig(floor=0.3))
     assert verdict.promote
@@ -456,7 +460,10 @@ def test_the_champion_is_rescored_on_the_same_rows_and_named(tmp_path):
         seen.extend(table["image"])
         return 7 * ridge.predict(x[[int(name.removesuffix(".png")) for name in table["image"]]].astype(np.float32)) - 3
 
-    result = evaluate(tmp_path, champion=champion, champion_version="4")
+    head = Head.load(tmp_path / "fitted")
+    result = evaluate(tmp_path, champion=champion, champion_version="4", champion_head=head)
+    table = pd.read_parquet(tmp_path / "out" / TEST_SCORES)
+    np.testing.assert_array_equal(table["champion_points"], head.to_points(table["champion"]))
     assert seen == list(rows.loc[rows["split"] == "test", "image"])
     assert result.champion.metrics["srcc"] == result.challenger.metrics["srcc"]
     verdict = decide_set(tmp_path / "out", tmp_path / "v.json", config=GateConfig(floor=0.3))

@@ -52,6 +52,25 @@ def test_every_picture_that_is_shown_or_asked_for_is_there(run):
     assert set(read_manifest(run / "extract" / TEST_PICTURES)["image"]) == set(chosen["image"])
 
 
+def test_pairs_of_challenger_and_champion_are_there(tmp_path):
+    given = tiny_run.build(tmp_path, champion=True)
+    scores = pd.read_parquet(given["trained"].evaluation / "test_scores.parquet")
+    pairs = extract.pick_disagreements(scores)
+    assert 1 <= len(pairs) <= extract.DISAGREEMENTS
+    images = {scores["image"][number] for _, pair in pairs for number in (pair.worse, pair.better)}
+    assert images <= set(read_manifest(tmp_path / "extract" / TEST_PICTURES)["image"])
+
+
+def test_pairs_need_a_champion_whose_scores_are_numbers(run):
+    scores = pd.read_parquet(run / "evaluation" / "test_scores.parquet")
+    points = np.arange(len(scores)) * 5.0
+    assert extract.pick_disagreements(scores) == []
+    assert extract.pick_disagreements(scores.drop(columns=["challenger_points", "champion_points"])) == []
+    rivals = scores.assign(challenger_points=50.0, champion_points=points)
+    assert len(extract.pick_disagreements(rivals)) == extract.DISAGREEMENTS
+    assert extract.pick_disagreements(rivals.assign(champion_points=np.where(points == 5, np.nan, points))) == []
+
+
 def test_few_objects_and_few_bytes(run):
     """Of what it is taken from, whose size it does not follow."""
     files = [path for path in (run / "extract").rglob("*") if path.is_file()]

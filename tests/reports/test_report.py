@@ -20,7 +20,7 @@ from PIL import Image
 from contrique import images
 from contrique.config import resolve
 from contrique.data.manifest import as_manifest, read_manifest, write_manifest
-from contrique.evaluation.extract import EXTREMES
+from contrique.evaluation.extract import EXTREMES, pick_disagreements
 from contrique.reports.card import model_card
 from contrique.reports.facts import METRICS, ReportError, list_rules
 from contrique.reports.report import write
@@ -164,6 +164,25 @@ def test_compares_with_the_champion(human_page, human):
     for name in ("jpeg", "white noise"):
         assert f"fall of SRCC on {name} (8 pictures)" in human_page
     assert f"{champion['metrics']['krcc']['value']:.3f}<br>" in human_page
+
+
+def test_shows_the_pairs_on_which_challenger_and_champion_differ_most(human_page, human, page):
+    scores = pd.read_parquet(human["trained"].evaluation / "test_scores.parquet")
+    pairs = pick_disagreements(scores)
+    assert pairs
+    section = human_page.partition('<section id="disagreements">')[2].partition("</section>")[0]
+    assert section.count('<div class="pair">') == len(pairs)
+    for defender, pair in pairs:
+        equal, apart = (
+            scores[f"{name}_points"] for name in (("challenger", "champion"), ("champion", "challenger"))[defender]
+        )
+        assert abs(equal[pair.worse] - equal[pair.better]) <= 1 < apart[pair.better] - apart[pair.worse]
+        for number in (pair.worse, pair.better):
+            row = scores.iloc[number]
+            assert f"challenger <strong>{row['challenger_points']:.1f}</strong>" in section
+            assert f"champion <strong>{row['champion_points']:.1f}</strong>, MOS <strong>{row['label']:.2f}<" in section
+            assert row["reference"] in section
+    assert "disagreements" not in page, "there is no champion"
 
 
 def test_text_from_outside_is_escaped(page):

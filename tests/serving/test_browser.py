@@ -5,10 +5,15 @@ from typing import Any
 
 import browser as chromium
 import pytest
+import tiny_model
 import tiny_run
+from PIL import Image
 
+from contrique.evaluation.disagreement import LEVELS
 from contrique.reports.card import model_card
+from contrique.reports.disagreement import Disagreement, ScoredPair, ScoredPicture, write_page
 from contrique.reports.report import write
+from contrique.scoring.results import Failure
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -86,6 +91,35 @@ CONTRAST = """() => {
     }
     return [...poor];
 }"""
+
+
+@pytest.fixture(scope="module")
+def page_of_pairs(browser, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("pairs")
+    name = "a-name-without-a-place-to-break-it-" * 4
+    pictures = [ScoredPicture(str(folder / f"{name}{i}.png"), (40.0, 10.0 * i)) for i in range(7)]
+    for i, picture in enumerate(pictures):
+        Image.fromarray(tiny_model.picture(i, 300, 400)).save(picture.path)
+    pairs = [ScoredPair("A", "B", level, 60, pictures[0], picture) for level in LEVELS for picture in pictures[1:3]]
+    pairs += [ScoredPair("B", "A", "high", 60, pictures[3], picture) for picture in pictures[4:]]
+    failure = Failure("x", f"{name}: not an image")
+    disagreement = Disagreement(("3", name), ("human", "weak"), 7, 0.5, 1.0, pairs, [failure])
+    write_page(folder / "page.html", disagreement)
+    return chromium.address(folder / "page.html")
+
+
+@pytest.mark.parametrize("colours", ["light", "dark"])
+@pytest.mark.parametrize("screen", chromium.SCREENS)
+def test_pairs_of_two_models_are_side_by_side(browser, page_of_pairs, screen, colours):
+    with chromium.opened(browser, page_of_pairs, screen, colours) as (page, faults):
+        assert chromium.seen(page) + faults == []
+        assert page.evaluate(CONTRAST) == []
+        pairs = page.query_selector_all(".pair")
+        assert len(pairs) == 9
+        for pair in pairs:
+            left, right = (figure.bounding_box() for figure in pair.query_selector_all("figure"))
+            assert left["y"] == right["y"]
+            assert left["x"] + left["width"] <= right["x"]
 
 
 def test_a_click_downloads_the_model_card(browser, page_of_run, given):

@@ -208,6 +208,23 @@ class DriftConfig:
 
 
 @dataclass(frozen=True)
+class RatingConfig:
+    """How people rate pictures, and when a rater is left out."""
+
+    count: Positive = 100  # pictures that each rater judges; fewer if the folder holds fewer
+    training: Count = 5  # pictures, or pairs, before those that count
+    repeats: Share = 0.1  # of the questions, asked a second time
+    golden: Count = 3  # pictures that are also shown badly damaged
+    rounds: Positive = 6  # of pairs: in each, a picture is compared once
+    break_every: Positive = 60  # questions
+    grey_seconds: NotNegative = 0.3  # between two pictures
+    near_duplicate_bits: Bits = ValidationConfig.near_duplicate_bits
+    alike: NotNegative = 5.0  # points of the model's score within which near-duplicates are as good as each other
+    correlation: Share = 0.75  # of a rater with the mean of all raters, below which the rater is left out
+    significance: Probability = 0.01  # of a rater of pairs agreeing with the others by chance alone
+
+
+@dataclass(frozen=True)
 class Config:
     """All stages."""
 
@@ -221,6 +238,7 @@ class Config:
     registry: RegistryConfig = field(default_factory=RegistryConfig)
     serving: ServingLimits = field(default_factory=ServingLimits)
     drift: DriftConfig = field(default_factory=DriftConfig)
+    rating: RatingConfig = field(default_factory=RatingConfig)
 
 
 # gpu: a quarter of an hour on one GPU with 16 cores.

@@ -28,7 +28,7 @@ ORDER = (
     ("regressor", "pretraining"),
     ("evaluation", "scoring"),
     ("serving", "benchmark", "registry"),
-    ("monitoring", "reports"),
+    ("monitoring", "rating", "reports"),
     ("api",),
     ("cli",),
 )
@@ -41,7 +41,7 @@ ONLY_IMPORTERS = {
     "boto3": {"contrique/s3.py"},
     "botocore": {"contrique/s3.py"},
     "kubernetes": {"contrique/pretraining/launch.py"},
-    "fastapi": {"contrique/serving/"},
+    "fastapi": {"contrique/serving/", "contrique/rating/server.py"},
     "uvicorn": {"contrique/serving/"},
 }
 # Modules through which files, networks, clocks or other processes are reached.

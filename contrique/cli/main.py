@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from contrique import __version__
-from contrique.cli import benchmark, data, models, score, scrutiny, training
+from contrique.cli import benchmark, data, models, rate, score, scrutiny, training
 from contrique.cli.boundary import run_command
 from contrique.cli.options import Parser
 
@@ -32,6 +32,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"contrique {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for theme in (score, scrutiny, models, data, training, benchmark):
+    for theme in (score, rate, scrutiny, models, data, training, benchmark):
         theme.add_parsers(commands)
     return parser

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +25,13 @@ from contrique.cli.options import (
     resolve_config,
 )
 from contrique.config import PROFILES, Config
+from contrique.text import escape_control
 
 if TYPE_CHECKING:
+    from contrique.images import Picture
     from contrique.pretraining.distributed import World
     from contrique.pretraining.pretrain import PretrainSummary
+    from contrique.regressor.adapt import Adaptation
 
 
 def add_parsers(commands: Any) -> None:
@@ -79,6 +82,9 @@ def add_parsers(commands: Any) -> None:
         type=parse_path,
         required=True,
         help="CSV with the columns image (relative to it), mos or dmos, and reference where pictures share a content",
+    )
+    command.add_argument(
+        "--images", type=parse_path, help="folder that images are relative to; default: that of --labels"
     )
     command.add_argument("--model", default="", help="as of `score`; default: the champion, or bundled without one")
     add_output(command, "--out", folder=True, default=Path("adapted"), help="folder to make; default: adapted")
@@ -202,26 +208,46 @@ def adapt(options: argparse.Namespace) -> None:
     """Fit a head to a person's scores."""
     from tqdm import tqdm
 
+    from contrique.data.leaks import near_duplicates
     from contrique.encoder.features import extract
     from contrique.encoder.weights import save_encoder
     from contrique.files import write_aside
+    from contrique.images import perceptual_hash
     from contrique.regressor import adapt
     from contrique.regressor.head import Head
     from contrique.sources.labels import read_labels
 
     if options.out.exists():
         raise UsageError(f"{options.out}: is there already; remove it, or give another --out")
-    rows = read_labels(options.labels)
-    model = load_scorer(options)
-    bar = tqdm(rows, desc="features", unit="img", file=sys.stderr, disable=None)
-    features = extract((read_picture(str(options.labels.parent / row["image"])) for row in bar), model.encoder)
+    folder = options.images or options.labels.parent
+    rows = read_labels(options.labels, folder)
+    model, config = load_scorer(options), resolve_config(options)
+    hashes: list[str] = []
+
+    def read_pictures() -> Iterator["Picture"]:
+        for row in tqdm(rows, desc="features", unit="img", file=sys.stderr, disable=None):
+            picture = read_picture(str(folder / row["image"]))
+            hashes.append(perceptual_hash(picture))
+            yield picture
+
+    features = extract(read_pictures(), model.encoder)
+    contents = [row["reference"] for row in rows]
     fit = adapt.adapt(
         features,
         [row["mos"] for row in rows],
-        [row["reference"] for row in rows],
-        config=resolve_config(options).regressor,
+        contents,
+        config=config.regressor,
+        before=model.head.predict(features),
         seed=options.seed,
     )
+    alike = near_duplicates(hashes, hashes, config.validation.near_duplicate_bits, apart=(contents, contents))
+    pairs = [(rows[a]["image"], rows[b]["image"]) for a, b in alike if a < b]
+    if pairs:
+        message = (
+            f"{len(pairs)} pairs of pictures look alike under different references, such as {' and '.join(pairs[0])}; "
+            "SRCC out of fold is too high if they are the same: give such pictures one reference"
+        )
+        print(f"contrique: warning: {escape_control(message)}", file=sys.stderr)
     with write_aside(options.out) as aside:
         aside.mkdir()
         save_encoder(model.encoder, aside / ENCODER, {"adapted_from": model.version})
@@ -230,6 +256,26 @@ def adapt(options: argparse.Namespace) -> None:
         f"{options.out}: {fit.summary.n} pictures of {fit.summary.contents} contents, alpha {fit.summary.alpha:g}; "
         f"SRCC out of fold {fit.srcc:.3f} [{fit.low:.3f}, {fit.high:.3f}]"
     )
+    print_line(_describe_gain(fit, model.version))
+
+
+def _describe_gain(fit: "Adaptation", model: str) -> str:
+    """Whether the new head is worth having, in one line."""
+    from contrique.regressor.adapt import ADAPT_ADVISED
+
+    name = f"model {model}" if model else "the unregistered model"
+    if fit.gain is None:
+        return f"{name} as it is gives all these pictures the same score"
+    gain = fit.gain
+    figures = (
+        f"{name} as it is: SRCC {gain.before:.3f} [{gain.before_low:.3f}, {gain.before_high:.3f}] on these pictures; "
+        f"gain {gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
+    )
+    if gain.is_proven:
+        return f"{figures}: worth it"
+    more = f"; {ADAPT_ADVISED} pictures or more are advised" if fit.summary.n < ADAPT_ADVISED else ""
+    cause = "it ranks them worse" if gain.high < 0 else "the interval includes 0"
+    return f"{figures}: not worth it ({cause}): rate more pictures, or stay with that model{more}"
 
 
 def features(options: argparse.Namespace) -> None:

@@ -15,7 +15,31 @@ from contrique.regressor.reliability import Novelty, conformal_radius, fit_novel
 from contrique.regressor.ridge import RegressorError, Ridge, fit_ridge, predict_tasks
 
 ADAPT_MIN: Final = 20  # pictures
+ADAPT_ADVISED: Final = 50  # pictures from which on a gain can be expected to show
 ADAPT_FOLDS: Final = 10
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What a new head gains over a model as it is, on the same pictures.
+
+    Attributes:
+        before, before_low, before_high: SRCC of the model as it is, with its interval.
+        value: SRCC of the new head, out of fold, less `before`.
+        low, high: interval of `value`: both heads on the same resamples of contents.
+    """
+
+    before: float
+    before_low: float
+    before_high: float
+    value: float
+    low: float
+    high: float
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether the whole interval is above 0."""
+        return self.low > 0
 
 
 @dataclass(frozen=True)
@@ -28,6 +52,7 @@ class Adaptation:
         novelty: how unlike these pictures another one is.
         srcc: out of fold: each picture scored by a head that saw none of its content, with an alpha chosen without it.
         low, high: interval of `srcc` by bootstrap over contents.
+        gain: over the model as it is; None if its scores were not given, or are all the same.
     """
 
     ridge: Ridge
@@ -36,6 +61,7 @@ class Adaptation:
     srcc: float
     low: float
     high: float
+    gain: Gain | None = None
 
 
 def adapt(
@@ -44,6 +70,7 @@ def adapt(
     contents: Sequence[str],
     *,
     config: RegressorConfig,
+    before: ArrayLike | None = None,
     resamples: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
@@ -59,6 +86,7 @@ def adapt(
         labels: higher is better, any range. Shape (N,).
         contents: of each picture. Length N.
         config: the alphas.
+        before: what the model as it is says of the pictures, higher is better, any range. Shape (N,).
         resamples, confidence: of the interval.
         seed: of the folds and of the bootstrap.
     Raises:
@@ -95,7 +123,8 @@ def adapt(
     index = choose_candidate(candidates, y)
     ridge = fit_ridge(features, y, alphas[index])
     counts, _ = resample(list(names), resamples, np.random.default_rng(seed))
-    low, high = interval(srcc_resampled(scores, y, counts), confidence)
+    after = srcc_resampled(scores, y, counts)
+    low, high = interval(after, confidence)
     summary = RegressorSummary(
         labels="human",
         label_low=float(y.min()),
@@ -110,4 +139,8 @@ def adapt(
         interval_n=len(y),
     )
     novelty = fit_novelty(features, list(names), np.empty((0, len(ridge.coef))), [], seed=seed)
-    return Adaptation(ridge, summary, novelty, srcc(scores, y), low, high)
+    gain = None
+    if before is not None and np.ptp(old := np.asarray(before, np.float64)) > 0:
+        was, value = srcc_resampled(old, y, counts), srcc(old, y)
+        gain = Gain(value, *interval(was, confidence), srcc(scores, y) - value, *interval(after - was, confidence))
+    return Adaptation(ridge, summary, novelty, srcc(scores, y), low, high, gain)

@@ -8,9 +8,7 @@ taken for a path.
 
 import asyncio
 import base64
-import hashlib
 import ipaddress
-import re
 import socket
 import sys
 import threading
@@ -35,7 +33,7 @@ from contrique.scoring.results import Failure, Score, flatten
 from contrique.scoring.scorer import Scorer
 from contrique.serving.connections import limit_connections
 from contrique.serving.decoder import Malformed, Upload
-from contrique.serving.guard import AsciiResponse, Guard, answer_refusal, list_hosts
+from contrique.serving.guard import AsciiResponse, Guard, answer_refusal, describe_policy, list_hosts
 from contrique.serving.request import Turns
 from contrique.serving.schema import (
     Explained,
@@ -145,7 +143,7 @@ def application(scorer: Scorer, limits: ServingLimits, host: str = "127.0.0.1") 
         responses={status: {"model": Refused} for status in (400, 408, 413, 422, 500, 503, 504)},
     )
     page = _page(scorer, limits)
-    app.add_middleware(Guard, limits=limits, hosts=list_hosts(host), policy=_policy(page))
+    app.add_middleware(Guard, limits=limits, hosts=list_hosts(host), policy=describe_policy(page))
     app.add_exception_handler(AnyHTTPException, answer_refusal)
     app.openapi = partial(_describe, app)  # type: ignore[method-assign]
 
@@ -209,18 +207,6 @@ def _page(scorer: Scorer, limits: ServingLimits) -> str:
     )
 
 
-def _policy(page: str) -> str:
-    """What the page may do: run and look as it does, show pictures of its own, and ask this server."""
-    allowed = {
-        kind: f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-        for kind, text in re.findall(r"<(style|script)>(.*?)</\1>", page, re.DOTALL)
-    }
-    return (
-        f"default-src 'none'; style-src {allowed['style']}; script-src {allowed['script']}; connect-src 'self'; "
-        "img-src blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-
-
 def listen(host: str, port: int) -> socket.socket:
     """A socket that takes connections, which wait until the server runs.
 
@@ -238,10 +224,10 @@ def listen(host: str, port: int) -> socket.socket:
         raise ServiceError(f"--host {host} --port {port}: cannot listen there ({reason}); give others") from error
 
 
-def server(scorer: Scorer, limits: ServingLimits, host: str) -> uvicorn.Server:
-    """What runs `application` on sockets. Arguments as there."""
+def create_server(app: FastAPI, limits: ServingLimits) -> uvicorn.Server:
+    """What runs an application on sockets, within the limits of connections."""
     config = uvicorn.Config(
-        application(scorer, limits, host),
+        app,
         http=limit_connections(limits),
         backlog=_BACKLOG,
         ws="none",
@@ -253,6 +239,29 @@ def server(scorer: Scorer, limits: ServingLimits, host: str) -> uvicorn.Server:
     return uvicorn.Server(config)
 
 
+def server(scorer: Scorer, limits: ServingLimits, host: str) -> uvicorn.Server:
+    """What runs `application` on sockets. Arguments as there."""
+    return create_server(application(scorer, limits, host), limits)
+
+
+def locate(listener: socket.socket, host: str) -> str:
+    """The address of the page; with a warning if others can reach it.
+
+    Args:
+        listener: of `listen`.
+        host: as `application`.
+    """
+    address, port = listener.getsockname()[:2]
+    if not ipaddress.ip_address(address).is_loopback:
+        print(
+            f"contrique: warning: --host {host} lets everybody who can reach this machine use the server: "
+            "there is no password and no encryption",
+            file=sys.stderr,
+        )
+    shown = f"[{address}]" if ":" in address else address
+    return f"http://{shown}:{port}/"
+
+
 def serve(scorer: Scorer, listener: socket.socket, limits: ServingLimits, host: str) -> None:
     """Answer until the process is told to stop (Ctrl+C, SIGTERM).
 
@@ -262,15 +271,7 @@ def serve(scorer: Scorer, listener: socket.socket, limits: ServingLimits, host: 
         limits: of images and requests.
         host: as `application`.
     """
-    address, port = listener.getsockname()[:2]
     model = f"model {scorer.version}" if scorer.version else "an unregistered model"
-    if not ipaddress.ip_address(address).is_loopback:
-        print(
-            f"contrique: warning: --host {host} lets everybody who can reach this machine use the server: "
-            "there is no password and no encryption",
-            file=sys.stderr,
-        )
-    shown = f"[{address}]" if ":" in address else address
-    print(f"http://{shown}:{port}/ scores pictures by {model}; Ctrl+C stops it", flush=True)
+    print(f"{locate(listener, host)} scores pictures by {model}; Ctrl+C stops it", flush=True)
     with suppress(KeyboardInterrupt):  # how a person ends it
         server(scorer, limits, host).run(sockets=[listener])

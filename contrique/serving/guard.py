@@ -1,6 +1,8 @@
 """What is the same for every request: who may ask, how much, and for how long."""
 
 import asyncio
+import base64
+import hashlib
 import ipaddress
 import json
 import logging
@@ -155,6 +157,18 @@ class Guard:
         if largest.size <= newest.size:
             raise _refuse_busy()
         largest.evict()
+
+
+def describe_policy(page: str) -> str:
+    """What a page may do: run and look as it does, show pictures of its own, and ask this server."""
+    allowed = {
+        kind: f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+        for kind, text in re.findall(r"<(style|script)>(.*?)</\1>", page, re.DOTALL)
+    }
+    return (
+        f"default-src 'none'; style-src {allowed['style']}; script-src {allowed['script']}; connect-src 'self'; "
+        "img-src blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
 
 
 class Hosts:

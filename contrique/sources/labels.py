@@ -32,14 +32,15 @@ class _Record:
     cells: dict[str, str]
 
 
-def read_labels(path: Path) -> list[dict[str, Any]]:
-    """Manifest rows of a CSV file of scores; its images are relative to its own folder.
+def read_labels(path: Path, folder: Path | None = None) -> list[dict[str, Any]]:
+    """Manifest rows of a CSV file of scores.
 
     UTF-8, UTF-16 with its mark and Windows-1252 (Latin-1) are understood; commas, semicolons and tabs between cells;
     decimal points, or decimal commas throughout a column. Headers and cells are stripped and put into Unicode's NFC.
 
     Args:
         path: with the columns image, mos or dmos, and optionally reference, distortion, level and split.
+        folder: what its images are relative to; its own folder by default.
     Returns:
         rows with image, reference, kind, distortion, level, mos (higher is better; NaN where there is none) and split.
     Raises:
@@ -58,7 +59,7 @@ def read_labels(path: Path) -> list[dict[str, Any]]:
     records = _parse(_decode(data, path), path)
     columns = records[0].cells.keys()
     score = next(column for column in _SCORES if column in columns)
-    images = _find_images(records, path)
+    images = _find_images(records, path, path.parent if folder is None else folder)
     scores = _read_numbers(records, score, path)
     if score == "dmos":
         finite = [value for value in scores if not math.isnan(value)]
@@ -181,7 +182,7 @@ def _read_levels(records: Sequence[_Record], path: Path) -> list[int]:
     return [0 if math.isnan(value) else int(value) for value in values]
 
 
-def _find_images(records: Sequence[_Record], path: Path) -> list[str]:
+def _find_images(records: Sequence[_Record], path: Path, folder: Path) -> list[str]:
     """The file that each record names, as it is called on disk: systems differ in how they compose accents."""
     spellings, absent = [], []
     for record in records:
@@ -194,7 +195,7 @@ def _find_images(records: Sequence[_Record], path: Path) -> list[str]:
             inside(name, "")
         except StorageError as error:
             raise _fault(record, "image", path, "leads out of the folder; give a name below it") from error
-        spelling = next((s for s in (name, unicodedata.normalize("NFD", name)) if _is_file(path.parent / s)), "")
+        spelling = next((s for s in (name, unicodedata.normalize("NFD", name)) if _is_file(folder / s)), "")
         spellings.append(spelling)
         if not spelling:
             absent.append(escape_control(name))

@@ -91,6 +91,28 @@ def test_ranks_what_can_be_ranked_and_claims_nothing_otherwise() -> None:
     assert made.low < 0 < made.high or made.high < 0.4
 
 
+def test_the_gain_is_that_of_the_same_resamples() -> None:
+    x, y, contents = planted(n=80, noise=1.0)
+    rng = np.random.default_rng(5)
+    poor, perfect = rng.normal(size=80), 7 * y - 3
+    gain = adapt(x, y, contents, config=CONFIG, before=poor).gain
+    assert gain is not None
+    assert gain.is_proven
+    assert gain.before == pytest.approx(srcc(poor, y))
+    assert gain.before_low < gain.before < gain.before_high
+    assert gain.low < gain.value < gain.high
+    worse = adapt(x, y, contents, config=CONFIG, before=perfect)
+    assert worse.gain is not None
+    assert (worse.gain.before, worse.gain.is_proven) == (1.0, False)
+    assert worse.gain.value == pytest.approx(worse.srcc - 1)
+    assert worse.gain.high < 0
+    same = adapt(x, y, contents, config=CONFIG, before=x @ np.linalg.lstsq(x, y, rcond=None)[0])
+    assert same.gain is not None
+    assert not same.gain.is_proven
+    assert adapt(x, y, contents, config=CONFIG, before=np.ones(80)).gain is None
+    assert adapt(x, y, contents, config=CONFIG).gain is None
+
+
 def test_pictures_of_one_content_stay_together() -> None:
     """Features that tell contents apart and nothing else: known contents would be ranked, new ones cannot be."""
     rng = np.random.default_rng(0)
@@ -152,6 +174,8 @@ def test_the_command_makes_a_model_that_scores(
     told = capsys.readouterr().out
     assert told.startswith("mine: 40 pictures of 40 contents, alpha ")
     assert "SRCC out of fold 0.9" in told
+    assert "model 1 as it is: SRCC " in told
+    assert "worth it" in told
     encoder = load_encoder(house / "parts/encoder.safetensors")
     pictures = [np.array(Image.open(house / f"scans/{i}.png")) for i in range(40)]
     made = adapt(
@@ -169,6 +193,31 @@ def test_the_command_makes_a_model_that_scores(
     best, worst = json.loads(capsys.readouterr().out)
     assert best["score"] > 90 > 10 > worst["score"]
     assert (best["model"], best["labels"]) == ("mine", "human")
+
+
+@pytest.mark.slow
+def test_the_command_finds_images_elsewhere_and_names_pictures_that_look_alike(
+    house: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(house)
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    lines = ["image,mos,reference"]
+    for i in range(24):
+        pixels = np.random.default_rng(i // 2).integers(0, 255, (8, 9, 3), dtype=np.uint8)
+        large = Image.fromarray(pixels).resize((90, 80), Image.Resampling.BICUBIC)
+        large.save(scans / f"{i}.jpg", quality=95 if i % 2 else 40)
+        lines.append(f"{i}.jpg,{i},{i if i < 2 else i // 2}")
+    labels = tmp_path / "elsewhere.csv"
+    labels.write_text("\n".join(lines))
+    command = ["adapt", "--labels", str(labels), "--images", str(scans), "--out", str(tmp_path / "mine")]
+    assert main(command) == 0
+    out, err = capsys.readouterr()
+    assert "24 pictures of 13 contents" in out
+    assert "1 pairs of pictures look alike under different references, such as 0.jpg and 1.jpg" in err
+    assert "not worth it" in out
+    assert "50 pictures or more are advised" in out
 
 
 @pytest.mark.slow

@@ -156,8 +156,9 @@ def _analyse_single(raters: Sequence[Rater], count: int, config: RatingConfig) -
     ratings = ratings[:, np.isfinite(ratings).any(axis=0)]
     for rater, value in zip(raters, correlate(ratings), strict=True):
         rater.agreement = float(value)
-    for i in np.flatnonzero(screen_outliers(ratings)):
-        raters[i].reason = "scattered far from the others (BT.500-15, kurtosis)"
+    for rater, is_outlier in zip(raters, screen_outliers(ratings), strict=True):
+        if is_outlier:
+            rater.reason = "scattered far from the others (BT.500-15, kurtosis)"
     left = [i for i, rater in enumerate(raters) if not rater.reason]
     for i, value in screen_correlation(ratings[left], config.correlation).items():
         raters[left[i]].reason = f"correlation {value:.2f} with the mean is under {config.correlation:g} (P.913)"

@@ -156,8 +156,9 @@ def scale_pairs(count: int, comparisons: Sequence[tuple[int, int]]) -> tuple[Arr
         p = special.expit(values[better] - values[worse])
         information[[better, worse], [better, worse]] += p * (1 - p)
         information[[better, worse], [worse, better]] -= p * (1 - p)
-    deviations = np.sqrt(np.diag(np.linalg.inv(information)))
-    return values, np.asarray(stats.norm.ppf((1 + CONFIDENCE) / 2) * deviations)
+    centred = np.eye(count) - 1 / count  # nothing is known, or said, of the level of all
+    variances = np.diag(centred @ np.linalg.inv(information) @ centred)
+    return values, np.asarray(stats.norm.ppf((1 + CONFIDENCE) / 2) * np.sqrt(variances))
 
 
 def share_agreed(count: int, own: Sequence[tuple[int, int]], others: Sequence[tuple[int, int]]) -> tuple[int, int]:

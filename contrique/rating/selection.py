@@ -33,7 +33,7 @@ def choose(candidates: Sequence[Candidate], count: int, *, by: Choice, seed: int
     order = np.random.default_rng(seed).permutation(len(candidates))
     if by == "model":
         order = _spread(candidates, order)
-    return drop_duplicates(candidates, order, config)[:count]
+    return drop_duplicates(candidates, order.tolist(), config)[:count]
 
 
 def _spread(candidates: Sequence[Candidate], order: NDArray[np.intp]) -> NDArray[np.intp]:
@@ -66,7 +66,7 @@ def drop_duplicates(candidates: Sequence[Candidate], order: Sequence[int], confi
         if _as_good(candidates[a], candidates[b], config.alike):
             close.setdefault(a, set()).add(b)
     kept: dict[int, None] = {}
-    for i in map(int, order):
+    for i in order:
         if not close.get(i, set()) & kept.keys():
             kept[i] = None
     return list(kept)

@@ -35,7 +35,7 @@ Body = TypeVar("Body", bound=BaseModel)
 
 
 class _Message(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     rater: str = Field(max_length=10 * MAX_NAME)
     question: int = Field(ge=0)

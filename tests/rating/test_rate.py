@@ -20,7 +20,6 @@ import pytest
 import tiny_model
 import tiny_ratings
 from PIL import Image
-from test_browser import CONTRAST
 from test_rating_server import running
 
 from contrique.cli.main import main
@@ -36,7 +35,8 @@ PIXELS = """async () => {
         return canvas.toDataURL("image/png").split(",")[1];
     });
 }"""
-SHOWN = "document.body.dataset.view !== 'ask' || !document.querySelector('#answers button').disabled"
+SHOWN = ", ".join(f"body[data-view={view}]" for view in ("pause", "end", "ask"))
+SHOWN = SHOWN.replace("[data-view=ask]", "[data-view=ask] #answers button:enabled")
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def look(page, names):
 
 def wait(page):
     """Until a question can be answered, or there is none."""
-    page.wait_for_function(SHOWN)
+    page.wait_for_selector(SHOWN, state="attached")
     return page.evaluate("document.body.dataset.view")
 
 
@@ -163,7 +163,8 @@ def test_sixty_pictures_three_raters_one_crash(browser, tmp_path, capsys, monkey
     assert {row["image"] for row in rows} == set(levels)
     assert {row["n"] for row in rows} == {"2"}
     value = srcc([float(row["mos"]) for row in rows], [-levels[row["image"]] for row in rows])
-    print(f"SRCC of the exported MOS with the true order: {value:.3f}; {total} questions a rater\n{told}")
+    with capsys.disabled():
+        print(f"\nSRCC of the exported MOS with the true order: {value:.3f}; {total} questions a rater\n{told}")
     assert value > 0.9
 
     assert (
@@ -186,11 +187,13 @@ def test_the_page_to_the_eye(browser, tmp_path, screen, colours, method):
         chromium.opened(browser, f"http://127.0.0.1:{port}/?rater=anna", screen, colours) as (page, faults),
     ):
         views = []
+        assert chromium.violations(page) == []
         page.keyboard.press("Enter")
         while True:
             views.append(wait(page))
             assert chromium.seen(page) + faults == []
-            assert page.evaluate(CONTRAST) == []
+            if views[-1] not in views[:-1]:
+                assert chromium.violations(page) == []
             if views[-1] == "end":
                 break
             if views[-1] == "pause":
@@ -213,14 +216,14 @@ def test_undo_by_key_and_by_button(browser, tmp_path):
         first = page.evaluate(PIXELS)
         for way in ("Backspace", "u", "button"):
             page.keyboard.press("2")
-            page.wait_for_function("document.querySelector('#progress').value === 1")
+            page.wait_for_selector("#progress[value='1']", state="attached")
             wait(page)
             page.click("#undo") if way == "button" else page.keyboard.press(way)
-            page.wait_for_function("document.querySelector('#progress').value === 0")
+            page.wait_for_selector("#progress[value='0']", state="attached")
             wait(page)
             assert page.evaluate(PIXELS) == first
-        page.click("text=Good")
-        page.wait_for_function("document.querySelector('#progress').value === 1")
+        page.click("#answers >> text=Good")
+        page.wait_for_selector("#progress[value='1']", state="attached")
         wait(page)
         assert [answer.answer for answer in Store(tmp_path / "s").read("anna")] == [4]
         assert "Question 2 of" in page.inner_text("#status")
@@ -255,12 +258,12 @@ def test_pixels_are_one_to_one_or_the_page_says_so(browser, tmp_path):
             assert (abs(shown - natural) < 0.02) == ("window" not in note)
             assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(128, 128, 128)"
             page.keyboard.press("3")
-            page.wait_for_function("document.querySelector('#progress').value === 1")
+            page.wait_for_selector("#progress[value='1']", state="attached")
             wait(page)
             scale = Store(tmp_path / place).read("anna")[0].scale
             assert (scale < 1) == ("window" in note)
             page.click("#undo")
-            page.wait_for_function("document.querySelector('#progress').value === 0")
+            page.wait_for_selector("#progress[value='0']", state="attached")
             context.close()
 
 
@@ -277,7 +280,7 @@ def test_a_second_tab_and_a_picture_that_is_gone(browser, tmp_path):
                 page.keyboard.press("Enter")
                 wait(page)
             one.keyboard.press("2")
-            one.wait_for_function("document.querySelector('#progress').value === 1")
+            one.wait_for_selector("#progress[value='1']", state="attached")
             two.keyboard.press("5")
             two.wait_for_selector("#failure:not([hidden])")
             assert "perhaps in another tab" in two.inner_text("#failure")
@@ -286,6 +289,8 @@ def test_a_second_tab_and_a_picture_that_is_gone(browser, tmp_path):
             assert [answer.answer for answer in Store(tmp_path / "s").read("anna")] == [2]
             for path in (tmp_path / "p").iterdir():
                 path.rename(path.with_suffix(".away"))
+            two.keyboard.press("5")  # the next one is here already
+            wait(two)
             two.keyboard.press("5")
             two.wait_for_selector("#again:not([hidden])")
             assert "cannot be read" in two.inner_text("#failure")

@@ -116,7 +116,7 @@ def test_breaks_come_after_training(folder, place):
         while view["pictures"]:
             pauses += [view["question"]] * view["pause"]
             _, view = ask(port, "/answer", say(view))
-    assert pauses == [6, 10, 14]
+    assert pauses == [6, 10, 14, 18]
 
 
 @pytest.mark.parametrize("method", ["acr", "pairs"], indirect=True)

@@ -35,7 +35,7 @@ def register_model(
 
     from contrique.config import resolve
     from contrique.registry.registration import Candidate, register
-    from contrique.reports.card import model_card_here
+    from contrique.reports.card import texts_here
 
     return vars(
         register(
@@ -46,9 +46,7 @@ def register_model(
                 Path(verdict.path),
                 Path(extract.path, "lineage.json"),
                 sets=[Path(extract.path, "test_pictures")],
-                card=model_card_here(
-                    extract, encoder, regressor, evaluation, verdict, profile=profile, overrides=overrides
-                ),
+                **texts_here(extract, encoder, regressor, evaluation, verdict, profile=profile, overrides=overrides),
             ),
             config=resolve(profile, overrides).registry,
             page=Path(tracking.path),

@@ -18,7 +18,7 @@ def write_report(
     overrides: dict,
     report: dsl.Output[dsl.HTML],
 ) -> None:
-    """Draw the run as one self-contained HTML page.
+    """Draw the run as one self-contained HTML page, and keep it with the MLflow run, too.
 
     Args:
         findings: JSON file of validate_data.
@@ -35,9 +35,9 @@ def write_report(
     from pathlib import Path
 
     from contrique.reports.facts import trained_here
-    from contrique.reports.report import write
+    from contrique.reports.report import publish
 
-    write(
+    publish(
         Path(report.path),
         trained_here(extract, encoder, regressor, evaluation, verdict, profile=profile, overrides=overrides),
         findings=Path(findings.path),

@@ -68,7 +68,18 @@ def build(folder: Path, seed: int = 0, labels: str = "human") -> Parts:
     srcc = {"value": 0.8, "low": 0.7, "high": 0.9, "n": 40, "contents": 4, "splits": 1, "unit": "contents"}
     parts.evaluation.write_text(json.dumps({"labels": labels, "challenger": {"metrics": {"srcc": srcc}}}))
     parts.verdict.write_text(json.dumps({"promote": True, "reason": "promote: meets the floor"}))
-    parts.lineage.write_text(json.dumps({"hash": f"data{seed}.dir", "revision": "abc", "source": "here"}))
+    lineage = {
+        "source": "s3://bucket/pictures",
+        "revision": "abc",
+        "hash": f"data{seed}.dir",
+        "sources": {"s3://bucket/pictures": f"data{seed}.dir"},
+        "files": 41,
+        "bytes": 1000,
+        "rows": 40,
+        "counts": {"train/authentic": 24, "validation/authentic": 6, "test/authentic": 10},
+        "licences": {"CC0-1.0": 40},
+    }
+    parts.lineage.write_text(json.dumps(lineage))
     return parts
 
 

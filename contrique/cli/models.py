@@ -1,7 +1,8 @@
-"""models, history, promote, rollback: the registry."""
+"""models, history, promote, rollback, verify: the registry."""
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,6 +46,17 @@ def add_parsers(commands: Any) -> None:
         "give the alias back to the champion before this one",
         "contrique rollback --reason 'scores drift on night shots'",
     )
+    verification = add_command(
+        commands,
+        "verify",
+        verify,
+        "prove a version by its hash, and by asking MLflow's server for a score",
+        "contrique verify\n  contrique verify 3   # one that was promoted on MLflow's page",
+    )
+    verification.add_argument(
+        "version", nargs="?", default="", metavar="VERSION", help="a number or an alias; default: the champion"
+    )
+    add_settings(verification)
     for command in (promotion, reversal):
         command.add_argument("--reason", default="", help="for the history")
         add_settings(command)
@@ -52,11 +64,13 @@ def add_parsers(commands: Any) -> None:
 
 def list_models(options: argparse.Namespace) -> None:
     """Print the registered versions."""
-    from contrique.registry.versions import Registry
+    from contrique.registry.promotion import find_unrecorded
+    from contrique.registry.versions import UNPROVEN, Registry
 
     columns = {
         "version": "version",
         "aliases": "alias",
+        "proof": "proof",
         "srcc": "SRCC",
         "interval": "interval",
         "labels": "labels",
@@ -64,8 +78,14 @@ def list_models(options: argparse.Namespace) -> None:
         "data_hash": "data",
         "run": "run",
     }
-    rows = Registry(resolve_config(options).registry).list_versions()
+    registry = Registry(resolve_config(options).registry)
+    rows = registry.list_versions()
     _print_rows(rows, columns, options.format, "no model is registered yet; run the pipeline: python -m pipelines run")
+    for row in rows:
+        if registry.config.alias in row.aliases and row.proof == UNPROVEN:
+            _warn(f"version {row.version} is champion and was never proven: `contrique verify {row.version}`")
+    if version := find_unrecorded(registry):
+        _warn(f"version {version} became champion past this project, as on MLflow's page: `contrique history` lacks it")
 
 
 def list_history(options: argparse.Namespace) -> None:
@@ -102,6 +122,22 @@ def rollback(options: argparse.Namespace) -> None:
 
     champion = promotion.rollback(Registry(resolve_config(options).registry), options.reason)
     print_line(f"version {champion.version} of '{champion.name}' is {champion.alias} again")
+
+
+def verify(options: argparse.Namespace) -> None:
+    """Prove a version."""
+    from contrique.registry import proof
+    from contrique.registry.versions import Registry
+
+    registry = Registry(resolve_config(options).registry)
+    name = options.version or registry.config.alias
+    words = proof.verify(registry, name)
+    version = registry.find_version(name).version
+    print_line(f"version {version} of '{registry.config.model}' is proven, {words}")
+
+
+def _warn(text: str) -> None:
+    print(f"contrique: warning: {escape_control(text)}", file=sys.stderr)
 
 
 def _print_rows(rows: Sequence[Any], columns: dict[str, str], form: str, empty: str) -> None:

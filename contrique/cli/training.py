@@ -1,6 +1,7 @@
 """pretrain, adapt, features, import-checkpoint: encoders and heads."""
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import sys
@@ -153,23 +154,24 @@ def pretrain(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace, config: Config, start: Path | None, world: "World") -> "PretrainSummary":
     from contrique.pretraining import distributed, pretrain
-    from contrique.tracking.runs import open_current_run
+    from contrique.tracking.runs import follow_training
 
     dataset, distorted = _prepare_sets(options, config, fetch_here=world.is_local_main)
     distributed.wait_for_all()
-    track = open_current_run(config).track if world.is_main and "CONTRIQUE_RUN" in os.environ else None
     # no part of the configuration: an MLflow run takes but one, and the other tasks of the pipeline log theirs
     checkpoints = config.pretrain.checkpoints or options.checkpoints or ""
-    return pretrain.pretrain(
-        dataset,
-        distorted,
-        options.out,
-        config=dataclasses.replace(config.pretrain, checkpoints=checkpoints),
-        seed=options.seed,
-        track=track,
-        synthesis=config.synthesis,
-        start=start,
-    )
+    tracked = world.is_main and "CONTRIQUE_RUN" in os.environ
+    with follow_training(config, dataset) if tracked else contextlib.nullcontext() as track:
+        return pretrain.pretrain(
+            dataset,
+            distorted,
+            options.out,
+            config=dataclasses.replace(config.pretrain, checkpoints=checkpoints),
+            seed=options.seed,
+            track=track,
+            synthesis=config.synthesis,
+            start=start,
+        )
 
 
 def _check_sources(options: argparse.Namespace) -> None:

@@ -97,19 +97,20 @@ def _train(
     """The work of each process on this machine."""
     from contrique.pretraining import distributed
     from contrique.pretraining.pretrain import pretrain as train
-    from contrique.tracking.runs import open_current_run
+    from contrique.tracking.runs import follow_training
 
     with distributed.process_group() as world:
-        summary = train(
-            dataset,
-            distorted,
-            out,
-            config=settings.pretrain,
-            seed=seed,
-            track=open_current_run(settings).track if world.is_main else None,
-            synthesis=settings.synthesis,
-            start=start,
-        )
+        with follow_training(settings, dataset) if world.is_main else contextlib.nullcontext() as track:
+            summary = train(
+                dataset,
+                distorted,
+                out,
+                config=settings.pretrain,
+                seed=seed,
+                track=track,
+                synthesis=settings.synthesis,
+                start=start,
+            )
         if world.is_main and not settings.pretrain.checkpoints:  # no part of the encoder that later tasks fetch
             shutil.rmtree(out / CHECKPOINTS)
     return summary

@@ -23,6 +23,7 @@ class Candidate:
         lineage: `lineage.json` of the training data.
         sets: picture sets that hold the test part. Without them the input example alone proves the model.
         card: the model card, Markdown; empty for none.
+        description: of the version, Markdown, as MLflow shows it; by default the verdict's reason.
     """
 
     encoder: Path
@@ -32,6 +33,7 @@ class Candidate:
     lineage: Path
     sets: Sequence[Path] = ()
     card: str = ""
+    description: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,15 @@ class Facts:
         expected_champion: version that the gate judged against; empty if there was none.
         reason: of the verdict, in words.
         tags: of the version, as text; SRCC is that of the test part.
+        figures: of the challenger by name: `test.` on the test part, `cv.` cross-validated; SRCC with its interval.
+        lineage: content of `lineage.json`.
     """
 
     expected_champion: str
     reason: str
     tags: dict[str, str]
+    figures: dict[str, float]
+    lineage: dict[str, Any]
 
 
 def read_facts(candidate: Candidate) -> Facts:
@@ -72,7 +78,7 @@ def read_facts(candidate: Candidate) -> Facts:
         "verdict": "promote",
         "verdict.reason": reason,
         "verdict.json": json.dumps(verdict),
-        "judged_against": expected_champion,
+        "judged_against": f"version {expected_champion}" if expected_champion else "no champion: this is the first",
         "data.hash": lineage["hash"],
         "data.revision": lineage["revision"],
         "labels": summary["labels"],
@@ -81,7 +87,19 @@ def read_facts(candidate: Candidate) -> Facts:
         "srcc.n": str(srcc["n"]),
     }
     tags |= _describe_start(read_start(candidate.encoder))
-    return Facts(expected_champion, reason, tags | hash_model(candidate.encoder, candidate.regressor))
+    tags |= hash_model(candidate.encoder, candidate.regressor)
+    return Facts(expected_champion, reason, tags, _list_figures(evaluation), lineage)
+
+
+def _list_figures(evaluation: dict[str, Any]) -> dict[str, float]:
+    figures = {}
+    for part, judgement in (("test", evaluation["challenger"]), ("cv", evaluation.get("protocol") or {})):
+        for name, figure in judgement.get("metrics", {}).items():
+            if figure:  # None where undefined
+                figures[f"{part}.{name}"] = figure["value"]
+        if srcc := judgement.get("metrics", {}).get("srcc"):
+            figures |= {f"{part}.srcc.low": srcc["low"], f"{part}.srcc.high": srcc["high"]}
+    return figures
 
 
 def read_start(encoder: Path) -> dict[str, Any]:

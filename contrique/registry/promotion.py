@@ -9,8 +9,8 @@ from typing import Any, Literal
 from contrique.config import RegistryConfig
 from contrique.registry.candidate import read_json
 from contrique.registry.versions import Registry
-from contrique.text import escape_control
-from contrique.tracking.runs import PIPELINE_RUN, current_pipeline_run
+from contrique.text import escape_control, escape_markdown
+from contrique.tracking.runs import DESCRIPTION_TAG, PIPELINE_RUN, current_pipeline_run
 from contrique.tracking.store import RegistryError, current_time, current_user
 
 PREVIOUS = "previous"  # alias of the champion before this one
@@ -77,8 +77,12 @@ def keep_champion(
     champion = registry.champion()
     mlrun.log_file(verdict, "judgement")
     mlrun.log_file(lineage, "judgement")
+    mlrun.log_dataset(origin, "training")
+    mlrun.log_dataset(origin, "evaluation")
+    mlrun.log_metrics(_list_figures(decision.get("numbers", {})), dataset=origin)
     mlrun.set_tags(
         {
+            DESCRIPTION_TAG: escape_markdown(decision.get("reason", "")),
             "verdict": "hold",
             "verdict.reason": decision.get("reason", ""),
             "verdict.time": current_time(),
@@ -91,6 +95,18 @@ def keep_champion(
     if page:
         page.write_text(registry.runs.describe(run))
     return Registered(config.model, champion, config.alias) if champion else None
+
+
+def _list_figures(numbers: dict[str, Any]) -> dict[str, float]:
+    """Those of a verdict that are defined, by the names under which the registry logs them."""
+    names = {
+        "challenger_srcc": "test.srcc",
+        "champion_srcc": "champion.srcc",
+        "difference": "difference",
+        "difference_low": "difference.low",
+        "difference_high": "difference.high",
+    }
+    return {name: numbers[key] for key, name in names.items() if numbers.get(key) is not None}
 
 
 def promote(registry: Registry, version: str, reason: str = "") -> Registered:
@@ -139,6 +155,13 @@ def read_history(registry: Registry) -> list[Event]:
         for tags in registry.runs.search_tags("tags.verdict = 'hold'")
     ]
     return sorted((_as_event(entry) for entry in moves + holds), key=lambda event: event.time)
+
+
+def find_unrecorded(registry: Registry) -> str:
+    """The champion, if it became one past `register`, `promote` and `rollback`, as on MLflow's page; else empty."""
+    champion = registry.champion() if registry.store.exists else ""
+    moves = [event.version for event in read_history(registry) if event.action != "hold"]
+    return champion if champion and moves[-1:] != [champion] else ""
 
 
 def _as_event(entry: dict[str, Any]) -> Event:

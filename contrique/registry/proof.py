@@ -10,13 +10,15 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from contrique.artifacts import TEST_SCORES
+from contrique.integrity import MODEL_HASH
 from contrique.registry.candidate import Candidate
-from contrique.registry.versions import Registry
+from contrique.registry.versions import COMPLETE, STATE, Registry
 from contrique.tracking.address import database_of
-from contrique.tracking.store import STORE_REMEDY, RegistryError
+from contrique.tracking.store import STORE_REMEDY, RegistryError, current_time, current_user, find_or_none
 
 if TYPE_CHECKING:
     import pandas as pd
+    from mlflow.entities.model_registry import ModelVersion
 
     from contrique.scoring.scorer import Scorer
 
@@ -42,6 +44,59 @@ class Known:
     tolerance: float
 
 
+def verify(registry: Registry, name: str) -> str:
+    """Prove a version now: by its hash, and by asking it as served. One that came past the pipeline is completed by it.
+
+    Such a version is made when a person promotes a logged model on MLflow's page, or registers it by MLflow's client:
+    what was judged of it stands in the tags of its run, which the gate must have promoted.
+
+    Args:
+        registry: of the model.
+        name: a number, or an alias such as `champion`.
+    Returns:
+        the proof, in words.
+    Raises:
+        RegistryError: there is no such version, the gate never promoted its run, its files cannot be fetched, or it
+            does not answer as its files do.
+        ModelChanged: its files are not those that were judged.
+    """
+    from contrique.scoring.scorer import Scorer
+
+    version = registry.find_version(name, proven=False)
+    client, model, number = registry.store.client, registry.config.model, str(version.version)
+    tags = dict(version.tags) if MODEL_HASH in version.tags else _read_judgement(registry, version)
+    with registry.fetch(number, expected=tags) as files:
+        known = [score_example(Scorer(files.encoder, files.regressor), f"version {number} of '{model}'")]
+    missing = tags.keys() - version.tags.keys()
+    with registry.store.translate_errors(f"proving version {number}"):
+        for tag in sorted(missing):
+            client.set_model_version_tag(model, number, tag, tags[tag])
+    try:
+        proof = f"{prove(registry, number, known)}; verified {current_time()} by {current_user()}"
+    except BaseException:
+        for tag in sorted(missing):  # lest MLflow's server take it for one of ours
+            client.delete_model_version_tag(model, number, tag)
+        raise
+    with registry.store.translate_errors(f"completing version {number}"):
+        client.set_model_version_tag(model, number, PROOF, proof)
+        client.set_model_version_tag(model, number, STATE, COMPLETE)
+    return proof
+
+
+def _read_judgement(registry: Registry, version: "ModelVersion") -> dict[str, str]:
+    """Tags of the run that a version comes from, as `register` left them there."""
+    model, number = registry.config.model, version.version
+    with registry.store.translate_errors(f"reading the run of version {number}"):
+        run = find_or_none(registry.store.client.get_run, version.run_id) if version.run_id else None
+    tags = {name: value for name, value in run.data.tags.items() if not name.startswith("mlflow.")} if run else {}
+    if tags.get("verdict") != "promote" or MODEL_HASH not in tags:
+        raise RegistryError(
+            f"version {number} of '{model}' comes from no run that the gate promoted, so nothing vouches for it; "
+            "delete it, and run the pipeline"
+        )
+    return tags
+
+
 def input_example() -> "pd.DataFrame":
     """The input example: one small picture in base64, the same every time. Shape (1, 1), column `image`."""
     import numpy as np
@@ -54,14 +109,14 @@ def input_example() -> "pd.DataFrame":
     return pd.DataFrame({"image": [base64.b64encode(encode_png(picture)).decode()]})
 
 
-def score_example(scorer: "Scorer", candidate: Candidate) -> Known:
-    """The input example, scored by the files of a candidate before anything of them is logged."""
+def score_example(scorer: "Scorer", model: str) -> Known:
+    """The input example, scored from files; errors call them `model`."""
     from contrique.scoring.results import Failure
 
     data = base64.b64decode(input_example()["image"][0])
     result = scorer.judge(data, "the input example")
     if isinstance(result, Failure):
-        raise RegistryError(f"{candidate.encoder}: the model cannot score a picture ({result.error}); train it again")
+        raise RegistryError(f"{model}: the model cannot score a picture ({result.error}); train it again")
     return Known(data, result.raw, LOADED_TOLERANCE * scorer.head.point)
 
 
@@ -118,7 +173,7 @@ def prove(registry: Registry, version: str, known: Sequence[Known]) -> str:
             raise RegistryError(
                 f"version {version} of '{config.model}', {how}, scores {what} {answer['raw']} "
                 f"({answer['error'] or 'no error'}, version {answer['model']}) and not {item.raw} "
-                f"within {item.tolerance:.2g}; it was deleted, check the artifact store and run the pipeline again"
+                f"within {item.tolerance:.2g}; check the artifact store and run the pipeline again"
             )
     furthest = max(abs(answer["raw"] - item.raw) for answer, item in zip(answers, known, strict=True))
     return f"{how}: {len(known)} pictures within {furthest:.2g} of their known raw scores"

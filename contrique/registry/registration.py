@@ -16,7 +16,7 @@ from contrique.registry.proof import PROOF, input_example, prove, read_known_pic
 from contrique.registry.versions import COMPLETE, STATE, Registry
 from contrique.text import escape_markdown
 from contrique.tracking.revision import read_code_revision
-from contrique.tracking.runs import PIPELINE_RUN, Run, current_pipeline_run
+from contrique.tracking.runs import DESCRIPTION_TAG, PIPELINE_RUN, Run, current_pipeline_run
 from contrique.tracking.store import STORE_REMEDY, RegistryError, create_once
 
 __all__ = ["Candidate", "register"]
@@ -72,10 +72,12 @@ def register(candidate: Candidate, *, config: RegistryConfig, run: str = "", pag
         check_champion(registry, facts.expected_champion)
         for file in (candidate.evaluation, candidate.verdict, candidate.lineage):
             mlrun.log_file(file, "judgement")
+        mlrun.log_dataset(facts.lineage, "training")
+        mlrun.log_dataset(facts.lineage, "evaluation")
         version = _find_complete(registry, mlrun, facts) or _create_complete(registry, mlrun, candidate, facts)
         with _withdrawn_on_failure(registry, mlrun, version):
             move_alias(registry, version, facts.expected_champion, "register", facts.reason)
-    mlrun.set_tags(facts.tags | {"registered_version": version})
+    mlrun.set_tags(facts.tags | {"registered_version": version, DESCRIPTION_TAG: _describe(candidate, facts)})
     mlrun.close()
     return Registered(config.model, version, config.alias)
 
@@ -104,9 +106,10 @@ def _create_complete(registry: Registry, mlrun: Run, candidate: Candidate, facts
     from contrique.scoring.scorer import Scorer
 
     scorer = Scorer(candidate.encoder, candidate.regressor)
-    known = [score_example(scorer, candidate), *read_known_pictures(candidate)]
+    known = [score_example(scorer, str(candidate.encoder)), *read_known_pictures(candidate)]
     parity = {f"backend.{name}": agreement for name, agreement in scorer.parity().items()}
-    version = _log_version(registry, mlrun, candidate, facts.tags | parity)
+    facts.tags.update(parity)
+    version = _log_version(registry, mlrun, candidate, facts)
     with _withdrawn_on_failure(registry, mlrun, version):
         proof = prove(registry, version, known)
         with registry.store.translate_errors(f"completing version {version}"):
@@ -136,9 +139,14 @@ def _withdraw(registry: Registry, mlrun: Run, version: str) -> None:
         mlrun.set_tags({"verdict": "promote", "registration": f"failed, version {version} deleted"})
 
 
-def _log_version(registry: Registry, mlrun: Run, candidate: Candidate, tags: dict[str, str]) -> str:
+def _describe(candidate: Candidate, facts: Facts) -> str:
+    """What MLflow shows of a version and its run; it renders Markdown."""
+    return candidate.description or escape_markdown(facts.reason)
+
+
+def _log_version(registry: Registry, mlrun: Run, candidate: Candidate, facts: Facts) -> str:
     """Log the model to the run and make a version of it, without alias and not yet complete."""
-    client, model = registry.store.client, registry.config.model
+    client, model, tags = registry.store.client, registry.config.model, facts.tags
     import mlflow
 
     import contrique
@@ -173,13 +181,14 @@ def _log_version(registry: Registry, mlrun: Run, candidate: Candidate, tags: dic
                 model_config={name: tags[name] for name in HASHES if name in tags},  # by which it proves its files
                 pip_requirements=[f"{name}=={metadata.version(name)}" for name in _REQUIREMENTS],
             )
+        mlrun.log_metrics(facts.figures, model=logged.model_id, dataset=facts.lineage)
         create_once(client.create_registered_model, model)
         version = client.create_model_version(
             model,
             logged.model_uri,
             mlrun.id,
             tags=tags,
-            description=escape_markdown(tags["verdict.reason"]),  # MLflow renders it
+            description=_describe(candidate, facts),
             model_id=logged.model_id,
         )
     return str(version.version)

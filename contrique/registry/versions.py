@@ -1,7 +1,7 @@
 """The versions of a model in MLflow's registry: listed, found, fetched and loaded."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,14 +22,21 @@ if TYPE_CHECKING:
 
 STATE = "contrique.state"  # tag of a version: absent until it answered as it should
 COMPLETE = "complete"
+PROVEN, UNPROVEN = "proven", "never proven"
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """One version, for people. Figures are as the evaluation wrote them, empty where it did not."""
+    """One version, for people. Figures are as the evaluation wrote them, empty where it did not.
+
+    Attributes:
+        proof: PROVEN if it has answered as it was judged; UNPROVEN if it came past the pipeline (as by "Promote model"
+            of MLflow's page), or its registration broke off.
+    """
 
     version: str
     aliases: tuple[str, ...]
+    proof: str
     created: str
     srcc: str
     interval: str
@@ -72,7 +79,7 @@ class Registry:
         self.store = self.runs.store
 
     def list_versions(self) -> list[ModelInfo]:
-        """Every complete version, newest first; empty if there is no registry yet."""
+        """Every version, newest first; empty if there is no registry yet."""
         if not self.store.exists:
             return []
         aliases = self.read_aliases()
@@ -81,7 +88,6 @@ class Registry:
         return [
             _describe_version(version, aliases)
             for version in sorted(versions, key=lambda version: -int(version.version))
-            if version.tags.get(STATE) == COMPLETE
         ]
 
     def champion(self) -> str:
@@ -98,13 +104,14 @@ class Registry:
         model = self._read_model()
         return dict(model.tags) if model else {}
 
-    def find_version(self, name: str) -> "ModelVersion":
-        """A complete version, as MLflow describes it.
+    def find_version(self, name: str, *, proven: bool = True) -> "ModelVersion":
+        """A version, as MLflow describes it.
 
         Args:
             name: a number, or an alias such as `champion` or `previous`.
+            proven: refuse one that has never answered as it was judged. Anybody can move an alias on MLflow's page.
         Raises:
-            RegistryError: there is no such version, or it was never completed.
+            RegistryError: there is no such version, or it was never proven.
         """
         self.store.require()
         model = self.config.model
@@ -117,21 +124,27 @@ class Registry:
             version = find_or_none(self.store.client.get_model_version, model, number) if int(number or 0) else None
         if version is None:
             raise RegistryError(f"model '{model}' has no version '{name}'; see `contrique models`")
-        if version.tags.get(STATE) != COMPLETE:
-            raise RegistryError(f"version {number} of '{model}' was never completed; delete it and train again")
+        if proven and not is_proven(version):
+            holder = f", which holds '{self.config.alias}'," if self.champion() == number else ""
+            raise RegistryError(
+                f"version {number} of '{model}'{holder} was never proven: it came past the pipeline, or its "
+                f"registration broke off; prove it with `contrique verify {number}`, or name a champion with "
+                "`contrique promote`"
+            )
         return version
 
     @contextmanager
-    def fetch(self, name: str) -> Iterator[FetchedModel]:
+    def fetch(self, name: str, expected: Mapping[str, str] | None = None) -> Iterator[FetchedModel]:
         """The files of a version, for as long as the block lasts.
 
         Args:
             name: a number, or an alias such as `champion` or `previous`.
+            expected: hashes of its files, for one that was never proven; by default those in its tags.
         Raises:
             RegistryError: there is no such version, or its files cannot be fetched.
             ModelChanged: the files are not those that were registered.
         """
-        version = self.find_version(name)
+        version = self.find_version(name, proven=expected is None)
         from mlflow.artifacts import download_artifacts
 
         with tempfile.TemporaryDirectory() as scratch:
@@ -141,7 +154,7 @@ class Registry:
                 folder = Path(download_artifacts(artifact_uri=address, dst_path=scratch))
             model = FetchedModel(folder / ENCODER, folder / REGRESSOR, str(version.version))
             name = f"version {model.version} of '{self.config.model}'"
-            check_model(model.encoder, model.regressor, version.tags, name, "the registry")
+            check_model(model.encoder, model.regressor, expected or version.tags, name, "the registry")
             yield model
 
     def load(self, name: str) -> "Scorer":
@@ -161,11 +174,17 @@ class Registry:
             return find_or_none(self.store.client.get_registered_model, self.config.model)
 
 
+def is_proven(version: "ModelVersion") -> bool:
+    """Whether a version has answered as it was judged."""
+    return bool(version.tags.get(STATE) == COMPLETE)
+
+
 def _describe_version(version: "ModelVersion", aliases: dict[str, str]) -> ModelInfo:
     tags = version.tags
     return ModelInfo(
         version=str(version.version),
         aliases=tuple(sorted(alias for alias, number in aliases.items() if number == str(version.version))),
+        proof=PROVEN if is_proven(version) else UNPROVEN,
         created=datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).isoformat(timespec="seconds"),
         srcc=tags.get("srcc", ""),
         interval=tags.get("srcc.interval", ""),

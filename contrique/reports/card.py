@@ -3,10 +3,13 @@
 import json
 from collections.abc import Mapping
 from importlib import metadata
-from typing import Any
+from typing import Any, Final
 
 from contrique.reports.facts import Artifact, Trained, collect_facts, trained_here
 from contrique.reports.render import render
+from contrique.text import shorten
+
+_DESCRIPTION_CHARS: Final = 5000  # that MLflow's databases keep of a description
 
 
 def model_card(trained: Trained) -> str:
@@ -18,9 +21,24 @@ def model_card(trained: Trained) -> str:
     return render_card(collect_facts(trained))
 
 
-def model_card_here(*artifacts: Artifact, profile: str, overrides: Mapping[str, Any]) -> str:
-    """The model card of the pipeline run that this process is a step of. Arguments and errors as `trained_here`."""
-    return model_card(trained_here(*artifacts, profile=profile, overrides=overrides))
+def describe_version(trained: Trained) -> str:
+    """What MLflow's page of a version says of the model, in Markdown: the card in short.
+
+    Raises:
+        ReportError: a file is missing or damaged.
+    """
+    facts = collect_facts(trained)
+    facts["srcc"] = facts["evaluation"]["challenger"]["metrics"].get("srcc")
+    return shorten(render("version.md", facts | _collect_card_facts(facts)), _DESCRIPTION_CHARS)
+
+
+def texts_here(*artifacts: Artifact, profile: str, overrides: Mapping[str, Any]) -> dict[str, str]:
+    """`card` and `description` of a candidate: `model_card` and `describe_version` of this pipeline run.
+
+    Arguments and errors as `trained_here`.
+    """
+    trained = trained_here(*artifacts, profile=profile, overrides=overrides)
+    return {"card": model_card(trained), "description": describe_version(trained)}
 
 
 def render_card(facts: dict[str, Any]) -> str:

@@ -64,6 +64,19 @@ def write(
         aside.write_text(html, encoding="utf-8")
 
 
+def publish(out: Path, trained: Trained, *, findings: Path, outcome: Mapping[str, Any]) -> None:
+    """`write` the page of a pipeline run, and keep it with its MLflow run as `report/report.html`.
+
+    Raises:
+        ReportError: as `write`.
+        RegistryError: MLflow cannot be reached; the page is written.
+    """
+    from contrique.tracking.runs import Runs
+
+    write(out, trained, findings=findings, outcome=outcome)
+    Runs(trained.config.registry).open(trained.run).log_page(out, "report/report.html")
+
+
 def _draw_figures(facts: Mapping[str, Any], scores: "pd.DataFrame", features: Path) -> dict[str, str | list[Any]]:
     """Every figure of the page by its name in the template; empty where there is nothing to draw."""
     from contrique.reports import figures

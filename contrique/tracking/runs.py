@@ -3,16 +3,19 @@
 import dataclasses
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from contrique.config import Config, RegistryConfig
 from contrique.text import mask_secrets
+from contrique.tracking.datasets import Context, describe_dataset, name_dataset, read_lineage
 from contrique.tracking.revision import read_code_revision
-from contrique.tracking.store import STORE_REMEDY, RegistryError, Store
+from contrique.tracking.store import STORE_REMEDY, RegistryError, Store, current_user
 
 PIPELINE_RUN = "contrique.pipeline_run"  # tag of an MLflow run
+DESCRIPTION_TAG = "mlflow.note.content"  # tag of a run that MLflow shows as its description, in Markdown
 SUCCESS = ("SUCCEEDED", "COMPLETE", "CACHED")  # of a pipeline: in the words of KFP's API, and of its metadata store
 
 
@@ -42,23 +45,68 @@ class Run:
         with self._store.translate_errors("logging the configuration"):
             self._store.client.log_batch(self.id, params=[Param(name, str(value)) for name, value in options.items()])
 
-    def log_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Log numbers at a step."""
+    def log_metrics(
+        self,
+        values: Mapping[str, float],
+        step: int = 0,
+        model: str | None = None,
+        dataset: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Log numbers.
+
+        Args:
+            values: by name.
+            step: of the training; 0 for what is measured once.
+            model: identifier in MLflow of the logged model that they are figures of.
+            dataset: lineage of the picture set whose test part they were measured on.
+        """
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        metrics = [Metric(name, float(value), now, step) for name, value in values.items()]
+        name, digest = name_dataset(dataset, "evaluation") if dataset else (None, None)
+        metrics = [
+            Metric(key, float(value), now, step, model_id=model, dataset_name=name, dataset_digest=digest)
+            for key, value in values.items()
+        ]
         with self._store.translate_errors("logging metrics"):
             self._store.client.log_batch(self.id, metrics=metrics)
 
-    def track(self, values: dict[str, float], step: int) -> None:
-        """`log_metrics` in the form that `pretrain` calls."""
-        self.log_metrics(values, step)
+    def log_dataset(self, lineage: Mapping[str, Any], context: Context) -> None:
+        """Log a picture set as an input; a second time changes nothing.
+
+        Args:
+            lineage: content of its `lineage.json`; nothing is logged of a set without.
+            context: what it is used for.
+        """
+        if lineage:
+            with self._store.translate_errors("logging the dataset"):
+                self._store.client.log_inputs(self.id, [describe_dataset(lineage, context)])
+
+    @contextmanager
+    def monitor_system(self) -> Iterator[None]:
+        """Log processor, memory, disk, network and GPUs of this machine while the block runs: metrics `system/...`.
+
+        Without a reachable MLflow the block goes on, and what was measured meanwhile is lost: the library warns.
+        """
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        with self._store.translate_errors("reading the run"):
+            monitor = SystemMetricsMonitor(self.id, resume_logging=True, tracking_uri=self._store.uri)
+        monitor.start()
+        try:
+            yield
+        finally:
+            monitor.finish()
 
     def log_file(self, path: Path, folder: str = "") -> None:
         """Keep a file with the run."""
         with self._store.translate_errors(f"logging {path.name}", STORE_REMEDY):
             self._store.client.log_artifact(self.id, str(path), folder or None)
+
+    def log_page(self, page: Path, name: str) -> None:
+        """Keep an HTML page with the run, under a name by which MLflow knows that it can show it."""
+        with self._store.translate_errors(f"logging {name}", STORE_REMEDY):
+            self._store.client.log_text(self.id, page.read_text(encoding="utf-8"), name)
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Set tags; values are written as text."""
@@ -107,7 +155,15 @@ class Runs:
             with self.store.hold_lock(f"{self.store.config.experiment}.runs"):
                 if run := self._find(pipeline_run):
                     return run
-                tags = {PIPELINE_RUN: pipeline_run, "code.revision": read_code_revision()}
+                revision = read_code_revision()
+                tags = {
+                    PIPELINE_RUN: pipeline_run,
+                    "code.revision": revision,
+                    "mlflow.user": current_user(),
+                    "mlflow.source.name": "contrique training pipeline",
+                    "mlflow.source.type": "PROJECT",
+                    "mlflow.source.git.commit": revision.removesuffix("+"),
+                }
                 created = client.create_run(self.store.experiment_id(), tags=tags, run_name=pipeline_run)
                 return Run(self.store, created.info.run_id)
 
@@ -178,6 +234,22 @@ def current_pipeline_run() -> str:
     if not (run := os.environ.get("CONTRIQUE_RUN")):
         raise RegistryError("CONTRIQUE_RUN is not set; set it to a name of the pipeline run")
     return run
+
+
+@contextmanager
+def follow_training(config: Config, dataset: Path) -> Iterator[Callable[[dict[str, float], int], None]]:
+    """Track a training in the MLflow run of `current_pipeline_run`: configuration, picture set, load of this machine.
+
+    Args:
+        config: resolved configuration.
+        dataset: picture set that it trains on.
+    Yields:
+        what takes the values of a step, with the step.
+    """
+    run = open_current_run(config)
+    run.log_dataset(read_lineage(dataset), "training")
+    with run.monitor_system():
+        yield run.log_metrics
 
 
 def open_current_run(config: Config) -> Run:

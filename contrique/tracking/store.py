@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from contrique.config import RegistryConfig
 from contrique.errors import ContriqueError
@@ -21,9 +21,16 @@ from contrique.tracking.local import ARTIFACTS, hold_database
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Experiment
 
 
 LOCK_SECONDS = 60.0
+# Without a kind MLflow guesses one, and shows an experiment without runs as one of traces of language models.
+EXPERIMENT_TAGS: Final = {
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.note.content": "No-reference image quality (CONTRIQUE). Each run is one run of the training pipeline, from "
+    "data to verdict; its models are judged by the gate before they become versions of the registered model.",
+}
 STORE_REMEDY = "check the artifact store behind it and its credentials; its own log says more"
 _SERVER_REMEDY = "start the server, or correct or unset MLFLOW_TRACKING_URI"
 _LIBRARIES = (
@@ -93,7 +100,11 @@ class Store:
             client: MlflowClient = mlflow.MlflowClient()
             experiment = client.get_experiment_by_name(self.config.experiment)
             if experiment is None:
-                create_once(client.create_experiment, self.config.experiment, artifact_location=location)
+                create_once(
+                    client.create_experiment, self.config.experiment, artifact_location=location, tags=EXPERIMENT_TAGS
+                )
+            else:
+                _complete_tags(client, experiment)
         if experiment is not None and experiment.lifecycle_stage != "active":
             raise RegistryError(
                 f"MLflow at {self.uri}: experiment '{self.config.experiment}' was deleted; "
@@ -171,6 +182,14 @@ def _import_mlflow() -> Any:
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     return mlflow
+
+
+def _complete_tags(client: "MlflowClient", experiment: "Experiment") -> None:
+    """Set the tags of an experiment that an older version or a person made; those that a person set stay."""
+    for name, value in EXPERIMENT_TAGS.items():
+        guessed = experiment.tags.get(name, "").endswith("_inferred")
+        if experiment.lifecycle_stage == "active" and (name not in experiment.tags or guessed):
+            client.set_experiment_tag(experiment.experiment_id, name, value)
 
 
 def _shorten(error: BaseException, uri: str) -> str:

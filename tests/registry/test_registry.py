@@ -43,7 +43,7 @@ from contrique.registry.promotion import (
 )
 from contrique.registry.proof import read_known_pictures
 from contrique.registry.registration import _log_version
-from contrique.registry.versions import COMPLETE, STATE, Registry
+from contrique.registry.versions import COMPLETE, STATE, UNPROVEN, Registry
 from contrique.regressor.head import Head
 from contrique.scoring.results import CSV_COLUMNS
 from contrique.scoring.scorer import Scorer
@@ -537,7 +537,7 @@ def test_a_version_that_was_never_completed_is_no_champion(store, models):
     client = Store(CONFIG).client
     client.create_registered_model("contrique")
     client.create_model_version("contrique", "runs:/0/x")
-    with pytest.raises(RegistryError, match="version 1 of 'contrique' was never completed"):
+    with pytest.raises(RegistryError, match="version 1 of 'contrique' was never proven"):
         promote(Registry(CONFIG), "1")
     for version in ("9", "0", "nine"):
         with pytest.raises(RegistryError, match=f"no version '{version}'"):
@@ -546,7 +546,7 @@ def test_a_version_that_was_never_completed_is_no_champion(store, models):
         Registry(CONFIG).load("best")
     with pytest.raises(RegistryError, match="no previous champion"):
         rollback(Registry(CONFIG))
-    assert Registry(CONFIG).list_versions() == []
+    assert [item.proof for item in Registry(CONFIG).list_versions()] == [UNPROVEN]
 
 
 def test_lost_artifacts_are_named(store, models):
@@ -586,7 +586,7 @@ def test_what_a_run_keeps(store, tmp_path):
     run.log_config(config)
     run.log_config(config)  # the step, tried again
     for step, loss in enumerate([3.0, 2.5, 2.0]):
-        run.track({"loss": loss, "lr": 0.1}, step)
+        run.log_metrics({"loss": loss, "lr": 0.1}, step)
     run.log_metrics({"srcc": 0.75})
     run.set_tags({"verdict": "hold"})
     (tmp_path / "page.html").write_text("hello")

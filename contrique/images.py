@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +32,8 @@ tiff.silence_libtiff()
 _STRIP: Final = 2**22  # pixels that are converted at once
 _FLOAT_SLACK: Final = 1 / 512  # beyond 0 and 1, as rounding leaves it
 _ORIENTATION: Final = 0x0112
+_EXIF: Final = 0x8769  # where the camera's own entries are
+_TAKEN: Final = 0x9003
 _JPEG_COLOURS: Final = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}  # by Pillow's mode
 _DAMAGED: Final = "damaged or truncated ({}); fetch the file again"
 _PNM_KINDS: Final = b"0123456fy"  # as Pillow tells them apart, by their second byte
@@ -283,6 +286,21 @@ def read(path: Path | str) -> Picture:
 def read_decoded(path: Path | str) -> Decoded:
     """As `read`, with what the file declared."""
     return decode(read_bytes(path), str(path))
+
+
+def read_day(path: Path | str) -> str:
+    """The day on which a picture was taken, as its EXIF has it. ISO 8601; empty if it has none that is a day.
+
+    Raises:
+        BadImage: as `read_bytes`.
+    """
+    data = read_bytes(path)
+    try:
+        with _explained(data, str(path)), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            text = str(image.getexif().get_ifd(_EXIF).get(_TAKEN, ""))
+        return date(*map(int, text[:10].split(":"))).isoformat()
+    except (BadImage, ValueError, TypeError):  # damaged EXIF says nothing; the pixels may be whole all the same
+        return ""
 
 
 def encode_png(pixels: Picture) -> bytes:

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from contrique.cli.options import (
     UsageError,
@@ -19,7 +19,17 @@ from contrique.cli.options import (
 )
 from contrique.text import dump_json
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    from contrique.scoring.overview import Observation
+    from contrique.scoring.results import Failure, Score
+    from contrique.scoring.scorer import Scorer
+    from contrique.walk import Skipped
+
 SOME_FAILED = 1
+_LOOK_SECONDS = 2.0  # from one look at a watched folder to the next
 
 
 def add_parsers(commands: Any) -> None:
@@ -29,11 +39,20 @@ def add_parsers(commands: Any) -> None:
         "score",
         score,
         "score pictures, 0 to 100, higher is better",
-        "contrique score photo.jpg holiday/ 'scans/*.tif' --format json\n\n"
+        "contrique score photo.jpg holiday/ 'scans/*.tif' --format json\n"
+        "  contrique score holiday/ --report holiday.html --out holiday.parquet\n"
+        "  contrique score camera/ --watch --report today.html\n\n"
         "exit status: 0 if every picture was scored, 1 if some were not, 2 if there is no model or the usage is wrong",
     )
     command.add_argument("paths", nargs="+", metavar="PATH", help="file, folder (all below it) or quoted glob")
     command.add_argument("--format", choices=("table", "json", "csv"), default="table", help="default: table")
+    add_output(
+        command, "--report", help="HTML page to write: histogram, best and worst, faults, copies, by folder and month"
+    )
+    add_output(command, "--out", help=".parquet, .csv or .json to write as well, with likeliest fault and day")
+    command.add_argument(
+        "--watch", action="store_true", help="go on with what comes later, and keep --report and --out up to date"
+    )
     add_model(command)
     add_settings(command)
 
@@ -84,18 +103,65 @@ def score(options: argparse.Namespace) -> int:
     """Print the score of each picture; 1 if some have none."""
     from tqdm import tqdm
 
+    from contrique.scoring.overview import FORMATS
     from contrique.scoring.results import write_results
     from contrique.walk import Skipped, summarize_skipped
 
+    if options.out and options.out.suffix not in FORMATS:
+        raise UsageError(f"--out {options.out}: expected a name that ends in {', '.join(FORMATS)}")
     model = load_backed_scorer(options)
     skipped: list[Skipped] = []
-    results = model.score_paths(options.paths, skipped)
-    hidden = True if sys.stdout.isatty() else None  # on a terminal the results themselves show the progress
+    results = _score_paths(model, options, skipped)
+    hidden = True if options.watch or sys.stdout.isatty() else None  # on a terminal the results show the progress
     bar = tqdm(results, desc="score", unit="img", file=sys.stderr, disable=hidden)
     failures = write_results(bar, sys.stdout, options.format)
     if skipped:
         print(f"contrique: {summarize_skipped(skipped)}", file=sys.stderr)
     return SOME_FAILED if failures else 0
+
+
+def _score_paths(model: "Scorer", options: argparse.Namespace, skipped: "list[Skipped]") -> "Iterator[Score | Failure]":
+    """Results as they come; --report and --out are written at the end, or after each look of --watch."""
+    from contrique.scoring.inputs import find_images
+    from contrique.scoring.overview import observe
+    from contrique.scoring.results import Failure
+
+    if not (options.watch or options.report or options.out):
+        yield from model.score_paths(options.paths, skipped)
+        return
+    latest: dict[str, Observation | Failure] = {}
+    try:
+        for batch in _watch(options.paths) if options.watch else [find_images(options.paths, skipped)]:
+            for item in observe(model, batch):
+                path, result = (item.path, item) if isinstance(item, Failure) else (item.score.path, item.score)
+                latest[path] = item
+                yield result
+            _write_files(options, list(latest.values()), skipped)
+    except KeyboardInterrupt:
+        if not options.watch:
+            raise
+        _write_files(options, list(latest.values()), skipped)
+
+
+def _watch(paths: "Sequence[str]") -> "Iterator[Iterable[Path | Failure]]":
+    from contrique.scoring.watch import watch_images
+
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    print("contrique: watching; Ctrl+C ends it", file=sys.stderr)
+    return watch_images(paths, _LOOK_SECONDS)
+
+
+def _write_files(
+    options: argparse.Namespace, results: "Sequence[Observation | Failure]", skipped: "list[Skipped]"
+) -> None:
+    from contrique.reports.overview import write_overview
+    from contrique.scoring.overview import write_table
+    from contrique.walk import summarize_skipped
+
+    if options.report:
+        write_overview(options.report, results, summarize_skipped(skipped) if skipped else "")
+    if options.out:
+        write_table(results, options.out)
 
 
 def explain(options: argparse.Namespace) -> None:

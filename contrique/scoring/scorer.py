@@ -171,7 +171,7 @@ class Scorer:
 
     def judge_pixels(self, pixels: images.Picture, name: str) -> Score | Failure:
         """As `judge`, of a decoded picture. RGB, shape (H, W, 3), uint8."""
-        return next(self._score_batch([(name, pixels)]))
+        return next(self._score_batch([(name, pixels)]))[0]
 
     def score_paths(
         self, paths: Iterable[str | Path], skipped: list[Skipped] | None = None
@@ -193,28 +193,47 @@ class Scorer:
         Args:
             items: a name and RGB pixels of shape (H, W, 3), uint8, or a Failure.
         """
+        return (item for item, _ in self._score_with_features(items))
+
+    def diagnose_named(self, items: Iterable[Named | Failure]) -> Iterator[tuple[Score | Failure, str]]:
+        """As `score_named`, with the likeliest distortion of each picture: `pristine` for none.
+
+        Empty for a failure, and of a model that cannot name any.
+        """
+        diagnosis = self.head.diagnosis
+        for item, features in self._score_with_features(items):
+            if diagnosis is None or features is None or isinstance(item, Failure):
+                yield item, ""
+            else:
+                with _thread_pools().limit(limits=1, user_api="blas"):
+                    fault = diagnosis.suspects(features)[0].distortion
+                yield item, fault
+
+    def _score_with_features(
+        self, items: Iterable[Named | Failure]
+    ) -> Iterator[tuple[Score | Failure, NDArray[np.float32] | None]]:
         budget = BATCH_PIXELS["cuda" if has_gpu() else "cpu"]
         for batch in batch_pictures(items, budget):
             if isinstance(batch, Failure):
-                yield batch
+                yield batch, None
             else:
                 yield from self._score_batch(batch)
 
-    def _score_batch(self, batch: list[Named]) -> Iterator[Score | Failure]:
-        """Results of pictures of one size."""
+    def _score_batch(self, batch: list[Named]) -> Iterator[tuple[Score | Failure, NDArray[np.float32] | None]]:
+        """Results of pictures of one size, with their features."""
         # a view of one picture: a copy of 100 megapixels would be 300 MB
         pictures = batch[0][1][None] if len(batch) == 1 else np.stack([pixels for _, pixels in batch])
         backend = self.backend  # a damaged encoder is no fault of the pictures
         try:
             features = extract_batch(pictures, backend)
         except ContriqueError as error:
-            yield from (Failure.of(name, error) for name, _ in batch)
+            yield from ((Failure.of(name, error), None) for name, _ in batch)
             return
         for (name, _), row in zip(batch, features, strict=True):
             try:
-                yield self.contract(name, row)
+                yield self.contract(name, row), row
             except ContriqueError as error:
-                yield Failure.of(name, error)
+                yield Failure.of(name, error), None
 
     def contract(self, name: str, features: NDArray[np.float32]) -> Score:
         """A picture's score with everything that comes with it.

@@ -177,6 +177,27 @@ def shoot_service(page: str, pictures: list[Path], folder: Path) -> None:
             context.close()
 
 
+def shoot_rating(page: str, folder: Path) -> None:
+    """The page of `contrique rate`, a few questions on: by day on a desktop, `rate-desktop.png`, and by night on a
+    phone, `rate-phone.png`.
+    """
+    with launched() as browser:
+        for screen, colours in (("desktop", "light"), ("phone", "dark")):
+            width, height = SCREENS[screen]
+            context = browser.new_context(
+                viewport={"width": width, "height": height}, color_scheme=colours, is_mobile=screen == "phone"
+            )
+            shown = context.new_page()
+            shown.goto(page)
+            shown.press("#rater", "Enter")
+            for _ in range(8):
+                shown.wait_for_selector("#answers button:enabled")
+                shown.click("#answers button")
+            shown.wait_for_selector("#answers button:enabled")
+            _small(_pixels(shown.screenshot()).astype(np.uint8)).save(folder / f"rate-{screen}.png", optimize=True)
+            context.close()
+
+
 def _small(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> Image.Image:
     """A picture in 256 colours: the commonest as they are, for grounds and ink, and what serves photographs best."""
     colours, counts = np.unique(pixels.reshape(-1, 3), axis=0, return_counts=True)
@@ -187,9 +208,12 @@ def _small(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> Image.Image:
     return Image.fromarray(pixels).quantize(palette=palette, dither=Image.Dither.NONE)
 
 
-# python tests/browser.py runs/ID/report.html docs, or http://127.0.0.1:8080/ PICTURE... docs
+# python tests/browser.py runs/ID/report.html docs, or http://127.0.0.1:8080/ PICTURE... docs,
+# or 'http://127.0.0.1:8080/?rater=anna' docs
 if __name__ == "__main__":
-    if sys.argv[1].startswith("http:"):
+    if "?rater=" in sys.argv[1]:
+        shoot_rating(sys.argv[1], Path(sys.argv[2]))
+    elif sys.argv[1].startswith("http:"):
         shoot_service(sys.argv[1], [Path(name) for name in sys.argv[2:-1]], Path(sys.argv[-1]))
     else:
         shoot(Path(sys.argv[1]), Path(sys.argv[2]))

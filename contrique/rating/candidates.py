@@ -4,6 +4,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from contrique import images
 from contrique.config import ServingLimits
 from contrique.encoder.architectures import MIN_SIDE
@@ -28,9 +31,7 @@ class Candidate:
         sha256: of its file.
         phash: `images.perceptual_hash`.
         width, height: pixels, upright.
-        score: of the model, 0 to 100; None if no model was asked, and so for the next two.
-        spread: width of the score's interval, in points; None too for a model that was fitted without.
-        distance: how unlike the training pictures it is; None too for a model that cannot tell.
+        score: of the model, 0 to 100; None if no model was asked.
     """
 
     image: str
@@ -39,8 +40,6 @@ class Candidate:
     width: int
     height: int
     score: float | None = None
-    spread: float | None = None
-    distance: float | None = None
 
 
 def check_folder(folder: Path) -> None:
@@ -75,8 +74,12 @@ def _find_fault(name: str) -> str:
 
 def measure(
     folder: Path, names: Iterable[str], skipped: list[Skipped], limits: ServingLimits, scorer: Scorer | None
-) -> Iterator[Candidate]:
-    """Decode each picture, hash it and, with a model, score it; what cannot be shown or scored is skipped."""
+) -> Iterator[tuple[Candidate, NDArray[np.float32]]]:
+    """Decode each picture, hash it and, with a model, score it; what cannot be shown or scored is skipped.
+
+    Yields:
+        the picture, and its features, shape (D,); D is 0 without a model.
+    """
     decoders = Decoders(limits)
     try:
         for name in names:
@@ -89,7 +92,9 @@ def measure(
         decoders.close()
 
 
-def _measure(folder: Path, name: str, decoders: Decoders, scorer: Scorer | None) -> Candidate:
+def _measure(
+    folder: Path, name: str, decoders: Decoders, scorer: Scorer | None
+) -> tuple[Candidate, NDArray[np.float32]]:
     data = images.read_bytes(folder / name)
     pixels = decoders.decode(data, name)
     assert pixels is not None
@@ -98,7 +103,6 @@ def _measure(folder: Path, name: str, decoders: Decoders, scorer: Scorer | None)
         raise RatingError(f"{name}: under {MIN_SIDE} pixels a side")
     facts = (name, images.content_hash(data), images.perceptual_hash(pixels), width, height)
     if scorer is None:
-        return Candidate(*facts)
-    score = scorer.contract(name, scorer.features(pixels))
-    spread = score.interval[1] - score.interval[0] if score.interval else None
-    return Candidate(*facts, score.score, spread, score.distance)
+        return Candidate(*facts), np.empty(0, np.float32)
+    features = scorer.features(pixels)
+    return Candidate(*facts, scorer.contract(name, features).score), features

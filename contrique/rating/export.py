@@ -30,6 +30,7 @@ COLUMNS: Final = ("image", "mos", "interval", "n", "reference")
 _RISKY: Final = ("=", "+", "-", "@", "'")  # at the start of a cell; spreadsheets take it for something else
 _MIN_BT500: Final = 6  # raters, below which its rejection cannot reject
 _STEPS_APART: Final = 1.0  # between two answers about a picture, on average, from which on a rater is inconsistent
+_BAD: Final = 2  # a rating up to which a damaged version may have the same
 _SAME_CHOICE: Final = 0.6  # of repeated pairs, up to which a rater is inconsistent
 
 Comparison = tuple[int, int]
@@ -142,7 +143,8 @@ def _sort_answers(session: Session, name: str, answers: Sequence[Answer]) -> Rat
     rater.repeats = len(again)
     both = damaged.keys() & rater.scores.keys()
     rater.golden += len(both)
-    rater.golden_failed += sum(damaged[i] >= rater.scores[i] for i in both)
+    # of a picture that was bad before, the damage may go unseen
+    rater.golden_failed += sum(damaged[i] > rater.scores[i] or damaged[i] == rater.scores[i] > _BAD for i in both)
     return rater
 
 

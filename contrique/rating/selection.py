@@ -4,70 +4,105 @@ from collections.abc import Sequence
 from typing import Final, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from contrique.config import RatingConfig
 from contrique.data.leaks import near_duplicates
 from contrique.rating.candidates import Candidate
 
 Choice = Literal["model", "random"]
-BINS: Final = 5  # equal parts of the model's scores, over which the chosen pictures are spread
+BINS: Final = 5  # equal parts of the model's scores, over which half of the pictures are spread
+_NOISE: Final = 0.1  # variance of a rating, in units of the mean squared length of the features
 
 
-def choose(candidates: Sequence[Candidate], count: int, *, by: Choice, seed: int, config: RatingConfig) -> list[int]:
-    """Pictures to ask about, most useful first.
+def choose(
+    candidates: Sequence[Candidate], features: ArrayLike, count: int, *, by: Choice, seed: int, config: RatingConfig
+) -> list[int]:
+    """Pictures to ask about, most useful first, without near-duplicates.
 
-    By `model`, they are spread over the quantiles of its scores, and in each part those come first whose interval is
-    widest and that are most unlike the pictures it has learned from. Of near-duplicates that the model finds equally
-    good only the first is asked about.
+    By `model`, every other picture is the one of which a ridge on those before it would know least: the variance of its
+    prediction is largest, as it is for pictures unlike all others (sequential experimental design; MacKay 1992). The
+    rest are spread over the quantiles of the model's scores, by chance within each. Of near-duplicates that the model
+    finds equally good only the first is asked about.
 
     Args:
         candidates: all pictures.
-        count: how many, at most.
+        features: of the model. Shape (N, D); not looked at by `random`.
+        count: how many will be asked about; the order of those behind them means nothing.
         by: `model`, or `random`.
-        seed: of chance; it also settles ties.
+        seed: of chance.
         config: when two pictures are near-duplicates.
     Returns:
-        indices of `candidates`.
+        indices of `candidates`, all but duplicates.
     """
-    order = np.random.default_rng(seed).permutation(len(candidates))
-    if by == "model":
-        order = _spread(candidates, order)
-    return drop_duplicates(candidates, order.tolist(), config)[:count]
+    close = _find_duplicates(candidates, config)
+    order = np.random.default_rng(seed).permutation(len(candidates)).tolist()
+    if by == "random":
+        return _drop(order, close)
+    order = _spread(candidates, order)
+    design = _Design(features)
+    free = np.ones(len(candidates), bool)
+    chosen: list[int] = []
+    waiting = iter(order)
+    while free.any() and len(chosen) < count:
+        is_design_turn = len(chosen) % 2 == 0
+        i = design.find_unknown(free) if is_design_turn else next(i for i in waiting if free[i])
+        chosen.append(i)
+        design.add(i)
+        free[[i, *close.get(i, ())]] = False
+    return _drop([*chosen, *order], close)
 
 
-def _spread(candidates: Sequence[Candidate], order: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Round by round one picture of each part of the scores, the most urgent first; ties stay in `order`."""
-    urgency = _ranks([candidates[i].spread for i in order]) + _ranks([candidates[i].distance for i in order])
-    scores = _ranks([candidates[i].score for i in order])
-    part = np.minimum((scores * BINS / max(1, len(order))).astype(np.intp), BINS - 1)
+class _Design:
+    """What a ridge on some pictures would know of all of them: the variance of each prediction."""
+
+    def __init__(self, features: ArrayLike) -> None:
+        x = np.asarray(features, np.float32)
+        self._x = x - x.mean(axis=0)
+        squares = np.square(self._x).sum(axis=1, dtype=np.float64)
+        self._scale = float(squares.mean()) or 1.0
+        self._variance = squares / self._scale
+        self._factors: list[NDArray[np.float64]] = []  # rows of the Cholesky factor of what is known
+
+    def find_unknown(self, free: NDArray[np.bool_]) -> int:
+        return int(np.argmax(np.where(free, self._variance, -np.inf)))
+
+    def add(self, i: int) -> None:
+        column = np.asarray(self._x @ self._x[i], np.float64) / self._scale
+        for factor in self._factors:
+            column -= factor[i] * factor
+        self._factors.append(column / np.sqrt(max(column[i], 0.0) + _NOISE))
+        self._variance -= self._factors[-1] ** 2
+
+
+def _spread(candidates: Sequence[Candidate], order: Sequence[int]) -> list[int]:
+    """Round by round one picture of each part of the scores, in `order` within it."""
+    scores = np.array([candidates[i].score or 0.0 for i in order])
+    ranks = np.argsort(np.argsort(scores, kind="stable"), kind="stable")
+    part = ranks * BINS // max(1, len(order))
     place = np.empty(len(order), np.intp)  # of each picture among those of its part
     for number in range(BINS):
         members = np.flatnonzero(part == number)
-        place[members[np.argsort(-urgency[members], kind="stable")]] = np.arange(len(members))
-    return order[np.lexsort((part, place))]
+        place[members] = np.arange(len(members))
+    return [order[i] for i in np.lexsort((part, place))]
 
 
-def _ranks(values: Sequence[float | None]) -> NDArray[np.float64]:
-    """Average ranks from 0; what is unknown is 0."""
-    from scipy.stats import rankdata
-
-    known = np.array([np.nan if value is None else value for value in values], np.float64)
-    ranks: NDArray[np.float64] = rankdata(np.nan_to_num(known)) - 1
-    return ranks
-
-
-def drop_duplicates(candidates: Sequence[Candidate], order: Sequence[int], config: RatingConfig) -> list[int]:
-    """The order without near-duplicates, of equal quality by the model, of an earlier picture."""
+def _find_duplicates(candidates: Sequence[Candidate], config: RatingConfig) -> dict[int, list[int]]:
+    """For each picture its near-duplicates that are as good, by the model."""
     hashes = [candidate.phash for candidate in candidates]
     own = [str(i) for i in range(len(hashes))]
-    close: dict[int, set[int]] = {}
+    close: dict[int, list[int]] = {}
     for a, b in near_duplicates(hashes, hashes, config.near_duplicate_bits, apart=(own, own)):
         if _as_good(candidates[a], candidates[b], config.alike):
-            close.setdefault(a, set()).add(b)
+            close.setdefault(a, []).append(b)
+    return close
+
+
+def _drop(order: Sequence[int], close: dict[int, list[int]]) -> list[int]:
+    """The order without pictures that came before, and near-duplicates of such."""
     kept: dict[int, None] = {}
     for i in order:
-        if not close.get(i, set()) & kept.keys():
+        if i not in kept and not kept.keys() & close.get(i, ()):
             kept[i] = None
     return list(kept)
 

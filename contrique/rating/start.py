@@ -68,8 +68,10 @@ def begin(
     names = list(find_names(folder, skipped))
     scorer = load_scorer() if choice == "model" and len(names) >= MIN_PICTURES else None
     bar = tqdm(names, desc="pictures", unit="img", file=sys.stderr, disable=None)
-    candidates = list(measure(folder, bar, skipped, limits, scorer))
-    order = choose(candidates, len(candidates), by=choice, seed=seed, config=config)
+    measured = list(measure(folder, bar, skipped, limits, scorer))
+    candidates = [candidate for candidate, _ in measured]
+    features = [values for _, values in measured]
+    order = choose(candidates, features, config.count, by=choice, seed=seed, config=config)
     asked, others = order[: config.count], order[config.count :]
     if len(asked) < MIN_PICTURES:
         raise RatingError(f"{folder}: {len(asked)} different pictures can be shown; give at least {MIN_PICTURES}")

@@ -73,7 +73,7 @@
   };
 
   const describeScale = (scale) => {
-    if (scale < 1) return `Shown at ${Math.max(1, Math.floor(100 * scale))} %: larger than the window. Faults may not show; make the window larger.`;
+    if (scale < 1) return `Shown at ${Math.max(1, Math.floor(100 * scale))} %: larger than the window. Faults may not show.`;
     if (!Number.isInteger(window.devicePixelRatio)) return "The browser scales this page: set its zoom to 100 %.";
     return "";
   };
@@ -216,7 +216,7 @@
       return;
     }
     if (document.body.dataset.view !== "ask") return;
-    const value = method === "pairs" ? { arrowleft: "0", arrowright: "1" }[key] : key;
+    const value = method === "pairs" ? { arrowleft: "0", arrowup: "0", arrowright: "1", arrowdown: "1" }[key] : key;
     const button = buttons.find(({ dataset }) => dataset.answer === value);
     if (!button) return;
     event.preventDefault();

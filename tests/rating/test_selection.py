@@ -1,5 +1,7 @@
 """Which pictures are asked about: spread, urgent first, no near-duplicates; what cannot be shown is left out."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tiny_ratings
@@ -14,64 +16,69 @@ from contrique.walk import Skipped
 CONFIG = RatingConfig()
 
 
-def candidates(n=50, seed=0, **facts):
-    """Of hashes so far apart that none are near-duplicates."""
+def candidates(n=50, seed=0, scores=None):
+    """Pictures of hashes so far apart that none are near-duplicates, and features."""
     rng = np.random.default_rng(seed)
-    values = {"score": rng.uniform(0, 100, n), "spread": np.full(n, 30.0), "distance": rng.uniform(0, 2, n)} | facts
-    return [
-        Candidate(f"{i}.png", str(i), f"{rng.integers(2**63):016x}", 96, 80, *(float(v[i]) for v in values.values()))
-        for i in range(n)
+    scores = rng.uniform(0, 100, n) if scores is None else scores
+    pictures = [
+        Candidate(f"{i}.png", str(i), f"{rng.integers(2**63):016x}", 96, 80, float(scores[i])) for i in range(n)
     ]
+    return pictures, rng.normal(size=(n, 30))
 
 
-def test_the_model_spreads_and_prefers_the_unlike():
-    pictures = candidates()
-    chosen = choose(pictures, 15, by="model", seed=0, config=CONFIG)
-    ranks = np.argsort(np.argsort([p.score for p in pictures]))
-    assert sorted(np.bincount(ranks[chosen] // 10)) == [3] * 5
-    for part in range(5):
-        members = [i for i in range(50) if ranks[i] // 10 == part]
-        farthest = sorted(members, key=lambda i: -pictures[i].distance)[:3]
-        assert set(chosen) & set(members) == set(farthest)
+def choose_slowly(features, turns):
+    """The unknown ones of a ridge, by inverting its matrix each time; every other picture is given by `turns`."""
+    x = features - features.mean(axis=0)
+    x = x / np.sqrt(np.square(x).sum(axis=1).mean())
+    chosen = []
+    for i in turns:
+        known = x[chosen]
+        kernel = x @ x.T - x @ known.T @ np.linalg.inv(known @ known.T + 0.1 * np.eye(len(chosen))) @ known @ x.T
+        left = [j for j in range(len(x)) if j not in chosen]
+        chosen.append(max(left, key=lambda j: kernel[j, j]) if len(chosen) % 2 == 0 else i)
+    return chosen
 
 
-def test_the_widest_interval_counts_as_well():
-    spread = np.full(50, 30.0)
-    spread[7] = 60.0
-    distance = np.ones(50)
-    pictures = candidates(spread=spread, distance=distance)
-    assert 7 in choose(pictures, 5, by="model", seed=0, config=CONFIG)
+def test_every_other_picture_is_the_least_known_and_the_rest_spread():
+    pictures, features = candidates()
+    chosen = choose(pictures, features, 20, by="model", seed=0, config=CONFIG)
+    assert sorted(chosen) == list(range(50))
+    assert chosen[:20] == choose_slowly(features, chosen[:20])
+    ranks = np.argsort(np.argsort([picture.score for picture in pictures]))
+    assert len({rank // 10 for rank in ranks[chosen[1:10:2]]}) == 5
 
 
-def test_chance_is_seeded_and_settles_ties():
-    pictures = candidates(distance=np.ones(50))
+def test_one_unlike_all_others_comes_first():
+    pictures, features = candidates()
+    features[7] += 50
+    assert choose(pictures, features, 5, by="model", seed=3, config=CONFIG)[0] == 7
+
+
+def test_chance_is_seeded():
+    pictures, features = candidates()
     for by in ("model", "random"):
-        first = choose(pictures, 20, by=by, seed=1, config=CONFIG)
-        assert first == choose(pictures, 20, by=by, seed=1, config=CONFIG)
-        assert first != choose(pictures, 20, by=by, seed=2, config=CONFIG)
+        first = choose(pictures, features, 20, by=by, seed=1, config=CONFIG)
+        assert first == choose(pictures, features, 20, by=by, seed=1, config=CONFIG)
+        assert first != choose(pictures, features, 20, by=by, seed=2, config=CONFIG)
 
 
-def test_of_near_duplicates_as_good_as_each_other_one_is_asked():
-    pictures = candidates(6, score=np.array([50.0, 52, 80, 10, 20, 30]))
-    twin = pictures[0].phash
-    close = f"{int(twin, 16) ^ 0b111:016x}"
-    pictures[1] = Candidate("1.png", "1", close, 96, 80, 52.0, 30.0, 1.0)
-    pictures[2] = Candidate("2.png", "2", close, 96, 80, 80.0, 30.0, 1.0)  # a far better version is worth asking
-    chosen = choose(pictures, 6, by="model", seed=0, config=CONFIG)
+@pytest.mark.parametrize("count", [2, 6])
+def test_of_near_duplicates_as_good_as_each_other_one_is_asked(count):
+    pictures, features = candidates(6, scores=[50.0, 52, 80, 10, 20, 30])
+    close = f"{int(pictures[0].phash, 16) ^ 0b111:016x}"
+    pictures[1] = dataclasses.replace(pictures[1], phash=close)
+    pictures[2] = dataclasses.replace(pictures[2], phash=close)  # a far better version is worth asking
+    chosen = choose(pictures, features, count, by="model", seed=0, config=CONFIG)
     assert len(chosen) == 5
     assert 2 in chosen
     assert len({0, 1} & set(chosen)) == 1
-    assert name_contents([p.phash for p in pictures], [p.image for p in pictures], 6)[:4] == [
-        "0.png",
-        "0.png",
-        "0.png",
-        "3.png",
-    ]
+    contents = name_contents([picture.phash for picture in pictures], [picture.image for picture in pictures], 6)
+    assert contents == ["0.png", "0.png", "0.png", "3.png", "4.png", "5.png"]
 
 
-def test_without_a_model_nothing_is_known_and_nothing_fails():
-    pictures = [Candidate(f"{i}.png", str(i), f"{i * 0x0F0F0F0F0F0F0F:016x}", 96, 80) for i in range(6)]
-    assert len(choose(pictures, 4, by="model", seed=0, config=CONFIG)) == 4
+def test_pictures_that_are_all_alike_to_the_model_can_be_chosen():
+    pictures, features = candidates(8, scores=np.full(8, 50.0))
+    assert sorted(choose(pictures, np.zeros_like(features), 8, by="model", seed=0, config=CONFIG)) == list(range(8))
 
 
 def begin(folder, skipped, **options):

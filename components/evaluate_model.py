@@ -10,6 +10,7 @@ def evaluate_model(
     dataset: dsl.Input[dsl.Dataset],
     distorted: dsl.Input[dsl.Dataset],
     features: dsl.Input[dsl.Dataset],
+    encoder: dsl.Input[dsl.Model],
     regressor: dsl.Input[dsl.Model],
     profile: str,
     overrides: dict,
@@ -18,12 +19,13 @@ def evaluate_model(
     extract: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
 ) -> None:
-    """Run the protocol on content-wise splits and rescore the champion on the challenger's test pictures.
+    """Run the protocol on content-wise splits, rescore the champion on the test pictures, and attack both models.
 
     Args:
         dataset: validated picture set, read by the champion.
         distorted: synthesized picture set, read by the champion.
         features: feature set of the challenger.
+        encoder: folder with encoder.safetensors.
         regressor: folder with ridge.npz and regressor.json.
         profile: demo, gpu or paper.
         overrides: options that differ from the profile.
@@ -39,6 +41,7 @@ def evaluate_model(
 
     judged = evaluate_challenger(
         Path(features.path),
+        Path(encoder.path, "encoder.safetensors"),
         Path(regressor.path),
         Path(result.path),
         Path(extract.path),

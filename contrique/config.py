@@ -140,6 +140,9 @@ class EvaluationConfig:
     resamples: Positive = 1000
     confidence: Probability = 0.95
     near_duplicate_bits: Bits = ValidationConfig.near_duplicate_bits
+    gaming_pictures: Count = 12  # of the test part, on which attacks try to raise the score; 0: none
+    gaming_side: Annotated[int, Ge(64), Le(_LARGEST)] = 96  # pixels to which the middle of each is cut
+    gaming_gradient: bool = True  # whether an attack through the network's gradient is one of them
 
     def __post_init__(self) -> None:
         if abs(sum(self.fractions) - 1) > 1e-6 or self.fractions[0] == 0:
@@ -157,6 +160,7 @@ class GateConfig:
     margin: float = 0.02  # SRCC by which the lower bound of the paired difference may fall short
     slice_margin: float = 0.15  # SRCC by which any one distortion may fall
     min_slice: Count = 10  # pictures below which a distortion slice is not judged
+    gaming_margin: float = 5.0  # points of 100 by which an attack may raise it more than the champion
 
 
 @dataclass(frozen=True)

@@ -96,13 +96,14 @@ def build(shards: int = 1, gpus: int = 1, nodes: int = 1, to: str = "") -> dsl.b
             weights = pretrained.outputs["encoder"]
             features = feature_set(encoder=weights, **pictures, **settings)
             regressor = equipped(fit_regressor(features=features, **settings)).outputs["regressor"]
-            judged = equipped(evaluate_model(features=features, regressor=regressor, seed=seed, **pictures, **settings))
+            trained = {"encoder": weights, "regressor": regressor}
+            judged = equipped(evaluate_model(features=features, seed=seed, **trained, **pictures, **settings))
             evaluation = judged.outputs["result"]
             decided = equipped(decide_promotion(evaluation=evaluation, **settings))
             verdict = decided.outputs["verdict"]
             # not the picture sets themselves: whoever takes them downloads terabytes
             small = {"extract": judged.outputs["extract"], "verdict": verdict}
-            model = {"encoder": weights, "regressor": regressor, "evaluation": evaluation, **small}
+            model = {"evaluation": evaluation, **trained, **small}
             # If AND Else on a component's one returned value: KFP's local runner skips other forms, and calls it
             # success.
             with dsl.If(decided.outputs["Output"] == "promote", name="promote"):

@@ -1,4 +1,4 @@
-"""disagree: what an average does not show of a model."""
+"""disagree, gaming: what an average does not show of a model."""
 
 import argparse
 import math
@@ -7,15 +7,19 @@ from typing import TYPE_CHECKING, Any
 from contrique.cli.options import (
     add_backend,
     add_command,
+    add_model,
     add_output,
+    add_seed,
     add_settings,
     load_backed_scorer,
     parse_integer,
     print_line,
+    resolve_config,
 )
 from contrique.text import dump_json
 
 if TYPE_CHECKING:
+    from contrique.benchmark.gaming import AttackTable
     from contrique.reports.disagreement import Disagreement
 
 SOME_FAILED = 1
@@ -45,6 +49,23 @@ def add_parsers(commands: Any) -> None:
         "--pairs", type=parse_integer(1, 100), default=3, help="for each model and each third of its scores; default: 3"
     )
     add_backend(command)
+    add_settings(command)
+
+    command = add_command(
+        commands,
+        "gaming",
+        gaming,
+        "measure how far a score can be raised without a better picture",
+        "contrique gaming photographs/ --model 3 --set evaluation.gaming_pictures=36\n\n"
+        "Of the pictures a sample is attacked, the middle of each at its own scale; how many and how large are\n"
+        "evaluation.gaming_pictures and evaluation.gaming_side. Give pictures that need no mending: that sharpening\n"
+        "and contrast make nothing better is presumed.\n"
+        "exit status: 0 if every picture of the sample was read, 1 if some were not, 2 if there is no such model",
+    )
+    command.add_argument("paths", nargs="+", metavar="PATH", help="file, folder (all below it) or quoted glob")
+    command.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
+    add_model(command)
+    add_seed(command, "of the sample and of the intervals; ")
     add_settings(command)
 
 
@@ -94,3 +115,35 @@ def _print_pairs(result: "Disagreement") -> None:
         print_line(f"not scored: {failure.error}")
     agreement = "undefined" if result.srcc is None else f"{result.srcc:.3f}"
     print_line(f"{result.pictures} pictures, {len(result.failures)} not scored | SRCC of A and B {agreement}")
+
+
+def gaming(options: argparse.Namespace) -> int:
+    """Print how far attacks raise a model's scores; 1 if some pictures were not read."""
+    from contrique.benchmark.gaming import attack_files
+    from contrique.evaluation.gaming import ATTACKS, NAMES
+
+    config = resolve_config(options).evaluation
+    names = NAMES if config.gaming_gradient else tuple(ATTACKS)
+    result = attack_files(load_backed_scorer(options), options.paths, config=config, seed=options.seed, names=names)
+    if options.format == "json":
+        print(dump_json(result.as_dict(), indent=2))
+    else:
+        _print_attacks(result)
+    return SOME_FAILED if result.failures else 0
+
+
+def _print_attacks(result: "AttackTable") -> None:
+    from contrique.evaluation.gaming import RAISED
+
+    print_line(f"attack                mean rise  {result.confidence:.0%} interval  over {RAISED:g}  fidelity")
+    for name, rise in result.rises.items():
+        mean, low, high = ("nan" if v is None else f"{v:+.1f}" for v in (rise.mean, rise.low, rise.high))
+        fidelity = "-" if rise.fidelity is None else f"{rise.fidelity:.3f}"
+        print_line(f"{name:20}  {mean:>9}  {low:>5} - {high:>5}  {rise.share:6.0%}  {fidelity:>8}")
+    for failure in result.failures:
+        print_line(f"not attacked: {failure.error}")
+    print_line(
+        f"{result.pictures} pictures, the middle of each of at most {result.side} pixels a side, "
+        f"{len(result.failures)} not read | points of 100, not clipped | "
+        f"model {result.model or 'unregistered'}, learned from {result.labels} labels"
+    )

@@ -2,7 +2,9 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from contrique.artifacts import EVALUATION, TEST_SCORES
@@ -29,12 +31,33 @@ def decide_set(evaluation: Path, out: Path, *, config: GateConfig) -> gate.Verdi
         contents, distortions = list(table["reference"]), list(table["distortion"])
         has_champion, version = facts["has_champion"], facts["champion_version"]
         bootstrap = {name: facts[name] for name in ("resamples", "confidence", "seed")}
-    except (OSError, KeyError, ValueError) as error:
+        attacked, rises = _read_rises(facts.get("gaming"))  # absent from older evaluations
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise EvaluationError(f"{evaluation}: not a readable evaluation ({error}); evaluate again") from error
     verdict = gate.decide(
-        challenger, rival if has_champion else None, labels, contents, distortions, config=config, **bootstrap
+        challenger,
+        rival if has_champion else None,
+        labels,
+        contents,
+        distortions,
+        config=config,
+        rises=rises,
+        attacked_contents=attacked,
+        **bootstrap,
     )
     with write_aside(out) as aside:
         text = json.dumps(verdict.as_dict() | {"champion_version": version}, indent=2, allow_nan=False)
         aside.write_text(text + "\n")
     return verdict
+
+
+def _read_rises(gaming: dict[str, Any] | None) -> tuple[list[str], dict[str, tuple[Any, Any]]]:
+    """Contents of the attacked pictures, and each attack's rises of challenger and champion; none without both."""
+    if not gaming or not gaming["champion"]:
+        return [], {}
+    models = gaming["challenger"], gaming["champion"]
+    rises = {
+        name: (np.array(rise["values"], np.float64), np.array(models[1][name]["values"], np.float64))
+        for name, rise in models[0].items()
+    }
+    return gaming["contents"], rises

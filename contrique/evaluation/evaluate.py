@@ -26,6 +26,7 @@ from contrique.data.leaks import check_leaks
 from contrique.data.splits import judged_rows, label_kind, pretrain_rows
 from contrique.encoder.feature_set import load_set
 from contrique.encoder.features import Features
+from contrique.evaluation.gaming import Gaming
 from contrique.evaluation.judgement import OPINION_UNAWARE, TEST_PART, Judgement, Rated, estimate_agreement
 from contrique.evaluation.protocol import cross_validate, transfer
 from contrique.files import write_aside
@@ -35,6 +36,7 @@ from contrique.regressor.cross_validation import Learner, ridge_learner
 from contrique.regressor.head import Head
 
 Champion = Callable[[pd.DataFrame], ArrayLike]
+Attack = Callable[[pd.DataFrame], Gaming]
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Evaluation:
         challenger, champion: on the test part; champion None if there is none or `champion_fault` says why not.
         champion_version: registry version that was rescored; empty if none.
         champion_fault: why the champion's scores cannot be judged; the gate then holds.
+        gaming: how far attacks raise the scores of challenger and champion; None if that was not asked.
     """
 
     labels: str
@@ -61,6 +64,7 @@ class Evaluation:
     champion: Judgement | None
     champion_version: str
     champion_fault: str
+    gaming: Gaming | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Nested plain values, ready for JSON."""
@@ -85,6 +89,7 @@ def evaluate_set(
     champion: Champion | None = None,
     champion_version: str = "",
     champion_head: Head | None = None,
+    attack: Attack | None = None,
 ) -> Evaluation:
     """Judge a feature set: protocol, opinion-unaware figure, and challenger beside champion on the test part.
 
@@ -99,6 +104,7 @@ def evaluate_set(
         champion: scores the manifest rows of the test part; higher is better, any scale. Prefer unclipped scores.
         champion_version: the registry version that `champion` is.
         champion_head: brings its scores to points; None if they are shown nowhere.
+        attack: attacks both models on some of the manifest rows of the test part; None to leave that out.
     Returns:
         what was written.
     Raises:
@@ -134,6 +140,7 @@ def evaluate_set(
         champion=rival,
         champion_version=champion_version,
         champion_fault=fault,
+        gaming=attack(_pick_test_part(judged)) if attack else None,
     )
     _write(evaluation, table, out, has_champion=champion is not None)
     return evaluation
@@ -203,9 +210,13 @@ def _judge_unaware(judged: JudgedRows, learner: Learner, config: EvaluationConfi
     )
 
 
+def _pick_test_part(judged: JudgedRows) -> pd.DataFrame:
+    return judged.rows[judged.rows["split"] == "test"]
+
+
 def _score_test_part(judged: JudgedRows, head: Head, champion: Champion | None) -> pd.DataFrame:
     """Raw scores of the test part, with what is known of each picture."""
-    test = judged.rows[judged.rows["split"] == "test"]
+    test = _pick_test_part(judged)
     if test.empty:
         raise EvaluationError(f"{judged.folder}: no labelled rows in the test part; assign splits again")
     table = pd.DataFrame(

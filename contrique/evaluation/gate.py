@@ -5,16 +5,19 @@ It promotes if and only if
 1. the challenger's SRCC meets the floor;
 2. there is no champion, or the challenger's SRCC minus the champion's has a lower confidence bound of at least
    -margin, by a paired bootstrap over contents;
-3. no distortion with enough pictures has lost more than slice_margin of SRCC against the champion.
+3. no distortion with enough pictures has lost more than slice_margin of SRCC against the champion;
+4. no attack (`evaluation.gaming`) surely raises the challenger's scores by more than gaming_margin points beyond the
+   champion's: it holds if the lower confidence bound of the paired difference is above the margin. Attacks are tried on
+   a dozen pictures, where the mean alone would hold good models by chance. A fall of the champion's is no rise.
 
 Anything undefined (NaN, infinite or constant scores, too few pictures) holds. The first model only has to meet the
-floor. A model against itself has a difference of exactly 0 in every resample and every slice, whatever the seed, so it
-is promoted if it meets the floor and no margin is negative.
+floor. A model against itself has a difference of exactly 0 in every resample and every slice, whatever the seed, and no
+attack raises it beyond itself, so it is promoted if it meets the floor and no margin is negative.
 
 No files, no clock, no global random state: the same arguments give the same verdict.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -34,9 +37,10 @@ class Verdict:
         promote: whether the challenger shall become champion.
         reason: in plain words, every ground for a hold.
         numbers: n, contents, unit (what the bootstrap drew), challenger_srcc, and with a champion champion_srcc,
-            difference, difference_low, difference_high and slices (name -> n, challenger, champion, fall; None where
-            undefined). Only what was computed before a hold.
-        thresholds: floor, margin, slice_margin, min_slice, confidence, resamples and seed.
+            difference, difference_low, difference_high, slices (name -> n, challenger, champion, fall; None where
+            undefined) and gaming (attack -> n, challenger, champion, difference, difference_low in points, falls of the
+            champion's as 0; likewise). Only what was computed before a hold.
+        thresholds: floor, margin, slice_margin, min_slice, gaming_margin, confidence, resamples and seed.
     """
 
     promote: bool
@@ -60,6 +64,8 @@ def decide(
     resamples: int,
     confidence: float,
     seed: int,
+    rises: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
+    attacked_contents: Sequence[str] = (),
 ) -> Verdict:
     """Compare two models' scores on the same pictures.
 
@@ -76,6 +82,9 @@ def decide(
         resamples: of the bootstrap.
         confidence: of the interval of the difference, in (0, 1).
         seed: of the bootstrap.
+        rises: attack to the points by which it raises the scores of challenger and champion, on the same pictures, NaN
+            for a score that is no finite number; None if no attack was tried. Each of shape (M,).
+        attacked_contents: of each attacked picture. Length M.
     Returns:
         the verdict.
     Raises:
@@ -86,6 +95,10 @@ def decide(
     lengths = {len(values) for values in (y, ours, contents, distortions, *([] if theirs is None else [theirs]))}
     if len(lengths) != 1:
         raise EvaluationError(f"scores, labels, contents and distortions differ in length: {sorted(lengths)}")
+    for pair in (rises or {}).values():
+        if {len(np.asarray(each)) for each in pair} != {len(attacked_contents)}:
+            counts = " and ".join(str(len(np.asarray(each))) for each in pair)
+            raise EvaluationError(f"{counts} rises of {len(attacked_contents)} attacked pictures")
     thresholds = asdict(config) | {"resamples": resamples, "confidence": confidence, "seed": seed}
     numbers: dict[str, Any] = {"n": len(y), "contents": len(set(contents))}
 
@@ -97,6 +110,9 @@ def decide(
         try:
             numbers["champion_srcc"] = metrics.srcc(theirs, y)
             _compare(numbers, ours, theirs, y, contents, distortions, thresholds)
+            numbers["gaming"] = {
+                name: _compare_rises(pair, attacked_contents, thresholds) for name, pair in (rises or {}).items()
+            }
         except EvaluationError as error:
             return Verdict(False, f"hold: the champion cannot be compared with: {error}", numbers, thresholds)
 
@@ -107,10 +123,13 @@ def decide(
         passed.append("there is no champion to compare with")
     else:
         grounds += _difference(numbers, config) + _falls(numbers["slices"], config)
+        grounds += _rises(numbers["gaming"], thresholds)
         passed.append(
             f"against the champion {numbers['difference']:+.3f} (lower bound {numbers['difference_low']:+.3f}, "
             f"allowed {-config.margin:+.3f}); no distortion fell by more than {config.slice_margin:.3f}"
         )
+        if rises:
+            passed.append(f"no attack surely raises it by {config.gaming_margin:.1f} points more than the champion")
     if grounds:
         return Verdict(False, "hold: " + "; ".join(grounds), numbers, thresholds)
     return Verdict(True, "promote: " + "; ".join(passed), numbers, thresholds)
@@ -139,6 +158,29 @@ def _compare(
         mine, other = _srcc_or_none(ours[rows], labels[rows]), _srcc_or_none(theirs[rows], labels[rows])
         fall = None if mine is None or other is None else other - mine
         numbers["slices"][str(name)] = {"n": len(rows), "challenger": mine, "champion": other, "fall": fall}
+
+
+def _compare_rises(
+    pair: tuple[ArrayLike, ArrayLike], contents: Sequence[str], thresholds: dict[str, Any]
+) -> dict[str, Any]:
+    """Mean rises, their difference and its lower bound; None where a rise is no finite number.
+
+    A fall of the champion's counts as no rise: a challenger that falls less is no easier to game.
+    """
+    ours, theirs = (np.asarray(each, np.float64) for each in pair)
+    if not len(ours) or not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
+        return {"n": len(ours), "challenger": None, "champion": None, "difference": None, "difference_low": None}
+    theirs = np.maximum(theirs, 0.0)
+    difference = ours - theirs
+    counts, _ = metrics.resample(contents, thresholds["resamples"], np.random.default_rng(thresholds["seed"]))
+    low, _ = metrics.interval(counts @ difference / counts.sum(axis=1), thresholds["confidence"])
+    return {
+        "n": len(ours),
+        "challenger": float(ours.mean()),
+        "champion": float(theirs.mean()),
+        "difference": float(difference.mean()),
+        "difference_low": low,
+    }
 
 
 def _srcc_or_none(scores: NDArray[np.float64], labels: NDArray[np.float64]) -> float | None:
@@ -176,5 +218,20 @@ def _falls(slices: dict[str, dict[str, Any]], config: GateConfig) -> list[str]:
             grounds.append(
                 f"on {name} ({part['n']} pictures) SRCC fell by {part['fall']:.3f}, from {part['champion']:.3f} to "
                 f"{part['challenger']:.3f}, more than {config.slice_margin:.3f}"
+            )
+    return grounds
+
+
+def _rises(gaming: dict[str, dict[str, Any]], thresholds: dict[str, Any]) -> list[str]:
+    grounds = []
+    for name, part in gaming.items():
+        attack, low, margin = name.replace("_", " "), part["difference_low"], thresholds["gaming_margin"]
+        if low is None:
+            grounds.append(f"what {attack} does to the scores is no finite number")
+        elif not low <= margin:
+            grounds.append(
+                f"{attack}, which makes no picture better, raises the scores by {part['challenger']:.1f} points and "
+                f"the champion's by {part['champion']:.1f}: the lower bound of the difference, {low:.1f}, is above "
+                f"the allowed {margin:.1f}"
             )
     return grounds

@@ -134,6 +134,7 @@ def collect_facts(trained: Trained) -> dict[str, Any]:
         "conformal": describe_interval(head),
         "evaluation": judged,
         "judgements": list(list_judgements(judged)),
+        "gaming": list_gaming(judged),
         "test_part": TEST_PART,
         "labels": LABELS[judged["labels"]],
         "label": LABEL[judged["labels"]],
@@ -188,6 +189,18 @@ def list_rules(verdict: dict[str, Any]) -> Iterator[Rule]:
             fall, bound = part["fall"], thresholds["slice_margin"]
             met = fall is not None and fall <= bound
             yield Rule(f"fall of SRCC on {name} ({part['n']} pictures)", fall, f"≤ {bound:.3f}", met)
+    for name, part in numbers.get("gaming", {}).items():
+        low, bound = part["difference_low"], thresholds["gaming_margin"]
+        met = low is not None and low <= bound
+        yield Rule(f"rise by {name} beyond the champion's, lower bound (points)", low, f"≤ {bound:.1f}", met)
+
+
+def list_gaming(evaluation: dict[str, Any]) -> list[tuple[str, dict[str, Any], dict[str, Any] | None]]:
+    """Each attack with its rise for the challenger and, if there is one, the champion; none in older evaluations."""
+    gaming = evaluation.get("gaming")
+    if not gaming:
+        return []
+    return [(name, rise, (gaming["champion"] or {}).get(name)) for name, rise in gaming["challenger"].items()]
 
 
 def list_changes(config: Config, profile: str) -> dict[str, Any]:

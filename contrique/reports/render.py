@@ -17,9 +17,13 @@ def _environment() -> "jinja2.Environment":
     from contrique.reports.figures import readable
 
     page = pages.environment(trim_blocks=True, lstrip_blocks=True)
-    page.filters |= {"number": _format_number, "readable": readable}
+    page.filters |= {"number": _format_number, "points": _format_points, "readable": readable}
     return page
 
 
 def _format_number(value: Any) -> str:
     return "undefined" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _format_points(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:+.1f}"

@@ -1,10 +1,11 @@
 """A model as a function of manifest rows."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from contrique.images import Picture
 from contrique.scoring.scorer import Scorer, ScorerError, Scores
 
 if TYPE_CHECKING:
@@ -38,6 +39,13 @@ class Rescore:
         """
         from tqdm import tqdm
 
+        pictures = self.read(rows)
+        return self._scorer.raw(
+            tqdm(pictures, total=len(rows), desc="champion", unit="img", file=sys.stderr, disable=None)
+        )
+
+    def read(self, rows: "pd.DataFrame") -> Iterator[Picture]:
+        """Pictures of manifest rows, in order, one at a time. Errors as `__call__`."""
         from contrique.data.manifest import read_picture
 
         missing = [row.image for row in rows.itertuples() if row.sha256 not in self._rows]
@@ -46,7 +54,4 @@ class Rescore:
                 f"{len(missing)} pictures to rescore are in none of the picture sets, first {missing[0]}; "
                 "give the sets that the features were extracted from"
             )
-        pictures = (read_picture(*self._rows[sha256]) for sha256 in rows["sha256"])
-        return self._scorer.raw(
-            tqdm(pictures, total=len(rows), desc="champion", unit="img", file=sys.stderr, disable=None)
-        )
+        return (read_picture(*self._rows[sha256]) for sha256 in rows["sha256"])

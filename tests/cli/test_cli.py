@@ -85,6 +85,7 @@ def test_help_is_instant_because_it_imports_nothing_heavy():
         "pretrain",
         "serve",
         "disagree",
+        "gaming",
     ],
 )
 def test_each_command_explains_itself_with_an_example(command, capsys):

@@ -202,3 +202,86 @@ def test_gate_and_metrics_import_nothing_that_reads_files_or_clocks():
         assert names <= {"metrics"}
         called = {n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
         assert not called & {"open", "print", "input", "__import__", "exec", "eval"}
+
+
+# ---------------------------------------------------------------------------------------------- gaming the score
+
+
+def decide_rises(ours, theirs, config=CONFIG, seed=0):
+    """The verdict on a model that ranks as the champion does, with these rises by one attack."""
+    labels, scores, groups, kinds = pictures(0)
+    return gate.decide(
+        scores,
+        scores,
+        labels,
+        groups,
+        kinds,
+        config=config,
+        resamples=200,
+        confidence=0.95,
+        seed=seed,
+        rises={"black_border": (ours, theirs)},
+        attacked_contents=[f"c{i}" for i in range(len(ours))],
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 15), st.floats(0, 80), st.floats(-80, 80), st.floats(0, 20))
+def test_the_champion_against_itself_is_never_held_for_what_raises_it(seed, n, spread, mean, margin):
+    rises = mean + spread * np.random.default_rng(seed).normal(size=n)
+    assert decide_rises(rises, rises.copy(), dataclasses.replace(CONFIG, gaming_margin=margin), seed).promote
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 15), st.floats(-50, 50), st.floats(-50, 50), st.floats(0, 30))
+def test_it_holds_exactly_when_the_lower_bound_is_above_the_margin(seed, n, own, rival, spread):
+    generator = np.random.default_rng(seed)
+    ours, theirs = (mean + spread * generator.normal(size=n) for mean in (own, rival))
+    verdict = decide_rises(ours, theirs)
+    numbers = verdict.numbers["gaming"]["black_border"]
+    assert numbers["difference"] == pytest.approx(np.mean(ours - np.maximum(theirs, 0)))
+    assert verdict.promote == (numbers["difference_low"] <= CONFIG.gaming_margin)
+    assert numbers["difference_low"] <= numbers["difference"] + 1e-9
+    assert verdict.promote or numbers["challenger"] > CONFIG.gaming_margin, "only a score that rises can be gamed"
+    json.dumps(verdict.as_dict(), allow_nan=False)
+
+
+def test_an_attack_that_raises_the_challenger_alone_is_told_in_plain_words():
+    verdict = decide_rises(np.full(12, 20.0), np.full(12, -30.0))
+    assert not verdict.promote
+    assert verdict.reason == (
+        "hold: black border, which makes no picture better, raises the scores by 20.0 points and the champion's by "
+        "0.0: the lower bound of the difference, 20.0, is above the allowed 5.0"
+    )
+
+
+def test_noise_on_a_dozen_pictures_holds_no_good_model():
+    """Rises that differ by 3 points on average, within the margin, and by 12 from picture to picture."""
+    generator = np.random.default_rng(0)
+    held = [
+        not decide_rises(3 + 12 * generator.normal(size=12), np.zeros(12), seed=seed).promote for seed in range(100)
+    ]
+    assert np.mean(held) <= 0.03
+    by_mean = [np.mean(3 + 12 * generator.normal(size=12)) > 5 for _ in range(100)]
+    assert np.mean(by_mean) > 0.15, "as the mean alone would"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("which", [0, 1])
+def test_an_undefined_rise_holds(value, which):
+    rises = np.zeros((2, 12))
+    rises[which, 3] = value
+    verdict = decide_rises(*rises)
+    assert not verdict.promote
+    assert "what black border does to the scores is no finite number" in verdict.reason
+    json.dumps(verdict.as_dict(), allow_nan=False)
+
+
+def test_no_attacked_pictures_and_no_margin_hold():
+    assert not decide_rises([], []).promote
+    assert not decide_rises([0.0] * 5, [0.0] * 5, dataclasses.replace(CONFIG, gaming_margin=np.nan)).promote
+
+
+def test_rises_of_other_pictures_are_an_error():
+    with pytest.raises(EvaluationError, match="3 and 4 rises of 3 attacked pictures"):
+        decide_rises([0.0] * 3, [0.0] * 4)

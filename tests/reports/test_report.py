@@ -18,8 +18,9 @@ import tiny_run
 from PIL import Image
 
 from contrique import images
-from contrique.config import resolve
+from contrique.config import GateConfig, resolve
 from contrique.data.manifest import as_manifest, read_manifest, write_manifest
+from contrique.evaluation.decision import decide_set
 from contrique.evaluation.extract import EXTREMES, pick_disagreements
 from contrique.reports.card import model_card
 from contrique.reports.facts import METRICS, ReportError, list_rules
@@ -376,6 +377,21 @@ class TestExtremes:
             extremes(scores, tmp_path)
 
 
+def with_attacks(given: dict[str, Any], folder: Path) -> tuple[str, str]:
+    """Card and page of a run whose models were attacked."""
+    shutil.copytree(given["trained"].evaluation, folder / "evaluation")
+    rise = {"n": 4, "mean": 12.5, "low": 10.0, "high": 15.0, "share": 0.75, "values": [10.0] * 4, "fidelity": None}
+    undefined = rise | {"mean": None, "low": None, "high": None, "share": 0.0, "values": [None] * 4}
+    attacks = {"black_border": rise, "gradient": undefined}
+    champion = dict.fromkeys(attacks, rise | {"mean": -3.0, "values": [-3.0] * 4})
+    gaming = {"contents": list("abcd"), "side": 128, "challenger": attacks, "champion": champion}
+    facts = told(given, "evaluation") | {"gaming": gaming}
+    (folder / "evaluation" / "evaluation.json").write_text(json.dumps(facts))
+    decide_set(folder / "evaluation", folder / "verdict.json", config=GateConfig(min_slice=4))
+    trained = dataclasses.replace(given["trained"], evaluation=folder / "evaluation", verdict=folder / "verdict.json")
+    return model_card(trained), written(folder, given, trained=trained)
+
+
 class TestModelCard:
     def test_is_the_one_that_the_page_carries(self, page, card):
         (uri,) = re.findall(r'href="(data:text/markdown[^"]*)" download="model_card.md"', page)
@@ -395,6 +411,22 @@ class TestModelCard:
             assert rows
             for row in rows:
                 assert len(re.findall(r"(?<!\\)\|", row)) == header.count("|"), row
+
+    def test_has_the_attacks_of_an_evaluation(self, human, tmp_path):
+        card, page = with_attacks(human, tmp_path)
+        sections = re.findall(r"^## (.*)$", card, re.M)
+        assert sections.index("Gaming the score") == sections.index("Figures") + 1
+        assert "| attack | mean rise | interval | rise by more than 5 | champion's mean rise |" in card
+        assert "| black border | +12.5 | [+10.0, +15.0] | 75 % | -3.0 |" in card
+        assert "| gradient | undefined | [undefined, undefined] | 0 % | -3.0 |" in card
+        self.test_every_table_is_one(card)
+        section = page.partition('<section id="gaming">')[2].partition("</section>")[0]
+        assert "+12.5<br>" in section
+        assert "rise by black border beyond the champion&#39;s, lower bound (points)" in page
+
+    def test_has_none_where_no_attack_was_tried(self, card, page):
+        assert "Gaming" not in card
+        assert 'id="gaming"' not in page
 
     def test_figures_come_with_intervals(self, card, given):
         for judgement in (told(given, "evaluation")["protocol"], told(given, "evaluation")["challenger"]):

@@ -88,7 +88,7 @@ def attack_files(
     if len(pictures) < MIN_CONTENTS:
         reason = f", the first that fails: {failures[0].error}" if failures else ""
         raise EvaluationError(f"{len(pictures)} pictures to attack{reason}; give at least {MIN_CONTENTS}")
-    rises = {}
+    rises: dict[str, Rise] = {}
     for name in tqdm(names, desc=f"attack {model.version}", unit="attack", file=sys.stderr, disable=None):
         rises |= measure_rises(
             model,

@@ -25,5 +25,5 @@ def _format_number(value: Any) -> str:
     return "undefined" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def _format_points(value: float | None) -> str:
+def _format_points(value: Any) -> str:
     return "undefined" if value is None else f"{value:+.1f}"

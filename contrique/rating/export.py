@@ -170,7 +170,7 @@ def _analyse_single(raters: Sequence[Rater], count: int, config: RatingConfig) -
     gaps = kept[0].gaps if len(kept) == 1 else ()
     values, widths = mean_opinions(table, gaps)
     notes = _describe_screening(raters, kept)
-    if len(raters) < _MIN_BT500:
+    if MIN_RATERS <= len(raters) < _MIN_BT500:
         notes.append(f"BT.500's own rejection needs {_MIN_BT500} raters to reject one; the correlation screened alone")
     if len(kept) > 1:
         notes.append(f"agreement of those kept: Krippendorff's alpha {krippendorff(table):.2f} (1 is perfect)")
@@ -200,7 +200,9 @@ def _analyse_pairs(raters: Sequence[Rater], count: int, config: RatingConfig) ->
 def _describe_screening(raters: Sequence[Rater], kept: Sequence[Rater]) -> list[str]:
     notes = [f"left out: rater '{rater.name}': {rater.reason}" for rater in raters if rater.reason]
     if len(raters) < MIN_RATERS:
-        notes.append(f"{len(raters)} of the {MIN_RATERS} raters without whom nobody can be screened: all are believed")
+        notes.append(
+            f"nobody can be screened: that takes {MIN_RATERS} raters, here are {len(raters)}; all are believed"
+        )
     return [f"{len(kept)} of {len(raters)} raters count", *notes]
 
 

@@ -192,7 +192,7 @@
   });
 
   for (const button of buttons) button.addEventListener("click", () => answer(Number(button.dataset.answer)));
-  of("undo").addEventListener("click", undo);
+  for (const id of ["undo", "back"]) of(id).addEventListener("click", undo);
   of("continue").addEventListener("click", resume);
   of("form").addEventListener("submit", (event) => {
     event.preventDefault();

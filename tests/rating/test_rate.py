@@ -201,6 +201,9 @@ def test_the_page_to_the_eye(browser, tmp_path, screen, colours, method):
             else:
                 page.keyboard.press("4" if method == "acr" else "ArrowRight")
         assert set(views) == {"ask", "pause", "end"}
+        page.click("#back")
+        page.wait_for_selector("body[data-view=ask]")
+        assert wait(page) == "ask"
 
 
 def test_undo_by_key_and_by_button(browser, tmp_path):

@@ -1,6 +1,8 @@
 """A finished run, small: pictures and features made up, every judgement of them by the real stages."""
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import numpy as np
 import tiny_model
 
 from contrique import images
-from contrique.artifacts import FEATURES
+from contrique.artifacts import EVALUATION, FEATURES
 from contrique.config import EvaluationConfig, GateConfig, resolve
 from contrique.data.manifest import as_manifest, inspect_file, read_manifest, write_manifest
 from contrique.encoder.feature_set import save_features
@@ -102,3 +104,17 @@ def build(folder: Path, column: str = "weak_label", champion: bool = False) -> d
         "findings": folder / "findings.json",
         "outcome": {"name": "contrique", "version": "3", "alias": "champion"},
     }
+
+
+def add_attacks(trained: Trained, folder: Path) -> Trained:
+    """The run with attacks on both models in its evaluation, and the verdict on that."""
+    shutil.copytree(trained.evaluation, folder / "evaluation")
+    rise = {"n": 4, "mean": 12.5, "low": 10.0, "high": 15.0, "share": 0.75, "values": [10.0] * 4, "fidelity": None}
+    undefined = rise | {"mean": None, "low": None, "high": None, "share": 0.0, "values": [None] * 4}
+    attacks = {"black_border": rise, "gradient": undefined}
+    champion = dict.fromkeys(attacks, rise | {"mean": -3.0, "values": [-3.0] * 4})
+    gaming = {"contents": list("abcd"), "side": 128, "challenger": attacks, "champion": champion}
+    path = folder / "evaluation" / EVALUATION
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"gaming": gaming}))
+    decide_set(folder / "evaluation", folder / "verdict.json", config=GateConfig(min_slice=4))
+    return dataclasses.replace(trained, evaluation=folder / "evaluation", verdict=folder / "verdict.json")

@@ -18,9 +18,8 @@ import tiny_run
 from PIL import Image
 
 from contrique import images
-from contrique.config import GateConfig, resolve
+from contrique.config import resolve
 from contrique.data.manifest import as_manifest, read_manifest, write_manifest
-from contrique.evaluation.decision import decide_set
 from contrique.evaluation.extract import EXTREMES, pick_disagreements
 from contrique.reports.card import model_card
 from contrique.reports.facts import METRICS, ReportError, list_rules
@@ -379,16 +378,7 @@ class TestExtremes:
 
 def with_attacks(given: dict[str, Any], folder: Path) -> tuple[str, str]:
     """Card and page of a run whose models were attacked."""
-    shutil.copytree(given["trained"].evaluation, folder / "evaluation")
-    rise = {"n": 4, "mean": 12.5, "low": 10.0, "high": 15.0, "share": 0.75, "values": [10.0] * 4, "fidelity": None}
-    undefined = rise | {"mean": None, "low": None, "high": None, "share": 0.0, "values": [None] * 4}
-    attacks = {"black_border": rise, "gradient": undefined}
-    champion = dict.fromkeys(attacks, rise | {"mean": -3.0, "values": [-3.0] * 4})
-    gaming = {"contents": list("abcd"), "side": 128, "challenger": attacks, "champion": champion}
-    facts = told(given, "evaluation") | {"gaming": gaming}
-    (folder / "evaluation" / "evaluation.json").write_text(json.dumps(facts))
-    decide_set(folder / "evaluation", folder / "verdict.json", config=GateConfig(min_slice=4))
-    trained = dataclasses.replace(given["trained"], evaluation=folder / "evaluation", verdict=folder / "verdict.json")
+    trained = tiny_run.add_attacks(given["trained"], folder)
     return model_card(trained), written(folder, given, trained=trained)
 
 

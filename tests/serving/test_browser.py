@@ -33,7 +33,9 @@ def browser():
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return tiny_run.build(tmp_path_factory.mktemp("run"), champion=True)
+    arguments = tiny_run.build(tmp_path_factory.mktemp("run"), champion=True)
+    attacked = tiny_run.add_attacks(arguments["trained"], tmp_path_factory.mktemp("attacked"))
+    return arguments | {"trained": attacked}
 
 
 @pytest.fixture(scope="module")

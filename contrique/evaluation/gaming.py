@@ -13,7 +13,8 @@ a small change can do to this very model, and beyond those who do not have its w
 """
 
 import io
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -21,6 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contrique import metrics
+from contrique.encoder.backends import Backend, Pictures
+from contrique.encoder.features import extract_batch
 from contrique.images import Picture
 from contrique.regressor.head import Head
 
@@ -35,6 +38,7 @@ EPSILON: Final = 2  # levels of 255 by which the gradient attack may change a va
 STEPS: Final = 3  # of one level each
 RAISED: Final = 5.0  # points from which on a picture counts as raised
 _BORDER: Final = 16  # of the shorter side, one in so many pixels
+_BATCH_PIXELS: Final = 2**18  # in one pass of the encoder, unless one picture has more
 _CAPTION: Final = "SAMPLE"
 
 
@@ -45,7 +49,8 @@ class Target(Protocol):
     def head(self) -> Head: ...
     @property
     def encoder(self) -> "Encoder": ...
-    def raw(self, pictures: Iterable[Picture]) -> Array: ...
+    @property
+    def backend(self) -> Backend: ...
 
 
 @dataclass(frozen=True)
@@ -173,15 +178,15 @@ ATTACKS: Final[dict[str, Attack]] = {
 NAMES: Final = (*ATTACKS, GRADIENT)
 
 
-def climb(target: Target, picture: Picture) -> Picture:
-    """The picture, changed by at most EPSILON levels so that the model's score rises: projected gradient descent.
+def climb(target: Target, pictures: Pictures) -> Pictures:
+    """The pictures, changed by at most EPSILON levels so that the model's score rises: projected gradient descent.
 
     Steps are whole levels of the sign of the gradient, so that the result is an 8-bit picture as it stands. The half
     scale that the score takes is differentiated as torch's bicubic, without its rounding.
 
     Args:
         target: the model.
-        picture: RGB. Shape (H, W, 3), uint8, H and W at least 64.
+        pictures: RGB. Shape (N, H, W, 3), uint8, H and W at least 64.
     """
     import torch
     from torch.nn.functional import interpolate
@@ -189,8 +194,8 @@ def climb(target: Target, picture: Picture) -> Picture:
     encoder = target.encoder
     device = next(encoder.parameters()).device
     weights = torch.from_numpy(target.head.ridge.coef).float().to(device)
-    start = torch.from_numpy(picture.copy()).to(device).permute(2, 0, 1)[None].float()
-    half = picture.shape[0] // 2, picture.shape[1] // 2
+    start = torch.from_numpy(pictures.copy()).to(device).permute(0, 3, 1, 2).float()
+    half = pictures.shape[1] // 2, pictures.shape[2] // 2
     lowest, highest = (start - EPSILON).clamp(min=0), (start + EPSILON).clamp(max=255)
     x = start
     for _ in range(STEPS):
@@ -199,7 +204,7 @@ def climb(target: Target, picture: Picture) -> Picture:
         features = torch.cat([encoder(x / 255), encoder(small / 255)], dim=1)
         (gradient,) = torch.autograd.grad((features @ weights).sum(), x)
         x = torch.clamp(x + gradient.sign(), lowest, highest)
-    changed: Picture = x.detach()[0].permute(1, 2, 0).byte().cpu().numpy()
+    changed: Pictures = x.detach().permute(0, 2, 3, 1).byte().cpu().numpy()
     return changed
 
 
@@ -230,8 +235,10 @@ def measure_rises(
     plain = _points(target, pictures)
     rises = {}
     for name in names:
-        attack = ATTACKS.get(name) or Attack(lambda picture: climb(target, picture))
-        changed = [attack.change(picture) for picture in pictures]
+        attack = ATTACKS.get(name, Attack(lambda picture: picture))
+        changed: Sequence[Picture] = [attack.change(picture) for picture in pictures]
+        if name == GRADIENT:
+            changed = [picture for batch in _list_batches(pictures) for picture in climb(target, batch)]
         before = [attack.before(picture) for picture in pictures] if attack.before else pictures
         values = _points(target, changed) - (_points(target, before) if attack.before else plain)
         likeness = _compare(changed, before) if fidelity else None
@@ -240,7 +247,17 @@ def measure_rises(
 
 
 def _points(target: Target, pictures: Sequence[Picture]) -> Array:
-    return target.head.to_points(target.raw(pictures), clip=False)
+    raw = [target.head.predict(extract_batch(batch, target.backend)) for batch in _list_batches(pictures)]
+    return target.head.to_points(np.concatenate(raw), clip=False)
+
+
+def _list_batches(pictures: Sequence[Picture]) -> Iterator[Pictures]:
+    """Neighbours of one size together, in order: small pictures one by one would take several times as long."""
+    for _, alike in itertools.groupby(pictures, key=lambda picture: picture.shape):
+        group = list(alike)
+        size = max(1, _BATCH_PIXELS // (group[0].shape[0] * group[0].shape[1]))
+        for start in range(0, len(group), size):
+            yield np.stack(group[start : start + size])
 
 
 def _compare(changed: Sequence[Picture], before: Sequence[Picture]) -> float | None:

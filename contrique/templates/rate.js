@@ -93,7 +93,7 @@
     return question === total ? `${total} of ${total}` : `${training ? "Practice: does not count. " : ""}Question ${question + 1} of ${total}`;
   };
 
-  const go = async (next) => {
+  const go = async (next, rested = false) => {
     state = next;
     say(of("place"), `${state.rater}, ${describePlace()}`);
     of("progress").max = state.total;
@@ -104,7 +104,7 @@
       say(of("status"), "Every question is answered");
       return;
     }
-    if (state.pause && state.rested !== state.question) {
+    if (state.pause && !rested) {
       show("pause");
       of("continue").focus();
       return;
@@ -183,13 +183,10 @@
     await go(await ask("undo", { rater, question: state.question }).catch(async (error) => {
       if (error.status !== 409) throw error;
       return ask(`question?rater=${encodeURIComponent(rater)}`);
-    }));
+    }), true);
   });
 
-  const resume = () => act(async () => {
-    state.rested = state.question;
-    await present();
-  });
+  const resume = () => act(present);
 
   for (const button of buttons) button.addEventListener("click", () => answer(Number(button.dataset.answer)));
   for (const id of ["undo", "back"]) of(id).addEventListener("click", undo);

@@ -233,6 +233,7 @@ def test_undo_by_key_and_by_button(browser, tmp_path):
         assert faults == []
 
 
+@pytest.mark.slow
 def test_pixels_are_one_to_one_or_the_page_says_so(browser, tmp_path):
     (tmp_path / "p").mkdir()
     for seed in range(5):

@@ -596,9 +596,9 @@ def test_pictures_are_dropped_pasted_and_chosen_by_the_keyboard(browser, port):
                 [kind, field, data],
             )
         page.wait_for_selector("#cards > li:nth-child(2)[data-state=scored]")
-        assert [title.inner_text() for title in page.query_selector_all("h2")] == ["drop.png", "paste.png"]
+        assert [title.inner_text() for title in page.query_selector_all("#cards h2")] == ["drop.png", "paste.png"]
         page.keyboard.press("Tab")
-        assert page.get_by_label("Drop pictures here").evaluate("field => field === document.activeElement")
+        assert page.get_by_label("Drop pictures or folders here").evaluate("field => field === document.activeElement")
         with page.expect_file_chooser():
             page.keyboard.press("Enter")
         assert faults == []

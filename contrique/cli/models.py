@@ -70,10 +70,10 @@ def list_models(options: argparse.Namespace) -> None:
     columns = {
         "version": "version",
         "aliases": "alias",
-        "proof": "proof",
         "srcc": "SRCC",
         "interval": "interval",
         "labels": "labels",
+        "proof": "proof",
         "created": "created",
         "data_hash": "data",
         "run": "run",

@@ -1,6 +1,7 @@
 """score, explain, compare, serve: what a model says of pictures."""
 
 import argparse
+import contextlib
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from contrique.cli.options import (
 from contrique.text import dump_json
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
@@ -122,6 +124,7 @@ def score(options: argparse.Namespace) -> int:
 
 def _score_paths(model: "Scorer", options: argparse.Namespace, skipped: "list[Skipped]") -> "Iterator[Score | Failure]":
     """Results as they come; --report and --out are written at the end, or after each look of --watch."""
+    from contrique.interrupts import catch_interrupt
     from contrique.scoring.inputs import find_images
     from contrique.scoring.overview import observe
     from contrique.scoring.results import Failure
@@ -130,25 +133,23 @@ def _score_paths(model: "Scorer", options: argparse.Namespace, skipped: "list[Sk
         yield from model.score_paths(options.paths, skipped)
         return
     latest: dict[str, Observation | Failure] = {}
-    try:
-        for batch in _watch(options.paths) if options.watch else [find_images(options.paths, skipped)]:
+    with catch_interrupt() if options.watch else contextlib.nullcontext() as ended:
+        for batch in _watch(options.paths, ended) if ended else [find_images(options.paths, skipped)]:
             for item in observe(model, batch):
                 path, result = (item.path, item) if isinstance(item, Failure) else (item.score.path, item.score)
                 latest[path] = item
                 yield result
+                if ended and ended.is_set():
+                    break
             _write_files(options, list(latest.values()), skipped)
-    except KeyboardInterrupt:
-        if not options.watch:
-            raise
-        _write_files(options, list(latest.values()), skipped)
 
 
-def _watch(paths: "Sequence[str]") -> "Iterator[Iterable[Path | Failure]]":
+def _watch(paths: "Sequence[str]", ended: "threading.Event") -> "Iterator[Iterable[Path | Failure]]":
     from contrique.scoring.watch import watch_images
 
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     print("contrique: watching; Ctrl+C ends it", file=sys.stderr)
-    return watch_images(paths, _LOOK_SECONDS)
+    return watch_images(paths, _LOOK_SECONDS, ended.wait)
 
 
 def _write_files(

@@ -1,6 +1,5 @@
 """A folder that fills while it is watched: a camera's, or that of uploads."""
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -11,9 +10,9 @@ State = tuple[int, int]  # size in bytes, time of change in nanoseconds
 
 
 def watch_images(
-    paths: Iterable[str | Path], seconds: float, sleep: Callable[[float], None] = time.sleep
+    paths: Iterable[str | Path], seconds: float, wait: Callable[[float], bool]
 ) -> Iterator[list[Path | Failure]]:
-    """The image files that paths stand for, and those that come later, for ever.
+    """The image files that paths stand for, and those that come later, until somebody ends it.
 
     A file comes when its size and time have been the same for two looks, so that one that is being copied is not read
     half; once more when it has changed. Folders are looked through rather than subscribed to: a share in a network, as
@@ -22,7 +21,7 @@ def watch_images(
     Args:
         paths: as `find_images` takes them; one that does not exist yet may come later.
         seconds: between two looks.
-        sleep: waits so long.
+        wait: waits so long, and says whether to end: `threading.Event.wait`.
     Yields:
         what is new, never an empty list; a fault is told once, and again when it has been away.
     """
@@ -47,7 +46,8 @@ def watch_images(
         before, faults = now, current
         if fresh:
             yield fresh
-        sleep(seconds)
+        if wait(seconds):
+            return
 
 
 def _read_state(path: Path) -> State | None:

@@ -124,6 +124,7 @@ demo-stack: stack ## the demo against the stack: data, checkpoints and models in
 	@echo; echo 'The stack is still up: make stack-stop ends it'
 
 ui: setup ## open the MLflow UI on the runs and models of this folder
+	@echo 'Open http://127.0.0.1:5000/#/experiments?workflowType=machine_learning'
 	@$(BIN)/mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlruns/mlflow.db}"
 
 image: ## build the container image: make image TARGET=gpu BASE=python:3.11-slim-bookworm@sha256:...

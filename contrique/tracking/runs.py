@@ -16,6 +16,7 @@ from contrique.tracking.store import STORE_REMEDY, RegistryError, Store, current
 
 PIPELINE_RUN = "contrique.pipeline_run"  # tag of an MLflow run
 DESCRIPTION_TAG = "mlflow.note.content"  # tag of a run that MLflow shows as its description, in Markdown
+_TRAINING_VIEW = "workflowType=machine_learning"  # without it MLflow 3.17 shows a newcomer the view of language models
 SUCCESS = ("SUCCEEDED", "COMPLETE", "CACHED")  # of a pipeline: in the words of KFP's API, and of its metadata store
 
 
@@ -203,7 +204,7 @@ class Runs:
             return f"MLflow run `{run.id}` in `{base}`: `make ui` shows it.\n"
         with self.store.translate_errors("opening the run"):
             experiment = self.store.experiment_id()
-        return f"[MLflow run {run.id}]({base.rstrip('/')}/#/experiments/{experiment}/runs/{run.id})\n"
+        return f"[MLflow run {run.id}]({base.rstrip('/')}/#/experiments/{experiment}/runs/{run.id}?{_TRAINING_VIEW})\n"
 
     def search_tags(self, query: str) -> list[dict[str, str]]:
         """Tags of every run that fits MLflow's query, page by page."""

@@ -39,8 +39,8 @@ def generator(name: str, level: int, k: int = 0) -> np.random.Generator:
 
 def read(folder: Path, count: int) -> list[kernels.Image]:
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in images.EXTENSIONS)
-    chosen = files[:: max(1, len(files) // count)][:count]
-    return [images.as_float(np.asarray(Image.fromarray(images.read(file)).resize(SIZE))) for file in chosen]
+    sample = files[:: max(1, len(files) // count)][:count]
+    return [images.as_float(np.asarray(Image.fromarray(images.read(file)).resize(SIZE))) for file in sample]
 
 
 def reference_error(name: str, pictures: list[kernels.Image]) -> str:
@@ -53,8 +53,8 @@ def reference_error(name: str, pictures: list[kernels.Image]) -> str:
         for level in range(1, 6):
             draws = kernels.Draws(generator(name, level, k))
             expected = getattr(reference, name)(small.astype(float), distortions.parameter(name, level), draws)
-            found = distortions.distort(small, name, level, generator(name, level, k))
-            worst = max(worst, float(np.abs(found - np.clip(expected, 0, 1)).max()))
+            output = distortions.distort(small, name, level, generator(name, level, k))
+            worst = max(worst, float(np.abs(output - np.clip(expected, 0, 1)).max()))
     return f"{worst:.0e}"
 
 
@@ -67,8 +67,8 @@ def severity(name: str, pictures: list[kernels.Image]) -> dict[str, list[float]]
     result: dict[str, list[float]] = {"1 - SSIM": [], "MDSI": []}
     with torch.inference_mode():
         for level in range(1, 6):
-            made = [distortions.distort(x, name, level, generator(name, 0, k)) for k, x in enumerate(pictures)]
-            pairs = [(tensor(x), tensor(y)) for x, y in zip(made, pictures, strict=True)]
+            outputs = [distortions.distort(x, name, level, generator(name, 0, k)) for k, x in enumerate(pictures)]
+            pairs = [(tensor(x), tensor(y)) for x, y in zip(outputs, pictures, strict=True)]
             result["1 - SSIM"].append(float(np.mean([1 - piq.ssim(x, y) for x, y in pairs])))
             result["MDSI"].append(float(np.mean([piq.mdsi(x, y) for x, y in pairs])))
     return result

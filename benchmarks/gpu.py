@@ -75,10 +75,10 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
-def far(found: torch.Tensor, expected: torch.Tensor) -> float:
+def far(outcome: torch.Tensor, expected: torch.Tensor) -> float:
     """Distance, relative to the length of what is expected."""
-    found, expected = found.double().cpu(), expected.double().cpu()
-    return float((found - expected).norm() / expected.norm())
+    outcome, expected = outcome.double().cpu(), expected.double().cpu()
+    return float((outcome - expected).norm() / expected.norm())
 
 
 class Replayed(bank.Draws):
@@ -103,7 +103,7 @@ def agreement() -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(1024, 128, generator=generator)
     labels = torch.randint(0, 126, (1024,), generator=generator)
-    found: dict[str, Any] = {}
+    outcome: dict[str, Any] = {}
     expected: list[torch.Tensor] = []
     ways = [("cpu", "cpu", "float32"), ("float32", DEVICE, "float32"), ("bfloat16", DEVICE, "bfloat16")]
     for name, device, precision in ways:
@@ -114,17 +114,18 @@ def agreement() -> dict[str, Any]:
         if name == "cpu":
             expected = [loss.detach(), leaf.grad]
         else:
-            found[f"loss {name}"], found[f"gradient {name}"] = (
+            outcome[f"loss {name}"], outcome[f"gradient {name}"] = (
                 far(loss.detach(), expected[0]),
                 far(leaf.grad, expected[1]),
             )
     pictures = photographs(*((4, 256, 320) if CUDA else (2, 96, 128)))
     encoder = Encoder("resnet50" if CUDA else "resnet18", seed=0).eval()
-    given = (pictures * 255).round().byte().permute(0, 2, 3, 1).numpy()
-    plain = torch.from_numpy(extract_batch(given, Torch(encoder)))
+    inputs = (pictures * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    plain = torch.from_numpy(extract_batch(inputs, Torch(encoder)))
     encoder.to(DEVICE)
     for precision in ("float32", "bfloat16"):
-        found[f"features {precision}"] = far(torch.from_numpy(extract_batch(given, Torch(encoder, precision))), plain)
+        features = torch.from_numpy(extract_batch(inputs, Torch(encoder, precision)))
+        outcome[f"features {precision}"] = far(features, plain)
     worst: dict[str, float] = {}
     for name, kernel in bank.BATCHED.items():
         for level in (1, 3, 5):
@@ -132,8 +133,8 @@ def agreement() -> dict[str, Any]:
             one = kernel(pictures, value, bank.Draws(torch.Generator().manual_seed(level)))
             two = kernel(pictures.to(DEVICE), value, Replayed(torch.Generator().manual_seed(level)))
             worst[name] = max(worst.get(name, 0.0), float((one.clamp(0, 1) - two.cpu().clamp(0, 1)).abs().max()))
-    found["distort_batch, largest difference of a pixel"] = worst
-    return found
+    outcome["distort_batch, largest difference of a pixel"] = worst
+    return outcome
 
 
 def ceilings() -> dict[str, float]:
@@ -160,25 +161,25 @@ def a_batch(config: PretrainConfig) -> Batch:
 
 def training_step(peak: float) -> dict[str, dict[str, float]]:
     """Crops per second, share of the matrix rate and memory of one optimizer step, in each way it can be run."""
-    found = {}
+    outcome = {}
     for way in WAYS:
         values = {"precision": "bfloat16" if "bfloat16" in way else "float32"}
         values |= {"channels_last": "channels_last" in way, "compile": "compiled" in way}
         config = dataclasses.replace(PretrainConfig(**MODEL, images=IMAGES), **values)  # type: ignore[arg-type]
         trainer = Trainer(config, 0, World(DEVICE))
         torch.backends.cudnn.benchmark = "tuned" in way
-        given = a_batch(config)
+        inputs = a_batch(config)
         if CUDA:
             torch.cuda.reset_peak_memory_stats()
-        took = seconds(lambda trainer=trainer, given=given: trainer.update(given, 1e-3), 8 if CUDA else 1)  # type: ignore[misc]
+        took = seconds(lambda trainer=trainer, inputs=inputs: trainer.update(inputs, 1e-3), 8 if CUDA else 1)  # type: ignore[misc]
         crops = 2 * config.images / took
-        found[way] = {"crops per s": crops, "s per step": took}
+        outcome[way] = {"crops per s": crops, "s per step": took}
         if CUDA:
-            found[way] |= {"share of the matrix rate": crops * TRAINING_VIEW / peak}
-            found[way] |= {"memory, GB": torch.cuda.max_memory_allocated() / 1e9}
+            outcome[way] |= {"share of the matrix rate": crops * TRAINING_VIEW / peak}
+            outcome[way] |= {"memory, GB": torch.cuda.max_memory_allocated() / 1e9}
         del trainer
         print(f"  {way:40} {crops:8.1f} crops/s", flush=True)
-    return found
+    return outcome
 
 
 def bank_speed() -> dict[str, float]:
@@ -186,15 +187,15 @@ def bank_speed() -> dict[str, float]:
     count = 32 if CUDA else 2
     pictures = photographs(count, *((384, 512) if CUDA else (96, 128))).to(DEVICE)
     generator = torch.Generator(DEVICE).manual_seed(0)
-    found = {}
+    outcome = {}
     for name in [*distortions.NAMES, "mixed"]:
         names = [name] * count if name != "mixed" else [distortions.NAMES[i % 25] for i in range(count)]
         levels = [1 + i % 5 for i in range(count)]
         took = seconds(
             lambda names=names, levels=levels: bank.distort_batch(pictures, names, levels, generator), 1 + CUDA
         )  # type: ignore[misc]
-        found[name] = count / took
-    return found
+        outcome[name] = count / took
+    return outcome
 
 
 def prepare(photos: Path | None, folder: Path, config: SynthesisConfig) -> tuple[Path, Path]:
@@ -240,9 +241,9 @@ def several(source: Path, distorted: Path, out: Path) -> str:
     values = {**MODEL, "images": 8, "steps": 2, "authentic_share": 0, "probe_every": 0, "workers": 0}
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1", str(script)]
     words = [sys.executable, *torchrun, str(source), str(distorted), str(out / "ranks"), json.dumps(values)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=180)
+    completed = subprocess.run(words, capture_output=True, text=True, timeout=180)
     script.unlink()
-    return done.stdout.strip() if not done.returncode else f"FAILED: {done.stderr[-2000:]}"
+    return completed.stdout.strip() if not completed.returncode else f"FAILED: {completed.stderr[-2000:]}"
 
 
 def choose_recipe(minutes: float, settings: list[str], start: Path | None) -> PretrainConfig:

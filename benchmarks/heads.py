@@ -61,7 +61,7 @@ class Job(NamedTuple):
 
     path: Path
     versions: tuple[Version, ...]
-    kept: tuple[bool, ...]
+    mask: tuple[bool, ...]
     folder: str
 
 
@@ -83,9 +83,9 @@ def plan(path: Path, versions: int, keep: int, chains: int, folder: str) -> Job:
         config = SynthesisConfig(weak_labels_per_photograph=count + 1)
         return {Version(*version) for version in synthesis.weakly_labelled(content, SEED, config)}
 
-    made, kept = sorted(drawn(versions)), drawn(keep)
-    chosen = (*made, *(Version(CHAIN, number) for number in range(1, chains + 1)))
-    return Job(path, chosen, tuple(v.distortion == CHAIN or v in kept for v in chosen), folder)
+    sample, mask = sorted(drawn(versions)), drawn(keep)
+    variants = (*sample, *(Version(CHAIN, number) for number in range(1, chains + 1)))
+    return Job(path, variants, tuple(v.distortion == CHAIN or v in mask for v in variants), folder)
 
 
 def chain(pixels: Any, content: str, number: int) -> tuple[Any, str]:
@@ -197,7 +197,7 @@ def measure(pictures: Any, reference: Any, names: Sequence[str]) -> dict[str, Ar
     """
     import torch
 
-    found = {}
+    results = {}
     for name, metric in ((name, metrics()[name]) for name in names):
         parts = []
         for x in pictures.split(CHUNK):
@@ -206,8 +206,8 @@ def measure(pictures: Any, reference: Any, names: Sequence[str]) -> dict[str, Ar
             except (AssertionError, RuntimeError, ValueError) as error:
                 print(f"{name}: {str(error).splitlines()[0][:100]}", flush=True)
                 parts.append(torch.full((len(x),), torch.nan, dtype=torch.float64, device=x.device))
-        found[name] = torch.cat(parts).cpu().numpy()
-    return found
+        results[name] = torch.cat(parts).cpu().numpy()
+    return results
 
 
 def describe(scales: Sequence[Any], encoder: Any) -> Any:
@@ -236,14 +236,14 @@ def make_bank(options: argparse.Namespace) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     encoder = load_encoder(options.encoder).to(device).to(memory_format=torch.channels_last)
     torch.backends.cudnn.allow_tf32 = False
-    found = sorted(p for folder in options.folders for p in folder.rglob("*") if p.suffix.lower() in images.EXTENSIONS)
-    order = np.random.default_rng(SEED).permutation(len(found))[: options.photographs or None]
+    paths = sorted(p for folder in options.folders for p in folder.rglob("*") if p.suffix.lower() in images.EXTENSIONS)
+    order = np.random.default_rng(SEED).permutation(len(paths))[: options.photographs or None]
     options.out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     features = []
     shared = "/dev/shm" if Path("/dev/shm").is_dir() else None
     with tempfile.TemporaryDirectory(dir=shared) as folder, torch.inference_mode():
-        jobs = [plan(found[i], options.versions, options.keep, options.chains, folder) for i in order]
+        jobs = [plan(paths[i], options.versions, options.keep, options.chains, folder) for i in order]
         print(f"{len(jobs)} photographs planned, {time.monotonic() - began:.0f} s", flush=True)
         for number, (job, pictures, halves, steps) in enumerate(stream(jobs, options.workers), 1):
             full, half = (
@@ -252,11 +252,11 @@ def make_bank(options: argparse.Namespace) -> None:
             values = describe((full, half), encoder)
             reference = full[[job.versions.index(Version("", 0))]]
             measured = measure(full, reference, QUICK)
-            kept = np.flatnonzero(job.kept)
-            rest = measure(full[torch.from_numpy(kept).to(device)], reference, [n for n in metrics() if n not in QUICK])
+            mask = np.flatnonzero(job.mask)
+            rest = measure(full[torch.from_numpy(mask).to(device)], reference, [n for n in metrics() if n not in QUICK])
             for name, part in rest.items():
                 measured[name] = np.full(len(full), np.nan)
-                measured[name][kept] = part
+                measured[name][mask] = part
             features.append(values)
             content = job.path.stem
             rows += [
@@ -268,7 +268,7 @@ def make_bank(options: argparse.Namespace) -> None:
                     "kept": keep,
                     **{name: value[i] for name, value in measured.items()},
                 }
-                for i, (version, step, keep) in enumerate(zip(job.versions, steps, job.kept, strict=True))
+                for i, (version, step, keep) in enumerate(zip(job.versions, steps, job.mask, strict=True))
             ]
             if number % 50 == 0 or number == len(jobs):
                 print(f"{number} photographs, {len(rows)} pictures, {time.monotonic() - began:.0f} s", flush=True)
@@ -278,11 +278,11 @@ def make_bank(options: argparse.Namespace) -> None:
     manifest = pd.DataFrame(rows)
     x = torch.cat(features)
     manifest.to_parquet(options.out / "manifest.parquet")
-    kept = np.flatnonzero(manifest["kept"])
-    halves_ = x[torch.from_numpy(kept).to(device)].half().cpu().numpy()
+    mask = np.flatnonzero(manifest["kept"])
+    halves_ = x[torch.from_numpy(mask).to(device)].half().cpu().numpy()
     for block, start in enumerate(range(0, len(halves_), BLOCK)):
         np.save(options.out / f"features-{block:02d}.npy", halves_[start : start + BLOCK])
-    print(f"kept {len(kept)} of {len(manifest)}, {time.monotonic() - began:.0f} s", flush=True)
+    print(f"kept {len(mask)} of {len(manifest)}, {time.monotonic() - began:.0f} s", flush=True)
     fit_everything(x, manifest, options.out)
     print(f"everything fitted, {time.monotonic() - began:.0f} s", flush=True)
     diagnose(x, manifest, options.out)
@@ -331,8 +331,8 @@ def fit_everything(x: Any, manifest: pd.DataFrame, out: Path) -> None:
     }
     reference = torch.from_numpy(np.array([own[name] for name in contents])).to(x.device)
     distance = (x - x[reference]).abs()
-    kept = manifest["kept"].to_numpy()
-    parts = {"all": ~chains, "kept": kept & ~chains, "all+chains": chains | ~chains, "kept+chains": kept | chains}
+    mask = manifest["kept"].to_numpy()
+    parts = {"all": ~chains, "kept": mask & ~chains, "all+chains": chains | ~chains, "kept+chains": mask | chains}
     report: dict[str, Any] = {}
     arrays = {}
     for name, part in parts.items():
@@ -636,14 +636,14 @@ def compare(manifest: pd.DataFrame, x: Array, rated: dict[str, Rated]) -> tuple[
 
     table[f"average of weak ({CHOSEN}) and human scores of the other sets"] = {"unseen": unseen(average)}
     authentic = {name: one for name, one in rated.items() if not one.synthetic}
-    seen = {name: [(o, everything[n]) for n, o in authentic.items() if n != name] for name in rated}
+    peers = {name: [(o, everything[n]) for n, o in authentic.items() if n != name] for name in rated}
     for weight in (0.005, 0.01, WEIGHT, 0.05, 0.1):
         table[f"weak ({CHOSEN}) joined with authentic scores at {weight:g}"] = {
-            "unseen": unseen(lambda name, weight=weight: ridges.move(w, seen[name], weight)),
+            "unseen": unseen(lambda name, weight=weight: ridges.move(w, peers[name], weight)),
             "out_of_fold": {
                 name: out_of_fold(
                     one,
-                    lambda rows, one=one, name=name, weight=weight: ridges.move(w, [*seen[name], (one, rows)], weight),
+                    lambda rows, one=one, name=name, weight=weight: ridges.move(w, [*peers[name], (one, rows)], weight),
                 )
                 for name, one in authentic.items()
             },
@@ -677,7 +677,7 @@ def fit_distance(distance: Array, loss: Array, alpha: float, *, positive: bool =
         image = gram @ w + penalty * w
         return float(0.5 * w @ image - target @ w), image - target
 
-    found = optimize.minimize(
+    results = optimize.minimize(
         energy,
         np.zeros(len(target)),
         jac=True,
@@ -685,7 +685,7 @@ def fit_distance(distance: Array, loss: Array, alpha: float, *, positive: bool =
         bounds=[(0, None)] * len(target),
         options={"maxiter": 600, "maxfun": 900},
     )
-    return np.asarray(found.x / size)
+    return np.asarray(results.x / size)
 
 
 def compare_distances(manifest: pd.DataFrame, x: Array, rated: dict[str, Rated], label: Array) -> tuple[Any, Array]:

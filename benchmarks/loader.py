@@ -82,27 +82,27 @@ def our_step(views: Views, number: int) -> list[Tensor]:
     return [convert_views(view, colours) for view, colours in zip(batch.views, batch.colours, strict=True)]
 
 
-def views_of(given: Path, made: Path, config: PretrainConfig) -> Views:
-    views, _ = _open_data(given, made, config, SynthesisConfig(), 0, World(torch.device("cpu")))
+def views_of(dataset: Path, distorted: Path, config: PretrainConfig) -> Views:
+    views, _ = _open_data(dataset, distorted, config, SynthesisConfig(), 0, World(torch.device("cpu")))
     return views
 
 
 def picture_sets(photographs: Path, count: int, folder: Path) -> tuple[Path, Path, list[Path]]:
     """A picture set of some photographs, the one synthesized from it, and the latter's pictures as PNG files."""
-    given, made = folder / "dataset", folder / "distorted"
-    (given / "images").mkdir(parents=True)
-    found = sorted(path for path in photographs.rglob("*") if path.suffix.lower() in images.EXTENSIONS)
-    for path in found[:: max(1, len(found) // count)][:count]:
-        (given / "images" / path.name).write_bytes(path.read_bytes())
-    frame = import_folder(Source(given / "images", "pristine"))
-    write_manifest(frame.assign(image="images/" + frame["image"]), given)
-    synthesize(given, made, seed=0, config=SynthesisConfig(weak_labels_per_photograph=0))
+    dataset, distorted = folder / "dataset", folder / "distorted"
+    (dataset / "images").mkdir(parents=True)
+    paths = sorted(path for path in photographs.rglob("*") if path.suffix.lower() in images.EXTENSIONS)
+    for path in paths[:: max(1, len(paths) // count)][:count]:
+        (dataset / "images" / path.name).write_bytes(path.read_bytes())
+    frame = import_folder(Source(dataset / "images", "pristine"))
+    write_manifest(frame.assign(image="images/" + frame["image"]), dataset)
+    synthesize(dataset, distorted, seed=0, config=SynthesisConfig(weak_labels_per_photograph=0))
     files = []
-    pictures = views_of(given, made, RECIPE).pictures
+    pictures = views_of(dataset, distorted, RECIPE).pictures
     for row in range(len(pictures)):
         files.append(folder / f"{row}.png")
         Image.fromarray(pictures[row]).save(files[-1])
-    return given, made, files
+    return dataset, distorted, files
 
 
 def seconds(work: Callable[[int], object], number: int) -> float:
@@ -111,11 +111,11 @@ def seconds(work: Callable[[int], object], number: int) -> float:
     return time.process_time() - start
 
 
-def measure(given: Path, made: Path, files: list[Path], crop: int, rounds: int) -> None:
+def measure(dataset: Path, distorted: Path, files: list[Path], crop: int, rounds: int) -> None:
     config = replace(RECIPE, crop=crop)
     count = config.images
-    stored = views_of(given, made, config)
-    on_the_fly = views_of(given, made, replace(config, synthesis="on_the_fly"))
+    stored = views_of(dataset, distorted, config)
+    on_the_fly = views_of(dataset, distorted, replace(config, synthesis="on_the_fly"))
     ways: dict[str, Callable[[int], object]] = {
         "official": lambda number: official_step(files, count, crop, number),
         "ours, stored pictures, loader alone": stored.__getitem__,
@@ -148,11 +148,11 @@ def main() -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as folder:
-        given, made, files = picture_sets(options.photographs, options.count, Path(folder))
+        dataset, distorted, files = picture_sets(options.photographs, options.count, Path(folder))
         for crop in options.crops:
-            measure(given, made, files, crop, options.rounds)
+            measure(dataset, distorted, files, crop, options.rounds)
         config = replace(RECIPE, steps=options.steps, threads=1)
-        pretrain(given, made, Path(folder, "run"), config=config)
+        pretrain(dataset, distorted, Path(folder, "run"), config=config)
         history = [json.loads(line) for line in Path(folder, "run", HISTORY).read_text().splitlines()]
     waited, spent = waiting(history[-1])[0] - waiting(history[0])[0], waiting(history[-1])[1] - waiting(history[0])[1]
     print(f"\ntraining, one loader process: waits {waited / spent:.1%} of {spent:.0f} s")

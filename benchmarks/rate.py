@@ -81,14 +81,14 @@ def choosers(
         """Always the picture of which a ridge on those before it knows least; the first by chance."""
         x = features[pool] - features[pool].mean(axis=0)
         kernel = np.asarray(x @ x.T, np.float64) / np.square(x).sum(axis=1).mean()
-        chosen = [int(np.random.default_rng(seed).integers(len(pool)))]
-        while len(chosen) < count:
-            column = kernel[:, chosen[-1]].copy()
-            kernel -= np.outer(column, column) / (column[chosen[-1]] + 0.1)
+        picks = [int(np.random.default_rng(seed).integers(len(pool)))]
+        while len(picks) < count:
+            column = kernel[:, picks[-1]].copy()
+            kernel -= np.outer(column, column) / (column[picks[-1]] + 0.1)
             variances = np.diag(kernel).copy()
-            variances[chosen] = -np.inf
-            chosen.append(int(np.argmax(variances)))
-        return pool[chosen]
+            variances[picks] = -np.inf
+            picks.append(int(np.argmax(variances)))
+        return pool[picks]
 
     def unlike(pool: NDArray[np.intp], count: int, seed: int) -> NDArray[np.intp]:
         """In each fifth of the model's scores those of the widest interval, and farthest from what it learned from."""
@@ -148,8 +148,8 @@ def main() -> None:
         f"{len(rows)} pictures; held out in turn: {', '.join(f'{n} ({len(rows) - len(pools[n])})' for n in held_out)}"
     )
     before = {name: srcc(raw[content == name], mos[content == name]) for name in held_out}
-    told = ", ".join(f"{name} {value:.3f}" for name, value in before.items())
-    print(f"the bundled head as it is: {np.mean(list(before.values())):.3f} ({told})\n")
+    summary = ", ".join(f"{name} {value:.3f}" for name, value in before.items())
+    print(f"the bundled head as it is: {np.mean(list(before.values())):.3f} ({summary})\n")
 
     def judge_all(pick: Chooser, size: int, seed: int) -> list[float]:
         return [

@@ -142,15 +142,16 @@ def main() -> None:
             return
         words = [sys.executable, __file__, "--out", str(out), "--crops", str(arguments.crops), "--one", name]
         words += ["--at-once", str(arguments.at_once)]
-        done = subprocess.run(words, capture_output=True, text=True)
-        if done.returncode:
-            sys.exit(f"{name}: {done.stderr[-2000:]}")
-        found = json.loads(done.stdout.splitlines()[-1])
+        completed = subprocess.run(words, capture_output=True, text=True)
+        if completed.returncode:
+            sys.exit(f"{name}: {completed.stderr[-2000:]}")
+        figures = json.loads(completed.stdout.splitlines()[-1])
         with (out / "results.jsonl").open("a") as file:
-            file.write(json.dumps(found) + "\n")
-        last = found["last"]
+            file.write(json.dumps(figures) + "\n")
+        last = figures["last"]
         probes = f"type {last['probe_type']:.3f}  level {last['probe_level']:.3f}" if "probe_type" in last else ""
-        words = [f"{name:36}", f"{found['steps']:6} steps", f"{found['crops']:8} crops", f"{found['minutes']:6.2f} min"]
+        words = [f"{name:36}", f"{figures['steps']:6} steps", f"{figures['crops']:8} crops"]
+        words.append(f"{figures['minutes']:6.2f} min")
         print(*words, f"loss {last['loss']:.3f}" if "loss" in last else "", probes, flush=True)
 
     with ThreadPoolExecutor(arguments.at_once) as pool:

@@ -62,14 +62,14 @@ WAYS = (
 
 def jpegs(sources: list[Path], size: tuple[int, int], count: int, folder: Path) -> list[Path]:
     """Photographs cropped to one shape and size, as JPEG of quality 92."""
-    made = []
+    files = []
     for number, source in zip(range(count), itertools.cycle(sources), strict=False):
         picture = Image.fromarray(images.read(source))
         scale = max(size[0] / picture.width, size[1] / picture.height)
         picture = picture.resize((round(picture.width * scale), round(picture.height * scale)))
-        made.append(folder / f"{size[0]}_{number}.jpg")
-        picture.crop((0, 0, *size)).save(made[-1], quality=92)
-    return made
+        files.append(folder / f"{size[0]}_{number}.jpg")
+        picture.crop((0, 0, *size)).save(files[-1], quality=92)
+    return files
 
 
 def original(paths: list[Path], encoder: Encoder, ridge: Ridge) -> list[float]:
@@ -103,7 +103,7 @@ def speed(arguments: argparse.Namespace) -> dict[str, Any]:
     sources = [path for path in find_images([arguments.pictures]) if isinstance(path, Path)]
     ridge = Head.load(arguments.regressor).ridge
     contiguous = load_encoder(arguments.encoder).to(memory_format=torch.contiguous_format)
-    told: dict[str, Any] = {
+    report: dict[str, Any] = {
         "threads": arguments.threads,
         "clock": arguments.clock,
         "arch": contiguous.arch,
@@ -129,7 +129,7 @@ def speed(arguments: argparse.Namespace) -> dict[str, Any]:
                 ]
             clock = {"wall": time.perf_counter, "cpu": time.process_time}[arguments.clock]
             seconds = taking_turns(ways, arguments.rounds, clock)
-            told[f"{size[0]}x{size[1]}"] = {
+            report[f"{size[0]}x{size[1]}"] = {
                 name: {
                     "images_per_second": count / float(np.median(taken)),
                     "times_original": ratio(seconds["original"], taken),
@@ -137,8 +137,8 @@ def speed(arguments: argparse.Namespace) -> dict[str, Any]:
                 }
                 for name, taken in seconds.items()
             }
-            print(json.dumps(told, indent=1), flush=True)
-    return told
+            print(json.dumps(report, indent=1), flush=True)
+    return report
 
 
 def ratio(a: list[float], b: list[float]) -> float:
@@ -147,35 +147,35 @@ def ratio(a: list[float], b: list[float]) -> float:
 
 
 def agreement(arguments: argparse.Namespace) -> dict[str, Any]:
-    told: dict[str, Any] = {}
+    report: dict[str, Any] = {}
     head = Head.load(arguments.regressor)
     ridge, summary = head.ridge, head.summary
     for folder in arguments.judged:
         manifest = import_folder(Source(folder, "labelled"))
         pictures = [read_picture(folder, row) for row in rows_of(manifest)]
-        found: dict[str, np.ndarray] = {}
+        outputs: dict[str, np.ndarray] = {}
         for name, precision in WAYS:
             backend = create_backend(name, EncoderFile(arguments.encoder), precision)
             bar = tqdm(pictures, desc=f"{folder.name}: {name} {precision}", mininterval=5)
-            found[f"{name} {precision}"] = np.stack([extract_batch(picture[None], backend)[0] for picture in bar])
-        reference = found["torch float32"]
+            outputs[f"{name} {precision}"] = np.stack([extract_batch(picture[None], backend)[0] for picture in bar])
+        reference = outputs["torch float32"]
         scale = 100 / (summary.label_high - summary.label_low)
         mos = manifest["mos"].to_numpy()
-        told[folder.name] = {
+        report[folder.name] = {
             way: {
                 "features_max_abs": float(np.abs(values - reference).max()),
                 "points_max": float(scale * np.abs(ridge.predict(values) - ridge.predict(reference)).max()),
                 "srcc_with_float32": srcc(ridge.predict(values), ridge.predict(reference)),
                 "srcc_difference": srcc(ridge.predict(values), mos) - srcc(ridge.predict(reference), mos),
             }
-            for way, values in found.items()
+            for way, values in outputs.items()
         }
-    return told
+    return report
 
 
 def memory(arguments: argparse.Namespace) -> dict[str, Any]:
     sources = [path for path in find_images([arguments.pictures]) if isinstance(path, Path)]
-    told: dict[str, Any] = {}
+    report: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         small = jpegs(sources, (128, 96), 50, Path(folder))
         links = Path(folder) / "many"
@@ -195,9 +195,9 @@ def memory(arguments: argparse.Namespace) -> dict[str, Any]:
             (f"{arguments.count} pictures", links),
             ("one of 100 megapixels", large),
         ):
-            told[name] = child("score", path, arguments)
-        told["start-up, one picture"] = child("score", small[0], arguments)
-    return told
+            report[name] = child("score", path, arguments)
+        report["start-up, one picture"] = child("score", small[0], arguments)
+    return report
 
 
 def child(what: str, path: Path, arguments: argparse.Namespace) -> dict[str, float]:
@@ -205,8 +205,8 @@ def child(what: str, path: Path, arguments: argparse.Namespace) -> dict[str, flo
     command = [sys.executable, __file__, what, str(path), "--encoder", str(arguments.encoder)]
     command += ["--regressor", str(arguments.regressor), "--threads", str(arguments.threads)]
     start = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
-    return {"seconds": time.perf_counter() - start, **json.loads(done.stdout.splitlines()[-1])}
+    completed = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
+    return {"seconds": time.perf_counter() - start, **json.loads(completed.stdout.splitlines()[-1])}
 
 
 def score(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -231,7 +231,7 @@ def coverage(arguments: argparse.Namespace) -> dict[str, Any]:
     backend = Torch(load_encoder(arguments.encoder), "bfloat16")
     pictures = tqdm((read_picture(folder, row) for row in rows_of(manifest)), total=len(manifest), desc="features")
     values = np.stack([extract_batch(picture[None], backend)[0] for picture in pictures])
-    told: dict[str, Any] = {"nominal": COVERAGE}
+    report: dict[str, Any] = {"nominal": COVERAGE}
     apart = manifest.assign(reference=[f"picture {row}" for row in range(len(manifest))])
     generator = np.random.default_rng(0)
     parts = np.resize(["train", "train", "train", "validation", "test"], len(manifest))
@@ -239,11 +239,12 @@ def coverage(arguments: argparse.Namespace) -> dict[str, Any]:
         ("new contents", manifest, [(test, split) for test, (_, split) in splits_of(manifest["reference"].to_numpy())]),
         ("new pictures", apart, [((f"random split {k}",), generator.permutation(parts)) for k in range(20)]),
     ):
-        found = [covered(of.assign(split=split), values) | {"test": list(test)} for test, split in splits]
-        counts, shares = (np.array([item[key] for item in found]) for key in ("n", "covered"))
-        told[name] = {"covered": float((shares * counts).sum() / counts.sum()), "n": int(counts.sum()), "splits": found}
-        told[name]["standard error"] = float(shares.std(ddof=1) / len(shares) ** 0.5)
-    return told
+        outputs = [covered(of.assign(split=split), values) | {"test": list(test)} for test, split in splits]
+        counts, shares = (np.array([item[key] for item in outputs]) for key in ("n", "covered"))
+        covered_share = float((shares * counts).sum() / counts.sum())
+        report[name] = {"covered": covered_share, "n": int(counts.sum()), "splits": outputs}
+        report[name]["standard error"] = float(shares.std(ddof=1) / len(shares) ** 0.5)
+    return report
 
 
 def covered(manifest: pd.DataFrame, values: np.ndarray) -> dict[str, Any]:
@@ -293,8 +294,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    told = globals()[arguments.what](arguments)
-    text = json.dumps(told, indent=None if arguments.what == "score" else 1)
+    report = globals()[arguments.what](arguments)
+    text = json.dumps(report, indent=None if arguments.what == "score" else 1)
     if arguments.out:
         arguments.out.write_text(text + "\n")
     print(text)

@@ -87,14 +87,14 @@ def random_model(folder: Path) -> None:
 
 def made_pictures(count: int) -> list[bytes]:
     """Waves under noise, as PNG."""
-    made = []
+    entries = []
     for seed in range(count):
         rng = np.random.default_rng(seed)
         y, x = np.mgrid[0 : 3 * SIDE // 4, 0:SIDE] / 100
         waves = np.stack([np.sin(x * rng.uniform(1, 9) + y * rng.uniform(1, 9)) for _ in range(3)], axis=-1)
         noisy = 127 + 90 * waves + rng.normal(0, rng.uniform(0, 60), waves.shape)
-        made.append(images.encode_png(np.clip(noisy, 0, 255).astype(np.uint8)))
-    return made
+        entries.append(images.encode_png(np.clip(noisy, 0, 255).astype(np.uint8)))
+    return entries
 
 
 def requests(scorer: Scorer, good: list[bytes], count: int) -> list[Request]:
@@ -115,17 +115,17 @@ def requests(scorer: Scorer, good: list[bytes], count: int) -> list[Request]:
             for place in range(3)
         ]
     )
-    made = []
+    entries = []
     for number in range(count):
         any_good, any_bad = lambda: rng.randrange(len(good)), lambda: rng.randrange(len(good), len(encoded))
         if number % 5 == 0:
-            chosen = rng.sample([any_good(), any_good(), any_bad()], 3)
+            picks = rng.sample([any_good(), any_good(), any_bad()], 3)
         else:
-            chosen = [any_bad() if rng.random() < 0.2 else any_good()]
-        made.append(
-            Request(tuple(encoded[i] for i in chosen), tuple(judged[i][place] for place, i in enumerate(chosen)))
+            picks = [any_bad() if rng.random() < 0.2 else any_good()]
+        entries.append(
+            Request(tuple(encoded[i] for i in picks), tuple(judged[i][place] for place, i in enumerate(picks)))
         )
-    return made
+    return entries
 
 
 def wrong(status: int, content: bytes, request: Request) -> str:
@@ -320,19 +320,19 @@ def main() -> int:
         if not arguments.model:
             model.mkdir()
             random_model(model)
-        found = find_images([arguments.pictures]) if arguments.pictures else []
-        good = [path.read_bytes() for path in found if isinstance(path, Path)][:20] or made_pictures(20)
+        paths = find_images([arguments.pictures]) if arguments.pictures else []
+        good = [path.read_bytes() for path in paths if isinstance(path, Path)][:20] or made_pictures(20)
         asked = requests(Scorer(model / "encoder.safetensors", model / "regressor"), good, arguments.requests)
         ways = {
             "mlflow models serve": Way(
                 lambda: by_mlflow(model, folder),
                 "/invocations",
-                lambda given: {"dataframe_split": {"columns": ["image"], "data": [[one] for one in given]}},
+                lambda batch: {"dataframe_split": {"columns": ["image"], "data": [[one] for one in batch]}},
             ),
             "contrique serve": Way(
                 lambda: by_contrique(model, folder, arguments.backend),
                 "/score",
-                lambda given: {"images": [{"image": one} for one in given]},
+                lambda batch: {"images": [{"image": one} for one in batch]},
             ),
         }
         if arguments.attacks:

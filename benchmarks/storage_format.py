@@ -54,15 +54,15 @@ FORMATS: dict[str, tuple[Callable[..., bytes], Callable[[bytes], object]]] = {
 
 def pictures(folder: Path, count: int) -> list[images.Picture]:
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in images.EXTENSIONS)
-    made = []
+    samples = []
     for file in files[:: max(1, len(files) // count)][:count]:
         photograph = images.fit_within(images.read(file), 512)
-        made.append(photograph)
+        samples.append(photograph)
         for name in distortions.NAMES:
             for level in (2, 4):
                 rng = distortions.generator(file.name, name, level, 0)
-                made.append(images.as_uint8(distortions.distort(images.as_float(photograph), name, level, rng)))
-    return made
+                samples.append(images.as_uint8(distortions.distort(images.as_float(photograph), name, level, rng)))
+    return samples
 
 
 def main() -> None:

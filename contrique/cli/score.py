@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from contrique.cli.options import (
@@ -23,7 +24,6 @@ from contrique.text import dump_json
 if TYPE_CHECKING:
     import threading
     from collections.abc import Iterable, Iterator, Sequence
-    from pathlib import Path
 
     from contrique.scoring.overview import Observation
     from contrique.scoring.results import Failure, Score
@@ -138,6 +138,8 @@ def _score_paths(model: "Scorer", options: argparse.Namespace, skipped: "list[Sk
             for item in observe(model, batch):
                 path, result = (item.path, item) if isinstance(item, Failure) else (item.score.path, item.score)
                 latest[path] = item
+                for folder in Path(path).parents:  # one that was empty is no longer
+                    latest.pop(str(folder), None)
                 yield result
                 if ended and ended.is_set():
                     break

@@ -165,20 +165,19 @@ def _compare_rises(
 ) -> dict[str, Any]:
     """Mean rises, their difference and its lower bound; None where a rise is no finite number.
 
-    A fall of the champion's counts as no rise: a challenger that falls less is no easier to game.
+    A fall of the champion's mean counts as no rise: a challenger that falls less is no easier to game.
     """
     ours, theirs = (np.asarray(each, np.float64) for each in pair)
     if not len(ours) or not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
         return {"n": len(ours), "challenger": None, "champion": None, "difference": None, "difference_low": None}
-    theirs = np.maximum(theirs, 0.0)
-    difference = ours - theirs
     counts, _ = metrics.resample(contents, thresholds["resamples"], np.random.default_rng(thresholds["seed"]))
-    low, _ = metrics.interval(counts @ difference / counts.sum(axis=1), thresholds["confidence"])
+    weights = counts / counts.sum(axis=1, keepdims=True)
+    low, _ = metrics.interval(weights @ ours - np.maximum(weights @ theirs, 0.0), thresholds["confidence"])
     return {
         "n": len(ours),
         "challenger": float(ours.mean()),
         "champion": float(theirs.mean()),
-        "difference": float(difference.mean()),
+        "difference": float(ours.mean() - max(theirs.mean(), 0.0)),
         "difference_low": low,
     }
 

@@ -13,6 +13,7 @@ from scipy import special, stats
 Array = NDArray[np.float64]
 CONFIDENCE: Final = 0.95
 MIN_RATERS: Final = 3  # with two who disagree, nobody can say which one is wrong
+MIN_SHARED: Final = 10  # pictures that a rater and others rated, below which nothing is said of the rater
 _OUTLIERS: Final = 0.05  # share of a rater's answers, from which on a rater is looked at
 _LOPSIDED: Final = 0.3  # beyond which outliers are a matter of strictness and no reason
 _PENALTY: Final = 0.1  # of squared values of pairs: a normal prior of 2.2 logits, which keeps unbeaten ones finite
@@ -48,20 +49,23 @@ def screen_outliers(ratings: ArrayLike) -> NDArray[np.bool_]:
 
 
 def correlate(ratings: ArrayLike) -> Array:
-    """Pearson's correlation of each rater with the mean of all raters, over the rater's pictures.
+    """Pearson's correlation of each rater with the mean of all raters, over the pictures that somebody else rated too.
 
     Args:
         ratings: shape (raters, pictures).
     Returns:
-        shape (raters,); NaN for fewer than three pictures, or answers that are all alike.
+        shape (raters,); NaN for fewer than MIN_SHARED such pictures; -1 for answers that are all alike.
     """
     x = np.asarray(ratings, np.float64)
-    mean = np.nanmean(x, axis=0)
+    present = np.isfinite(x)
+    shared = present.sum(axis=0) > 1  # alone on a picture, everybody agrees with the mean
+    mean = np.where(present, x, 0.0).sum(axis=0) / np.maximum(present.sum(axis=0), 1)
     values = np.full(len(x), np.nan)
     for i, scores in enumerate(x):
-        own = np.isfinite(scores)
-        if own.sum() >= 3 and np.ptp(scores[own]) > 0 and np.ptp(mean[own]) > 0:
-            values[i] = stats.pearsonr(scores[own], mean[own]).statistic
+        own = np.isfinite(scores) & shared
+        if own.sum() >= MIN_SHARED and np.ptp(mean[own]) > 0:
+            alike = np.ptp(scores[own]) == 0
+            values[i] = -1.0 if alike else stats.pearsonr(scores[own], mean[own]).statistic
     return values
 
 
@@ -69,7 +73,8 @@ def screen_correlation(ratings: ArrayLike, threshold: float) -> dict[int, float]
     """Raters who do not go with the others (ITU-T P.913, section 11.3; ITU-R BT.1788 has the like).
 
     The one with the lowest correlation with the mean goes first, as long as it is below the threshold and at least
-    MIN_RATERS are left; then the means are taken again.
+    MIN_RATERS are left; then the means are taken again. Who shares too few pictures with others cannot be screened, and
+    counts for nobody's screening.
 
     Args:
         ratings: shape (raters, pictures).
@@ -81,13 +86,14 @@ def screen_correlation(ratings: ArrayLike, threshold: float) -> dict[int, float]
     x = np.array(ratings, np.float64)
     left = list(range(len(x)))
     rejected: dict[int, float] = {}
-    while len(left) >= MIN_RATERS:
-        values = np.nan_to_num(correlate(x[left]), nan=-1.0)
-        worst = int(np.argmin(values))
+    while True:
+        values = correlate(x[left])
+        if np.isfinite(values).sum() < MIN_RATERS:
+            return rejected
+        worst = int(np.nanargmin(values))
         if values[worst] >= threshold:
-            break
+            return rejected
         rejected[left.pop(worst)] = float(values[worst])
-    return rejected
 
 
 def mean_opinions(ratings: ArrayLike, differences: ArrayLike = ()) -> tuple[Array, Array]:
@@ -181,15 +187,18 @@ def screen_pairs(count: int, comparisons: Sequence[Sequence[tuple[int, int]]], s
     """
     left = list(range(len(comparisons)))
     rejected: dict[int, float] = {}
-    while len(left) >= MIN_RATERS:
-        tests = []
+    while True:
+        tests: dict[int, tuple[float, float]] = {}
         for i in left:
             others = [pair for j in left if j != i for pair in comparisons[j]]
             agreed, total = share_agreed(count, comparisons[i], others)
-            chance = stats.binomtest(agreed, total, 0.5, "greater").pvalue if total else 1.0
-            tests.append((float(chance), agreed / max(1, total)))
-        worst = max(range(len(left)), key=lambda k: tests[k])
+            if 0.5**total <= significance:  # of fewer pairs even agreement in all may be chance: nothing to judge by
+                chance = float(stats.binomtest(agreed, total, 0.5, "greater").pvalue)
+                tests[i] = (chance, agreed / max(1, total))
+        if len(tests) < MIN_RATERS:
+            return rejected
+        worst = max(tests, key=lambda rater: tests[rater])
         if tests[worst][0] <= significance:
-            break
-        rejected[left.pop(worst)] = tests[worst][1]
-    return rejected
+            return rejected
+        left.remove(worst)
+        rejected[worst] = tests[worst][1]

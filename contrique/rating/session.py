@@ -162,14 +162,25 @@ class Store:
     def append(self, rater: str, answer: Answer) -> None:
         """Keep the answer to the next question; it is on the disk when this returns."""
         answers = self.read(rater)
-        self._write(rater, dataclasses.asdict(answer))
+        with self._reread_on_failure(rater):
+            self._write(rater, dataclasses.asdict(answer))
         answers.append(answer)
 
     def undo(self, rater: str) -> None:
         """Take the last answer back."""
         answers = self.read(rater)
-        self._write(rater, {"undo": answers[-1].question, "time": now()})
+        with self._reread_on_failure(rater):
+            self._write(rater, {"undo": answers[-1].question, "time": now()})
         answers.pop()
+
+    @contextmanager
+    def _reread_on_failure(self, rater: str) -> Iterator[None]:
+        """A write that failed may have reached the file all the same: what is there is looked up, not remembered."""
+        try:
+            yield
+        except BaseException:
+            self._answers.pop(rater, None)
+            raise
 
     def _path(self, rater: str) -> Path:
         return self._folder / f"{check_rater(rater)}.jsonl"

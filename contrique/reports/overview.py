@@ -55,7 +55,7 @@ def write_overview(out: Path, results: Sequence[Observation | Failure], skipped:
     failures = [item for item in results if isinstance(item, Failure)]
     ranked = sorted(scored, key=lambda item: (item.score.score, item.score.path))
     half = min(SHOWN, (len(ranked) + 1) // 2)
-    root = os.path.commonpath([Path(item.score.path).parent for item in scored]) if scored else ""
+    root = os.path.commonpath([Path(item.score.path).absolute().parent for item in scored]) if scored else ""
 
     def name(path: str | Path) -> str:
         return os.path.relpath(path, root)

@@ -102,8 +102,14 @@ def group_copies(observations: Sequence[Observation], bits: int) -> list[list[Ob
 def as_row(item: Observation | Failure) -> dict[str, Any]:
     """A result as one row of COLUMNS; what it lacks is None."""
     if isinstance(item, Failure):
-        return flatten(item) | {"fault": None, "taken": None}
-    return flatten(item.score) | {"fault": item.fault, "taken": item.taken}
+        row = flatten(item) | {"fault": None, "taken": None}
+    else:
+        row = flatten(item.score) | {"fault": item.fault, "taken": item.taken}
+    # A file name need not be Unicode, and a table must.
+    return {
+        name: value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+        for name, value in row.items()
+    }
 
 
 def write_table(items: Iterable[Observation | Failure], out: Path) -> None:

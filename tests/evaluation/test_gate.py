@@ -239,7 +239,7 @@ def test_it_holds_exactly_when_the_lower_bound_is_above_the_margin(seed, n, own,
     ours, theirs = (mean + spread * generator.normal(size=n) for mean in (own, rival))
     verdict = decide_rises(ours, theirs)
     numbers = verdict.numbers["gaming"]["black_border"]
-    assert numbers["difference"] == pytest.approx(np.mean(ours - np.maximum(theirs, 0)))
+    assert numbers["difference"] == pytest.approx(ours.mean() - max(theirs.mean(), 0))
     assert verdict.promote == (numbers["difference_low"] <= CONFIG.gaming_margin)
     assert numbers["difference_low"] <= numbers["difference"] + 1e-9
     assert verdict.promote or numbers["challenger"] > CONFIG.gaming_margin, "only a score that rises can be gamed"
@@ -251,8 +251,15 @@ def test_an_attack_that_raises_the_challenger_alone_is_told_in_plain_words():
     assert not verdict.promote
     assert verdict.reason == (
         "hold: black border, which makes no picture better, raises the scores by 20.0 points and the champion's by "
-        "0.0: the lower bound of the difference, 20.0, is above the allowed 5.0"
+        "-30.0: the lower bound of the difference, 20.0, is above the allowed 5.0"
     )
+
+
+def test_a_champion_whose_rises_cancel_out_buys_no_leniency():
+    """Up by 20 on every other picture and down by 20 on the rest: nothing is gained by that attack on the champion."""
+    verdict = decide_rises(np.full(12, 20.0), np.tile([20.0, -20.0], 6))
+    assert verdict.numbers["gaming"]["black_border"]["champion"] == 0
+    assert verdict.numbers["gaming"]["black_border"]["difference"] == 20
 
 
 def test_noise_on_a_dozen_pictures_holds_no_good_model():

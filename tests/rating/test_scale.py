@@ -174,3 +174,40 @@ def test_a_random_rater_of_pairs_is_screened():
     raters[1] = compare(truth, 120, 9, scale=0.0)
     assert list(screen_pairs(20, raters, 0.01)) == [1]
     assert screen_pairs(20, raters[:2], 0.01) == {}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_newcomer_with_few_answers_saves_no_random_rater(seed):
+    """He cannot be screened yet, is not rejected for it, and is no third opinion about the others."""
+    rng = np.random.default_rng(seed)
+    truth = rng.uniform(1, 5, 60)
+    honest = [np.clip(np.rint(truth + rng.normal(0, 0.5, 60)), 1, 5) for _ in range(2)]
+    random = rng.integers(1, 6, 60).astype(float)
+    newcomer = np.full(60, np.nan)
+    newcomer[:2] = honest[0][:2]
+    assert list(screen_correlation([*honest, random, newcomer], 0.75)) == [2]
+    assert screen_correlation([honest[0], random, newcomer], 0.75) == {}, "of two who disagree nobody can say"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_nobody_agrees_with_himself_on_pictures_that_nobody_else_rated(seed):
+    rng = np.random.default_rng(seed)
+    truth = rng.uniform(1, 5, 120)
+    honest = [np.clip(np.rint(truth + rng.normal(0, 0.5, 120)), 1, 5) for _ in range(3)]
+    for k, scores in enumerate(honest):
+        scores[60 + 20 * k :] = np.nan
+    random = np.concatenate([rng.integers(1, 6, 40).astype(float), np.full(40, np.nan), rng.integers(1, 6, 40)])
+    rejected = screen_correlation([*honest, random], 0.75)
+    assert list(rejected) == [3]
+    alone = np.vstack([honest[0], np.full(120, np.nan)])
+    assert np.isnan(correlate(alone)).all()
+
+
+def test_few_pairs_say_nothing_of_a_rater():
+    pairs = [(i, j) for i in range(12) for j in range(12) if i < j]
+    honest = pairs[:80] if len(pairs) > 80 else pairs
+    rng = np.random.default_rng(0)
+    random = [pair if rng.random() < 0.5 else pair[::-1] for pair in honest]
+    newcomer = honest[:3]
+    assert 2 not in screen_pairs(12, [honest, random, newcomer], 0.01)
+    assert list(screen_pairs(12, [honest, honest[::-1], random, newcomer], 0.01)) == [2]

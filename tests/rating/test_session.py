@@ -52,6 +52,17 @@ class TestStore:
         with pytest.raises(RatingError, match=r"anna\.jsonl: line 2: .*restore"):
             Store(tmp_path).read("anna")
 
+    @pytest.mark.parametrize("action", ["append", "undo"])
+    def test_a_disk_that_fails_after_the_line_was_written_makes_no_second_one(self, tmp_path, monkeypatch, action):
+        store = Store(tmp_path)
+        store.append("anna", said(0))
+        with monkeypatch.context() as patch:
+            patch.setattr(sessions.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+            with pytest.raises(OSError):
+                store.append("anna", said(1)) if action == "append" else store.undo("anna")
+        assert store.read("anna") == Store(tmp_path).read("anna")
+        assert len(store.read("anna")) == (2 if action == "append" else 0)
+
     def test_an_answer_is_on_the_disk_before_it_is_confirmed(self, tmp_path, monkeypatch):
         synced = []
         monkeypatch.setattr(sessions.os, "fsync", lambda _: synced.append((tmp_path / "answers/b.jsonl").read_bytes()))

@@ -166,6 +166,16 @@ def test_a_page_of_nothing_but_failures(tmp_path):
     assert chromium.inspect(out) == []
 
 
+def test_relative_and_absolute_names_and_one_that_is_no_unicode(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    results = [observation("a.jpg", 10.0), observation(f"{tmp_path}/sub/b\udcff.jpg", 20.0)]
+    page.write_overview(tmp_path / "page.html", results)
+    assert "2 pictures at a glance" in (tmp_path / "page.html").read_text()
+    for suffix in (".parquet", ".csv", ".json"):
+        write_table(results, tmp_path / f"table{suffix}")
+    assert pd.read_parquet(tmp_path / "table.parquet")["path"][1].endswith("b\\udcff.jpg")
+
+
 def test_a_wrong_suffix_is_said_before_anything_is_scored(tmp_path, capsys):
     assert main(["score", "x.png", "--out", str(tmp_path / "x.txt")]) == 2
     assert "expected a name that ends in .parquet, .csv, .json" in capsys.readouterr().err

@@ -150,8 +150,8 @@ class Interview:
         if turn == len(questions):
             raise OutOfTurn("every question is answered")
         if question != turn:
-            told = "is answered already, perhaps in another tab" if question < turn else "is not asked yet"
-            raise OutOfTurn(f"question {question + 1} {told}; load the page again")
+            state = "is answered already, perhaps in another tab" if question < turn else "is not asked yet"
+            raise OutOfTurn(f"question {question + 1} {state}; load the page again")
 
     def _describe(self, shown: Shown) -> dict[str, Any]:
         facts = self.session.pictures[shown[0]]

@@ -119,16 +119,16 @@ def application(interview: Interview, limits: ServingLimits, host: str = "127.0.
 
     @app.post("/answer")
     async def answer(request: Request) -> dict[str, Any]:
-        said = await _read(request, Answered)
-        values = (said.rater, said.question, said.pictures, said.answer, said.seconds, said.scale)
+        message = await _read(request, Answered)
+        values = (message.rater, message.question, message.pictures, message.answer, message.seconds, message.scale)
         await run(lambda: interview.answer(*values))
-        return await run(lambda: interview.view(said.rater))
+        return await run(lambda: interview.view(message.rater))
 
     @app.post("/undo")
     async def undo(request: Request) -> dict[str, Any]:
-        said = await _read(request, Undone)
-        await run(lambda: interview.undo(said.rater, said.question))
-        return await run(lambda: interview.view(said.rater))
+        message = await _read(request, Undone)
+        await run(lambda: interview.undo(message.rater, message.question))
+        return await run(lambda: interview.view(message.rater))
 
     @app.get("/picture/{key}")
     async def picture(key: str) -> Response:

@@ -53,8 +53,8 @@ def test_every_picture_that_is_shown_or_asked_for_is_there(run):
 
 
 def test_pairs_of_challenger_and_champion_are_there(tmp_path):
-    given = tiny_run.build(tmp_path, champion=True)
-    scores = pd.read_parquet(given["trained"].evaluation / "test_scores.parquet")
+    run = tiny_run.build(tmp_path, champion=True)
+    scores = pd.read_parquet(run["trained"].evaluation / "test_scores.parquet")
     pairs = extract.pick_disagreements(scores)
     assert 1 <= len(pairs) <= extract.DISAGREEMENTS
     images = {scores["image"][number] for _, pair in pairs for number in (pair.worse, pair.better)}

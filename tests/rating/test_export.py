@@ -140,8 +140,8 @@ def test_tables_of_odd_names_are_read_as_they_were_written(odd, tmp_path, place,
     relative = write_labels(labels, folder, out)
     assert relative.resolve() == (tmp_path / base).resolve()
     rows = read_labels(out, relative)
-    found = {(relative / row["image"]).resolve() for row in rows}
-    assert found == {(folder / name).resolve() for name in ODD}
+    images = {(relative / row["image"]).resolve() for row in rows}
+    assert images == {(folder / name).resolve() for name in ODD}
     assert {row["mos"] for row in rows} == {4.0}
     with out.open(newline="") as file:
         cells = [cell for row in csv.reader(file) for cell in row]

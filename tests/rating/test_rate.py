@@ -151,12 +151,12 @@ def test_sixty_pictures_three_raters_one_crash(browser, tmp_path, capsys, monkey
     assert [len(Store(store).read(rater)) for rater in rngs] == [total] * 3
 
     assert main(["rate", "pictures", "--export", "pictures/labels.csv"]) == 0
-    told = capsys.readouterr().out
-    assert "2 of 3 raters count" in told
-    assert "left out: rater 'random': correlation" in told
-    assert "rater 'anna': 60 answers" in told
-    assert "3 of 3 golden pairs right" in told
-    assert "half of that takes four times as many: 6 more a picture, 360 answers in all" in told
+    printed = capsys.readouterr().out
+    assert "2 of 3 raters count" in printed
+    assert "left out: rater 'random': correlation" in printed
+    assert "rater 'anna': 60 answers" in printed
+    assert "3 of 3 golden pairs right" in printed
+    assert "half of that takes four times as many: 6 more a picture, 360 answers in all" in printed
     with (tmp_path / "pictures/labels.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["image", "mos", "interval", "n", "reference"]
@@ -164,15 +164,15 @@ def test_sixty_pictures_three_raters_one_crash(browser, tmp_path, capsys, monkey
     assert {row["n"] for row in rows} == {"2"}
     value = srcc([float(row["mos"]) for row in rows], [-levels[row["image"]] for row in rows])
     with capsys.disabled():
-        print(f"\nSRCC of the exported MOS with the true order: {value:.3f}; {total} questions a rater\n{told}")
+        print(f"\nSRCC of the exported MOS with the true order: {value:.3f}; {total} questions a rater\n{printed}")
     assert value > 0.9
 
     assert (
         main(["adapt", "--labels", "pictures/labels.csv", "--model", str(parts.encoder.parent), "--out", "mine"]) == 0
     )
-    told = capsys.readouterr().out
-    assert "60 pictures of 60 contents" in told
-    assert "as it is: SRCC" in told
+    printed = capsys.readouterr().out
+    assert "60 pictures of 60 contents" in printed
+    assert "as it is: SRCC" in printed
     assert main(["score", "pictures/000.png", "--model", "mine"]) == 0
 
 

@@ -147,22 +147,22 @@ class TestHostile:
         _, first = ask(port, "/question?rater=anna")
         _, second = ask(port, "/answer", say(first))
         for view, line in ((first, "question 1 is answered already"), (second | {"question": 5}, "is not asked yet")):
-            status, told = ask(port, "/answer", say(view))
+            status, response = ask(port, "/answer", say(view))
             assert status == 409
-            assert line in told["error"]
-        status, told = ask(port, "/answer", say(second, pictures=[first["pictures"][0]["key"]]))
-        assert (status, told["error"]) == (409, "question 2 shows other pictures; load the page again")
+            assert line in response["error"]
+        status, response = ask(port, "/answer", say(second, pictures=[first["pictures"][0]["key"]]))
+        assert (status, response["error"]) == (409, "question 2 shows other pictures; load the page again")
         assert len(Store(place).read("anna")) == 1
 
     def test_a_second_tab_finds_the_answer_of_the_first(self, port):
         _, tab = ask(port, "/question?rater=anna")
         ask(port, "/answer", say(tab))
-        status, told = ask(port, "/answer", say(tab, 1))
+        status, response = ask(port, "/answer", say(tab, 1))
         assert status == 409
-        assert "perhaps in another tab" in told["error"]
-        status, told = ask(port, "/undo", {"rater": "anna", "question": 0})
+        assert "perhaps in another tab" in response["error"]
+        status, response = ask(port, "/undo", {"rater": "anna", "question": 0})
         assert status == 409
-        assert "question 2 is the next one" in told["error"]
+        assert "question 2 is the next one" in response["error"]
 
     def test_many_at_once_keep_one_answer(self, port, place):
         _, view = ask(port, "/question?rater=anna")
@@ -180,17 +180,17 @@ class TestHostile:
 
     @pytest.mark.parametrize("name", ["..%2Fx", "", "a%00b", "%3Cscript%3E", "x" * 50, "a%2Fb"])
     def test_names_that_are_none(self, port, place, name):
-        status, told = ask(port, f"/question?rater={name}")
+        status, response = ask(port, f"/question?rater={name}")
         assert status == 422
-        assert "give a name of 1 to 40 letters" in told["error"]
+        assert "give a name of 1 to 40 letters" in response["error"]
         assert not list(place.rglob("*.jsonl"))
 
     @pytest.mark.parametrize("answer", [0, 6, -1, 2.5, "3", None, 10**30])
     def test_answers_that_are_none(self, port, place, answer):
         _, view = ask(port, "/question?rater=anna")
-        status, told = ask(port, "/answer", say(view, answer))
+        status, response = ask(port, "/answer", say(view, answer))
         assert status == 422
-        assert told["error"].count("\n") == 0
+        assert response["error"].count("\n") == 0
         assert not list(place.rglob("*.jsonl"))
 
     @pytest.mark.parametrize(
@@ -198,9 +198,9 @@ class TestHostile:
         [b"", b"{", b"[]", b"null", b'{"rater": "a"}', b"\xff", b'{"rater":"a","question":0,"pictures":[],"answer":1}'],
     )
     def test_bodies_that_are_none(self, port, body):
-        status, told = ask(port, "/answer", body)
+        status, response = ask(port, "/answer", body)
         assert status == 422
-        assert "error" in told
+        assert "error" in response
 
     def test_large_bodies_and_other_types_are_refused(self, port):
         assert ask(port, "/answer", b"x" * 20_000)[0] == 413
@@ -219,9 +219,9 @@ class TestHostile:
     @pytest.mark.parametrize("path", ["/answer", "/undo"])
     def test_another_page_cannot_answer(self, port, place, path, headers):
         _, view = ask(port, "/question?rater=anna")
-        status, told = ask(port, path, say(view), **headers)
+        status, response = ask(port, path, say(view), **headers)
         assert status in (400, 403)
-        assert "error" in told
+        assert "error" in response
         assert not list(place.rglob("*.jsonl"))
         own = {"origin": f"http://127.0.0.1:{port}"}
         assert ask(port, "/answer", say(view), **own)[0] == 200
@@ -230,9 +230,9 @@ class TestHostile:
         "path", ["/picture/x", "/picture/..%2F..%2Fetc%2Fpasswd", "/picture/000.png", "/../session.json", "/docs", "/x"]
     )
     def test_nothing_else_can_be_asked_for(self, port, path):
-        status, told = ask(port, path)
+        status, response = ask(port, path)
         assert status == 404
-        assert "error" in told
+        assert "error" in response
 
     def test_a_picture_that_changed_or_vanished_is_one_clear_error(self, tmp_path):
         folder, place = tmp_path / "p", tmp_path / "s"
@@ -242,21 +242,21 @@ class TestHostile:
             _, view = ask(port, "/question?rater=anna")
             path = folder / session.pictures[session.training[0]].image
             Image.fromarray(tiny_ratings.draw(99, 0)).save(path)
-            status, told = ask(port, f"/picture/{view['pictures'][0]['key']}")
+            status, response = ask(port, f"/picture/{view['pictures'][0]['key']}")
             assert status == 422
-            assert "changed since the session began" in told["error"]
+            assert "changed since the session began" in response["error"]
             path.unlink()
-            status, told = ask(port, f"/picture/{view['pictures'][0]['key']}")
+            status, response = ask(port, f"/picture/{view['pictures'][0]['key']}")
             assert status == 422
-            assert "cannot be read" in told["error"]
+            assert "cannot be read" in response["error"]
 
     def test_answers_of_another_session_are_one_clear_error(self, port, place):
         lines = '{"question": 0, "part": "test", "images": ["zzz.png"], "damaged": [false], "answer": 3, '
         (place / "answers").mkdir()
         (place / "answers/eve.jsonl").write_text(lines + '"seconds": 1.0, "scale": 1.0, "time": ""}\n')
-        status, told = ask(port, "/question?rater=eve")
+        status, response = ask(port, "/question?rater=eve")
         assert status == 422
-        assert "not to this session's questions" in told["error"]
+        assert "not to this session's questions" in response["error"]
 
 
 def test_the_page_may_do_no_more_than_it_does(port):

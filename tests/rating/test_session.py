@@ -14,7 +14,7 @@ from contrique.rating.questions import count_questions, list_questions
 from contrique.rating.session import Answer, Session, Store, check_rater, hold
 
 
-def said(question, answer=3, part="test"):
+def answer_to(question, answer=3, part="test"):
     return Answer(question, part, (f"{question}.png",), (False,), answer, 1.5, 1.0, "2026-01-01T00:00:00+00:00")
 
 
@@ -22,9 +22,9 @@ class TestStore:
     def test_answers_come_back_less_those_taken_back(self, tmp_path):
         store = Store(tmp_path)
         for i in range(3):
-            store.append("anna", said(i, i + 1))
+            store.append("anna", answer_to(i, i + 1))
         store.undo("anna")
-        store.append("anna", said(2, 5))
+        store.append("anna", answer_to(2, 5))
         assert [answer.answer for answer in Store(tmp_path).read("anna")] == [1, 2, 5]
         assert Store(tmp_path).read("anna") == store.read("anna")
         assert store.raters() == ["anna"]
@@ -32,21 +32,21 @@ class TestStore:
 
     def test_a_torn_line_is_dropped_and_the_next_answer_is_whole(self, tmp_path):
         store = Store(tmp_path)
-        store.append("anna", said(0))
+        store.append("anna", answer_to(0))
         path = tmp_path / "answers/anna.jsonl"
         whole = path.read_bytes()
-        line = json.dumps(dataclasses.asdict(said(1))).encode()
+        line = json.dumps(dataclasses.asdict(answer_to(1))).encode()
         for torn in (b"{", line[: len(line) // 2], line):
             path.write_bytes(whole + torn)
             again = Store(tmp_path)
             assert len(again.read("anna")) == 1
-            again.append("anna", said(1, 4))
+            again.append("anna", answer_to(1, 4))
             assert [answer.answer for answer in Store(tmp_path).read("anna")] == [3, 4]
             assert len(path.read_bytes().splitlines()) == 2
 
-    @pytest.mark.parametrize("line", ["{", "[]", '{"question": 0}', json.dumps(dataclasses.asdict(said(7)))])
+    @pytest.mark.parametrize("line", ["{", "[]", '{"question": 0}', json.dumps(dataclasses.asdict(answer_to(7)))])
     def test_a_damaged_line_is_one_clear_error(self, tmp_path, line):
-        Store(tmp_path).append("anna", said(0))
+        Store(tmp_path).append("anna", answer_to(0))
         path = tmp_path / "answers/anna.jsonl"
         path.write_text(path.read_text() + line + "\n")
         with pytest.raises(RatingError, match=r"anna\.jsonl: line 2: .*restore"):
@@ -55,18 +55,18 @@ class TestStore:
     @pytest.mark.parametrize("action", ["append", "undo"])
     def test_a_disk_that_fails_after_the_line_was_written_makes_no_second_one(self, tmp_path, monkeypatch, action):
         store = Store(tmp_path)
-        store.append("anna", said(0))
+        store.append("anna", answer_to(0))
         with monkeypatch.context() as patch:
             patch.setattr(sessions.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(5, "Input/output error")))
             with pytest.raises(OSError):
-                store.append("anna", said(1)) if action == "append" else store.undo("anna")
+                store.append("anna", answer_to(1)) if action == "append" else store.undo("anna")
         assert store.read("anna") == Store(tmp_path).read("anna")
         assert len(store.read("anna")) == (2 if action == "append" else 0)
 
     def test_an_answer_is_on_the_disk_before_it_is_confirmed(self, tmp_path, monkeypatch):
         synced = []
         monkeypatch.setattr(sessions.os, "fsync", lambda _: synced.append((tmp_path / "answers/b.jsonl").read_bytes()))
-        Store(tmp_path).append("b", said(0))
+        Store(tmp_path).append("b", answer_to(0))
         assert b'"question": 0' in synced[0]
 
 
@@ -77,7 +77,7 @@ def test_names_that_are_no_file_names(name, tmp_path):
     with pytest.raises(RatingError, match="give a name of 1 to 40 letters"):
         check_rater(name)
     with pytest.raises(RatingError):
-        Store(tmp_path).append(name, said(0))
+        Store(tmp_path).append(name, answer_to(0))
     assert not list(tmp_path.rglob("*.jsonl"))
 
 

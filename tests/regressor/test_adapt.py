@@ -171,11 +171,11 @@ def test_the_command_makes_a_model_that_scores(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(house)
     assert main(["adapt", "--labels", "scans/my.csv", "--out", "mine", "--set", "regressor.alphas=[0.01, 1]"]) == 0
-    told = capsys.readouterr().out
-    assert told.startswith("mine: 40 pictures of 40 contents, alpha ")
-    assert "SRCC out of fold 0.9" in told
-    assert "model 1 as it is: SRCC " in told
-    assert "worth it" in told
+    printed = capsys.readouterr().out
+    assert printed.startswith("mine: 40 pictures of 40 contents, alpha ")
+    assert "SRCC out of fold 0.9" in printed
+    assert "model 1 as it is: SRCC " in printed
+    assert "worth it" in printed
     encoder = load_encoder(house / "parts/encoder.safetensors")
     pictures = [np.array(Image.open(house / f"scans/{i}.png")) for i in range(40)]
     made = adapt(

@@ -376,10 +376,10 @@ class TestExtremes:
             extremes(scores, tmp_path)
 
 
-def with_attacks(given: dict[str, Any], folder: Path) -> tuple[str, str]:
+def with_attacks(run: dict[str, Any], folder: Path) -> tuple[str, str]:
     """Card and page of a run whose models were attacked."""
-    trained = tiny_run.add_attacks(given["trained"], folder)
-    return model_card(trained), written(folder, given, trained=trained)
+    trained = tiny_run.add_attacks(run["trained"], folder)
+    return model_card(trained), written(folder, run, trained=trained)
 
 
 class TestModelCard:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 from sklearn.model_selection import KFold
 from tqdm import tqdm
@@ -29,6 +29,7 @@ from contrique.metrics import EvaluationError, srcc
 from contrique.rating.candidates import Candidate
 from contrique.rating.selection import BINS, choose
 from contrique.regressor.cross_validation import choose_candidate
+from contrique.regressor.prior import Prior
 from contrique.regressor.ridge import predict_tasks
 from contrique.scoring.bundled import load_bundled
 from contrique.sources.labels import read_labels
@@ -107,13 +108,11 @@ def choosers(
     }
 
 
-def judge(
-    features: NDArray[np.float32], mos: Array, rated: NDArray[np.intp], test: NDArray[np.intp], seed: int
-) -> float:
+def judge(inputs: ArrayLike, mos: Array, rated: NDArray[np.intp], test: NDArray[np.intp], seed: int) -> float:
     """SRCC on pictures of a content that is not rated, of a head whose alpha the rated ones chose."""
     alphas = sorted(RegressorConfig().alphas)
     folds = [(rated[a], rated[b]) for a, b in KFold(FOLDS, shuffle=True, random_state=seed).split(rated)]
-    predictions = predict_tasks(features, mos, [*folds, (rated, test)], alphas)
+    predictions = predict_tasks(inputs, mos, [*folds, (rated, test)], alphas)
     inner = np.concatenate(predictions[:-1], axis=1)
     try:
         alpha = choose_candidate(inner, mos[np.concatenate([b for _, b in folds])])
@@ -127,11 +126,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="rated folder with labels.csv")
     parser.add_argument("--cache", type=Path, required=True, help="npz of the features; written if it is not there")
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--no-prior", dest="prior", action="store_false", help="heads that know nothing of the bundled")
     options = parser.parse_args()
     rows = read_labels(options.data / "labels.csv")
     mos, content = np.array([row["mos"] for row in rows]), np.array([row["reference"] for row in rows])
     features, hashes = measure(options.data, rows, options.cache)
     head = load_bundled().head
+    inputs = Prior.of(head, "bundled").extend(features) if options.prior else features
     raw = head.predict(features)
     assert head.novelty
     distances, points = head.novelty.distance(features), head.to_points(raw)
@@ -153,7 +154,7 @@ def main() -> None:
 
     def judge_all(pick: Chooser, size: int, seed: int) -> list[float]:
         return [
-            judge(features, mos, pick(pool, min(size, len(pool)), seed), np.flatnonzero(content == name), seed)
+            judge(inputs, mos, pick(pool, min(size, len(pool)), seed), np.flatnonzero(content == name), seed)
             for name, pool in pools.items()
         ]
 

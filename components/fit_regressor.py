@@ -8,6 +8,7 @@ from components import component
 @component
 def fit_regressor(
     features: dsl.Input[dsl.Dataset],
+    encoder: dsl.Input[dsl.Model],
     profile: str,
     overrides: dict,
     regressor: dsl.Output[dsl.Model],
@@ -16,6 +17,7 @@ def fit_regressor(
 
     Args:
         features: feature set.
+        encoder: folder with encoder.safetensors, which made the features.
         profile: demo, gpu or paper.
         overrides: options that differ from the profile.
         regressor: folder with ridge.npz, regressor.json and drift.npz.
@@ -23,11 +25,14 @@ def fit_regressor(
     from pathlib import Path
 
     from contrique import config, monitoring
-    from contrique.regressor.fit import fit_set
+    from contrique.registry.challenge import fit_challenger
 
     regressor.metadata.update(
-        fit_set(
-            Path(features.path), Path(regressor.path), config=config.resolve(profile, overrides).regressor
+        fit_challenger(
+            Path(features.path),
+            Path(encoder.path, "encoder.safetensors"),
+            Path(regressor.path),
+            config=config.resolve(profile, overrides).regressor,
         ).describe()
     )
     monitoring.keep_reference(Path(features.path), Path(regressor.path))

@@ -128,6 +128,9 @@ class RegressorConfig:
     """Ridge regression from features to scores."""
 
     alphas: Annotated[tuple[Above0, ...], MinLen(1)] = tuple(10.0 ** (k / 2) for k in range(-6, 5))
+    # what the ridge shrinks towards, where the encoder is the bundled one or was trained on from it: the bundled head,
+    # or one score for every picture, as in the paper
+    prior: Literal["bundled", "none"] = "bundled"
 
 
 @dataclass(frozen=True)
@@ -352,16 +355,16 @@ def split_setting(text: str) -> tuple[str, str]:
 def _find_type(name: str) -> Any:
     """The annotated type of an option."""
     stages = get_type_hints(Config)
-    known = {
+    options = {
         f"{stage}.{option}": kind
         for stage, section in stages.items()
         for option, kind in get_type_hints(section, include_extras=True).items()
     }
-    if name not in known:
-        close = difflib.get_close_matches(name, known, 1)
+    if name not in options:
+        close = difflib.get_close_matches(name, options, 1)
         hint = f"did you mean '{close[0]}'?" if close else "options look like 'pretrain.steps'"
         raise ConfigError(f"unknown option '{name}'; {hint} (see contrique/config.py)")
-    return known[name]
+    return options[name]
 
 
 def parse_value(name: str, value: Any, kind: Any) -> Any:

@@ -156,8 +156,8 @@ def inside(name: str, where: str) -> PurePosixPath:
         StorageError: it is empty or absolute, climbs up by `..`, or holds a backslash, a drive letter or a NUL.
     """
     if re.search(UNSAFE_NAME, name):
-        shown = repr(name) if len(name) <= _SHOWN else f"{name[:_SHOWN]!r}..."
-        raise StorageError(f"{where}: the name {shown} leads out of its folder; rename it")
+        quoted = repr(name) if len(name) <= _SHOWN else f"{name[:_SHOWN]!r}..."
+        raise StorageError(f"{where}: the name {quoted} leads out of its folder; rename it")
     return PurePosixPath(name)
 
 

@@ -143,8 +143,8 @@ def resample(contents: Sequence[str], resamples: int, generator: np.random.Gener
     """
     names, ids = np.unique(np.asarray(contents, dtype=str), return_inverse=True)
     if len(names) >= MIN_CONTENTS:
-        drawn = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
-        return drawn[:, ids].astype(np.float64), BY_CONTENT
+        draws = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+        return draws[:, ids].astype(np.float64), BY_CONTENT
     counts = np.empty((resamples, len(ids)))
     for content in range(len(names)):
         members = np.flatnonzero(ids == content)

@@ -271,7 +271,7 @@ def changes(reference: Reference, scores: Array, far: Array, kinds: Sequence[str
     if len(reference.types):
         names = sorted({*map(str, reference.types), *kinds})
         before, now = (
-            np.array([np.sum(np.asarray(each) == one) for one in names]) for each in (reference.types, kinds)
+            np.array([np.sum(np.asarray(each) == name) for name in names]) for each in (reference.types, kinds)
         )
         results.append(_change("types", names, before, now, config, None))
     return results
@@ -314,7 +314,9 @@ def judge_set(scores: Path, out: Path, page: Path, *, config: DriftConfig) -> li
     far = good["mean_distance"].to_numpy(dtype=np.float64)
     results = changes(reference, good["raw"].to_numpy(dtype=np.float64), far, kinds, config)
     reasons = [
-        f"{one.name}: PSI {one.psi:.2f} (limit {max(config.psi, one.by_chance):.2f})" for one in results if one.drifted
+        f"{change.name}: PSI {change.psi:.2f} (limit {max(config.psi, change.by_chance):.2f})"
+        for change in results
+        if change.drifted
     ]
     verdict = {
         "drifted": bool(reasons),
@@ -323,7 +325,7 @@ def judge_set(scores: Path, out: Path, page: Path, *, config: DriftConfig) -> li
         "pictures": len(good),
         "failed": len(table) - len(good),
         "reference": len(reference.scores),
-        "changes": [asdict(one) for one in results],
+        "changes": [asdict(change) for change in results],
     }
     with write_aside(out) as aside:
         aside.write_text(json.dumps(verdict, indent=2) + "\n")

@@ -51,14 +51,14 @@ def walk_pictures(folder: Path) -> Iterator[Path | Skipped]:
     yield from _walk(folder, folder.resolve(), set())
 
 
-def _walk(folder: Path, root: Path, seen: set[tuple[int, int]]) -> Iterator[Path | Skipped]:
+def _walk(folder: Path, root: Path, visits: set[tuple[int, int]]) -> Iterator[Path | Skipped]:
     try:
         status = folder.stat()
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
         yield Skipped(folder, f"cannot be read ({error.strerror})", lost=True)
         return
-    seen.add((status.st_dev, status.st_ino))
+    visits.add((status.st_dev, status.st_ino))
     folders = []
     for entry in entries:
         path = folder / entry.name
@@ -75,17 +75,17 @@ def _walk(folder: Path, root: Path, seen: set[tuple[int, int]]) -> Iterator[Path
         else:
             yield _judge(path, mode)
     for path, is_link in folders:
-        yield from _enter(path, is_link, root, seen)
+        yield from _enter(path, is_link, root, visits)
 
 
-def _enter(path: Path, is_link: bool, root: Path, seen: set[tuple[int, int]]) -> Iterator[Path | Skipped]:
+def _enter(path: Path, is_link: bool, root: Path, visits: set[tuple[int, int]]) -> Iterator[Path | Skipped]:
     target = path.resolve()
     status = path.stat()
     inner = target.is_relative_to(root) or root.is_relative_to(target)
-    if (is_link and inner) or (status.st_dev, status.st_ino) in seen:
+    if (is_link and inner) or (status.st_dev, status.st_ino) in visits:
         yield Skipped(path, "links to folders that are walked anyway")
     else:
-        yield from _walk(path, root, seen)
+        yield from _walk(path, root, visits)
 
 
 def _judge(path: Path, mode: int) -> Path | Skipped:

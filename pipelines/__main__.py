@@ -177,18 +177,18 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
     from contrique.config import parse_value, resolve, split_setting
     from contrique.sources.fetch import refuse_credentials
 
-    known = ARGUMENTS[options.pipeline]
-    values = {name: getattr(options, name, None) for defaults in ARGUMENTS.values() for name in defaults}
+    defaults = ARGUMENTS[options.pipeline]
+    values = {name: getattr(options, name, None) for group in ARGUMENTS.values() for name in group}
     for name, value in values.items():
-        if value is not None and name not in known:
+        if value is not None and name not in defaults:
             raise UsageError(f"--{name}: the {options.pipeline} pipeline has no such argument; leave it out")
-    arguments = known | {name: value for name, value in values.items() if value is not None}
+    arguments = defaults | {name: value for name, value in values.items() if value is not None}
     settings = [split_setting(text) for text in options.set]
     for name, value in settings:
-        if "." not in name and name not in known:
+        if "." not in name and name not in defaults:
             raise UsageError(f"--set {name}: neither an option of the configuration nor an argument of the pipeline")
         if "." not in name:
-            kind = type(known[name])
+            kind = type(defaults[name])
             arguments[name] = parse_value(name, value, list[str] if kind is list else kind)
     options.set = [f"{name}={value}" for name, value in settings if "." in name]
     if options.minutes is not None and options.pipeline == "scoring":

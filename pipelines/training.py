@@ -95,7 +95,7 @@ def build(shards: int = 1, gpus: int = 1, nodes: int = 1, to: str = "") -> dsl.b
             )
             weights = pretrained.outputs["encoder"]
             features = feature_set(encoder=weights, **pictures, **settings)
-            regressor = equipped(fit_regressor(features=features, **settings)).outputs["regressor"]
+            regressor = equipped(fit_regressor(features=features, encoder=weights, **settings)).outputs["regressor"]
             trained = {"encoder": weights, "regressor": regressor}
             judged = equipped(evaluate_model(features=features, seed=seed, **trained, **pictures, **settings))
             evaluation = judged.outputs["result"]

@@ -142,8 +142,8 @@ def run(
     """
     bits = config.evaluation.near_duplicate_bits
     methods = list_methods(encoder, name, baselines, config)
-    judged = [open_set(one, bits=bits) for one in data]
-    names = [one.name for one in judged]
+    judged = [open_set(item, bits=bits) for item in data]
+    names = [item.name for item in judged]
     if len(set(names)) < len(names) or WEAK in names:
         raise BenchmarkError(f"the sets are called {', '.join(names)}; give each a name of its own, as NAME:PATH")
     fitted = judged + ([open_weak(distorted, weak_pictures, seed)] if distorted else [])
@@ -160,7 +160,7 @@ def run(
         seed=seed,
         resamples=config.evaluation.resamples,
         confidence=config.evaluation.confidence,
-        sets={one.name: _facts(one) for one in fitted},
+        sets={item.name: _facts(item) for item in fitted},
         methods=results,
         published=_published(names),
     )
@@ -189,14 +189,14 @@ def _published(names: Sequence[str]) -> dict[str, dict[str, tuple[float, float |
     return figures
 
 
-def _facts(one: JudgedSet) -> dict[str, Any]:
+def _facts(item: JudgedSet) -> dict[str, Any]:
     return {
-        "title": one.title,
-        "pictures": len(one.rows),
-        "contents": int(one.rows["reference"].nunique()),
-        "low": float(one.labels.min()),
-        "high": float(one.labels.max()),
-        "notes": list(one.notes),
+        "title": item.title,
+        "pictures": len(item.rows),
+        "contents": int(item.rows["reference"].nunique()),
+        "low": float(item.labels.min()),
+        "high": float(item.labels.max()),
+        "notes": list(item.notes),
     }
 
 
@@ -209,17 +209,17 @@ def _judge(
     config: Config,
     seed: int,
 ) -> MethodResult:
-    features = {one.name: compute_features(one, method, cache) for one in fitted}
+    features = {item.name: compute_features(item, method, cache) for item in fitted}
     alphas = sorted(config.regressor.alphas)
     own, full_reference = {}, {}
-    for one in judged:
-        values = features[one.name]
-        own[one.name] = _own(method.name, one, values, method.learner, config, seed)
-        if method.full_reference and one.references:
-            files, each = np.unique(one.references, return_inverse=True)
-            values = np.abs(compute_features(_pictures_of(one, files), method, cache)[each] - values)
-            learner = full_reference_learner(alphas, one.perfect)
-            full_reference[one.name] = _own(method.name, one, values, learner, config, seed)
+    for item in judged:
+        values = features[item.name]
+        own[item.name] = _own(method.name, item, values, method.learner, config, seed)
+        if method.full_reference and item.references:
+            files, each = np.unique(item.references, return_inverse=True)
+            values = np.abs(compute_features(_pictures_of(item, files), method, cache)[each] - values)
+            learner = full_reference_learner(alphas, item.perfect)
+            full_reference[item.name] = _own(method.name, item, values, learner, config, seed)
     across = {
         a.name: {
             b.name: _across(method, a, b, features, *shared[a.name, b.name], config, seed)
@@ -231,15 +231,15 @@ def _judge(
     return MethodResult(own, full_reference, across)
 
 
-def _pictures_of(one: JudgedSet, references: Iterable[str]) -> JudgedSet:
+def _pictures_of(item: JudgedSet, references: Iterable[str]) -> JudgedSet:
     """The reference pictures of a set, as a set of their own."""
     rows = as_manifest([{"image": str(path)} for path in references])
-    return replace(one, name=f"{one.name}, references", rows=rows)
+    return replace(item, name=f"{item.name}, references", rows=rows)
 
 
 def _own(
     name: str,
-    one: JudgedSet,
+    item: JudgedSet,
     values: Features,
     learner: Learner,
     config: Config,
@@ -248,14 +248,14 @@ def _own(
     try:
         return cross_validate(
             values,
-            one.rated(),
+            item.rated(),
             learner,
             config=config.evaluation,
             seed=seed,
-            official=one.official,
+            official=item.official,
         )
     except (EvaluationError, RegressorError) as error:
-        raise BenchmarkError(f"{one.name}: {name} cannot be judged on it: {error}") from error
+        raise BenchmarkError(f"{item.name}: {name} cannot be judged on it: {error}") from error
 
 
 def _across(
@@ -293,10 +293,10 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        known = content["format"] == _FORMAT
+        is_current = content["format"] == _FORMAT
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BenchmarkError(f"{path}: not a readable benchmark ({error}); run `contrique benchmark` again") from error
-    if not known:
+    if not is_current:
         raise BenchmarkError(f"{path}: another format than {_FORMAT}; run `contrique benchmark` again")
     return content
 

@@ -118,15 +118,15 @@ def compute_features(judged: JudgedSet, method: Method, cache: Path) -> Features
     """
     rows = rows_of(judged.rows)
     hashes = [row.sha256 or content_hash(read_picture_bytes(judged.folder, row)) for row in rows]
-    known = dict(_read_cache(cache / method.key))
-    missing = list({sha: row for sha, row in zip(hashes, rows, strict=True) if sha not in known}.items())
+    cached = dict(_read_cache(cache / method.key))
+    missing = list({sha: row for sha, row in zip(hashes, rows, strict=True) if sha not in cached}.items())
     with tqdm(total=len(missing), desc=f"{method.name}: {judged.name}", unit="img", delay=1, disable=None) as bar:
         for start in range(0, len(missing), _CHUNK):
             names, chunk = zip(*missing[start : start + _CHUNK], strict=True)
             values = _compute_chunk(judged.folder, chunk, method, bar)
             _write_cache(cache / method.key, names, values)
-            known |= dict(zip(names, values, strict=True))
-    return np.stack([known[sha] for sha in hashes])
+            cached |= dict(zip(names, values, strict=True))
+    return np.stack([cached[sha] for sha in hashes])
 
 
 def _compute_chunk(folder: Path, rows: Sequence[Any], method: Method, bar: "tqdm[Any]") -> Features:

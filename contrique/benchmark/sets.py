@@ -175,7 +175,7 @@ def find_shared_contents(a: JudgedSet, b: JudgedSet, *, bits: int) -> tuple[set[
     Returns:
         pairs (content of a, content of b), and whether key points were compared: only they see a crop.
     """
-    photographs = [one.photographs.assign(folder=str(one.folder)) for one in (a, b)]
+    photographs = [side.photographs.assign(folder=str(side.folder)) for side in (a, b)]
     pairs = leaks.shared_contents(*photographs, bits=bits, loader=lambda row: read_picture(Path(row.folder), row))
     few = int(a.photographs["reference"].nunique()) * int(b.photographs["reference"].nunique()) <= MAX_SCENE_PAIRS
     if few:

@@ -38,7 +38,7 @@ def build_tables(result: Mapping[str, Any]) -> list[Table]:
     """
     sets = [name for name in result["sets"] if name != WEAK]
     tables = [_own_table(result, name) for name in sets]
-    if any(row for one in result["methods"].values() for row in one["across"].values()):
+    if any(row for outcome in result["methods"].values() for row in outcome["across"].values()):
         tables += [_across_table(result, sets, method) for method in result["methods"]]
     tables += [_slice_table(result, name) for name in sets if _first(result)["own"][name]["slices"]]
     return tables
@@ -50,17 +50,17 @@ def _first(result: Mapping[str, Any]) -> Any:
 
 def _own_table(result: Mapping[str, Any], name: str) -> Table:
     facts, judged = result["sets"][name], _first(result)["own"][name]
-    rows = [_own_row(method, one["own"][name]) for method, one in result["methods"].items()]
+    rows = [_own_row(method, outcome["own"][name]) for method, outcome in result["methods"].items()]
     rows += [
-        _own_row(f"{method}, full-reference", one["full_reference"][name])
-        for method, one in result["methods"].items()
-        if name in one["full_reference"]
+        _own_row(f"{method}, full-reference", outcome["full_reference"][name])
+        for method, outcome in result["methods"].items()
+        if name in outcome["full_reference"]
     ]
     published = []
     for method, figures in result["published"].items():
         if name in figures:
-            known = dict(zip(("srcc", "plcc_logistic"), figures[name], strict=True))
-            cells = ["" if known.get(column) is None else f"{known[column]:.3f}" for column in _COLUMNS]
+            values = dict(zip(("srcc", "plcc_logistic"), figures[name], strict=True))
+            cells = ["" if values.get(column) is None else f"{values[column]:.3f}" for column in _COLUMNS]
             published.append([f"{method} (published)", *cells, ""])
     protocol = f"{judged['protocol']}, {judged['splits']} split{'s' * (judged['splits'] != 1)}"
     note = (
@@ -82,14 +82,14 @@ def _own_row(method: str, judged: Mapping[str, Any]) -> list[str]:
 
 
 def _across_table(result: Mapping[str, Any], sets: Sequence[str], method: str) -> Table:
-    one, rows, notes = result["methods"][method], [], []
+    outcome, rows, notes = result["methods"][method], [], []
     for fitted in result["sets"]:
         cells = []
         for judged in sets:
             if fitted == judged:
-                cells.append(f"({_estimate(one['own'][judged]['metrics']['srcc'])})")
+                cells.append(f"({_estimate(outcome['own'][judged]['metrics']['srcc'])})")
                 continue
-            cell = one["across"][fitted][judged]
+            cell = outcome["across"][fitted][judged]
             cells.append(_estimate(cell["judgement"] and cell["judgement"]["metrics"]["srcc"]))
             where = f"fitted on {fitted}, judged on {judged}"
             if cell["left_out"]:
@@ -107,7 +107,7 @@ def _across_table(result: Mapping[str, Any], sets: Sequence[str], method: str) -
 
 
 def _slice_table(result: Mapping[str, Any], name: str) -> Table:
-    columns = {method: one["own"][name]["slices"] for method, one in result["methods"].items()}
+    columns = {method: outcome["own"][name]["slices"] for method, outcome in result["methods"].items()}
     ours = next(iter(columns))
     if cell := _first(result)["across"].get(WEAK, {}).get(name):
         columns[f"{ours}, opinion-unaware"] = cell["judgement"]["slices"] if cell["judgement"] else {}

@@ -217,6 +217,7 @@ def adapt(options: argparse.Namespace) -> None:
     from contrique.images import perceptual_hash
     from contrique.regressor import adapt
     from contrique.regressor.head import Head
+    from contrique.scoring.bundled import find_prior
     from contrique.sources.labels import read_labels
 
     if options.out.exists():
@@ -239,6 +240,7 @@ def adapt(options: argparse.Namespace) -> None:
         [row["mos"] for row in rows],
         contents,
         config=config.regressor,
+        prior=find_prior(model.origin, config.regressor),
         before=model.head.predict(features),
         seed=options.seed,
     )
@@ -252,7 +254,7 @@ def adapt(options: argparse.Namespace) -> None:
         print(f"contrique: warning: {escape_control(message)}", file=sys.stderr)
     with write_aside(options.out) as aside:
         aside.mkdir()
-        save_encoder(model.encoder, aside / ENCODER, {"adapted_from": model.version})
+        save_encoder(model.encoder, aside / ENCODER, {"adapted_from": model.version, "start": model.origin})
         Head(fit.ridge, fit.summary, fit.novelty, model.head.diagnosis).save(aside / REGRESSOR)
     print_line(
         f"{options.out}: {fit.summary.n} pictures of {fit.summary.contents} contents, alpha {fit.summary.alpha:g}; "

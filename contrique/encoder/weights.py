@@ -44,6 +44,11 @@ class EncoderFile:
         self.digest = hashlib.file_digest(self._file, "sha256").hexdigest()  # type: ignore[arg-type]
 
     @property
+    def origin(self) -> str:
+        """SHA-256, in hex, of the encoder whose training this one went on from; its own if there is none."""
+        return str(self.metadata.get("start") or self.digest)
+
+    @property
     def width(self) -> int:
         """Channels of conv5."""
         return WIDTHS[self.metadata["arch"]]
@@ -113,11 +118,11 @@ def read_metadata(path: Path) -> dict[str, Any]:
         raise EncoderError(f"{path}: not an encoder of this project (no '{_FORMAT}' in its header)")
     try:
         metadata: dict[str, Any] = json.loads(header[_FORMAT])
-        known = metadata["arch"] in WIDTHS
+        is_supported = metadata["arch"] in WIDTHS
     except Exception as error:
         reason = one_line(error)
         raise EncoderError(f"{path}: '{_FORMAT}' in its header is damaged ({reason}); fetch it again") from error
-    if not known:
+    if not is_supported:
         raise EncoderError(f"{path}: unknown encoder {metadata['arch']!r:.100}; expected {' or '.join(WIDTHS)}")
     return metadata
 

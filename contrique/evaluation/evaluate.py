@@ -34,6 +34,7 @@ from contrique.metadata import Metadata, describe
 from contrique.metrics import EvaluationError
 from contrique.regressor.cross_validation import Learner, ridge_learner
 from contrique.regressor.head import Head
+from contrique.regressor.prior import Prior
 
 Champion = Callable[[pd.DataFrame], ArrayLike]
 Attack = Callable[[pd.DataFrame], Gaming]
@@ -86,6 +87,7 @@ def evaluate_set(
     config: EvaluationConfig,
     seed: int,
     alphas: RegressorConfig | None = None,
+    prior: Prior | None = None,
     champion: Champion | None = None,
     champion_version: str = "",
     champion_head: Head | None = None,
@@ -101,6 +103,7 @@ def evaluate_set(
         config: protocol and bootstrap.
         seed: of splits and bootstrap.
         alphas: of the protocol's ridge; the defaults of `RegressorConfig` unless given.
+        prior: the head that the protocol's ridge shrinks towards, as the challenger's does.
         champion: scores the manifest rows of the test part; higher is better, any scale. Prefer unclipped scores.
         champion_version: the registry version that `champion` is.
         champion_head: brings its scores to points; None if they are shown nowhere.
@@ -112,7 +115,7 @@ def evaluate_set(
         EvaluationError: too few contents or pictures, constant or non-finite challenger scores.
     """
     judged = _read_judged(features, config)
-    learner = ridge_learner((alphas or RegressorConfig()).alphas)
+    learner = ridge_learner((alphas or RegressorConfig()).alphas, prior)
     head = Head.load(fitted)
     table = _score_test_part(judged, head, champion)
     table["challenger_points"] = head.to_points(table["challenger"])

@@ -87,10 +87,10 @@ def transfer(
     everything, judged = np.arange(len(groups)), len(groups) + np.arange(len(rated.contents))
     train, validation = _split_source(groups, config, seed)
     both = np.concatenate([np.asarray(source_features), np.asarray(features)])
-    known = np.concatenate([np.asarray(source.labels, np.float64), np.full(len(judged), np.nan)])
+    labels = np.concatenate([np.asarray(source.labels, np.float64), np.full(len(judged), np.nan)])
     fold = Fold(train, validation, judged)
-    _, (index,) = predict_out_of_fold(both, known, [*groups, *rated.contents], [fold], learner)
-    scores = learner.fit(both, known, [(everything, judged)])[0][index]
+    _, (index,) = predict_out_of_fold(both, labels, [*groups, *rated.contents], [fold], learner)
+    scores = learner.fit(both, labels, [(everything, judged)])[0][index]
     return estimate_agreement(
         [(np.arange(len(judged)), scores)],
         rated,

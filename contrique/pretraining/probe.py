@@ -104,9 +104,9 @@ def _is_predicted(
 ) -> NDArray[np.bool_]:
     """Whether a ridge classifier (one-hot targets, dual form), fitted on some rows, predicts the label of each row."""
     classes, index = np.unique(labels, return_inverse=True)
-    known = features[fitted]
-    gram = known @ known.T / features.shape[1]
+    examples = features[fitted]
+    gram = examples @ examples.T / features.shape[1]
     targets = np.eye(len(classes))[index[fitted]] - 1 / len(classes)
-    weights = np.linalg.solve(gram + _RIDGE * np.eye(len(known)), targets)
-    scores = (features @ known.T / features.shape[1]) @ weights
+    weights = np.linalg.solve(gram + _RIDGE * np.eye(len(examples)), targets)
+    scores = (features @ examples.T / features.shape[1]) @ weights
     return np.asarray(scores.argmax(1) == index)

@@ -116,12 +116,12 @@ def _sort_answers(session: Session, name: str, answers: Sequence[Answer]) -> Rat
     again: list[tuple[Comparison | int, int]] = []
     for answer in answers:
         try:
-            shown = [place[image] for image in answer.images]
+            indices = [place[image] for image in answer.images]
         except KeyError as error:
             raise RatingError(f"the answers of '{name}' name {error}, which is no picture of this session") from error
         rater.scaled += answer.part != "training" and answer.scale < 1
         if session.method == "pairs":
-            better, worse = shown[answer.answer], shown[1 - answer.answer]
+            better, worse = indices[answer.answer], indices[1 - answer.answer]
             if answer.part == "test":
                 rater.comparisons.append((better, worse))
             elif answer.part == "repeat":
@@ -130,16 +130,16 @@ def _sort_answers(session: Session, name: str, answers: Sequence[Answer]) -> Rat
                 rater.golden += 1
                 rater.golden_failed += answer.damaged[answer.answer]
         elif answer.part == "test":
-            rater.scores[shown[0]] = answer.answer
+            rater.scores[indices[0]] = answer.answer
         elif answer.part == "repeat":
-            again.append((shown[0], answer.answer))
+            again.append((indices[0], answer.answer))
         elif answer.part == "golden":
-            damaged[shown[0]] = answer.answer
-    for asked, value in again:
-        if isinstance(asked, tuple):
-            rater.same += asked in rater.comparisons
+            damaged[indices[0]] = answer.answer
+    for item, value in again:
+        if isinstance(item, tuple):
+            rater.same += item in rater.comparisons
         else:
-            rater.gaps.append(rater.scores[asked] - value)
+            rater.gaps.append(rater.scores[item] - value)
     rater.repeats = len(again)
     both = damaged.keys() & rater.scores.keys()
     rater.golden += len(both)
@@ -164,15 +164,15 @@ def _analyse_single(raters: Sequence[Rater], count: int, config: RatingConfig) -
     left = [i for i, rater in enumerate(raters) if not rater.reason]
     for i, value in screen_correlation(ratings[left], config.correlation).items():
         raters[left[i]].reason = f"correlation {value:.2f} with the mean is under {config.correlation:g} (P.913)"
-    kept = [rater for rater in raters if not rater.reason]
-    indices = sorted(set().union(*(rater.scores for rater in kept)))
-    table = np.array([[rater.scores.get(i, np.nan) for i in indices] for rater in kept], np.float64)
-    gaps = kept[0].gaps if len(kept) == 1 else ()
+    reliable = [rater for rater in raters if not rater.reason]
+    indices = sorted(set().union(*(rater.scores for rater in reliable)))
+    table = np.array([[rater.scores.get(i, np.nan) for i in indices] for rater in reliable], np.float64)
+    gaps = reliable[0].gaps if len(reliable) == 1 else ()
     values, widths = mean_opinions(table, gaps)
-    notes = _describe_screening(raters, kept)
+    notes = _describe_screening(raters, reliable)
     if MIN_RATERS <= len(raters) < _MIN_BT500:
         notes.append(f"BT.500's own rejection needs {_MIN_BT500} raters to reject one; the correlation screened alone")
-    if len(kept) > 1:
+    if len(reliable) > 1:
         notes.append(f"agreement of those kept: Krippendorff's alpha {krippendorff(table):.2f} (1 is perfect)")
     return indices, values, widths, np.isfinite(table).sum(axis=0), notes
 
@@ -180,30 +180,30 @@ def _analyse_single(raters: Sequence[Rater], count: int, config: RatingConfig) -
 def _analyse_pairs(raters: Sequence[Rater], count: int, config: RatingConfig) -> Analysis:
     for i, value in screen_pairs(count, [rater.comparisons for rater in raters], config.significance).items():
         raters[i].reason = f"agrees with the others in {value:.0%} of the pairs, which may be chance"
-    kept = [rater for rater in raters if not rater.reason]
+    reliable = [rater for rater in raters if not rater.reason]
     for rater in raters:
-        others = [pair for other in kept if other is not rater for pair in other.comparisons]
+        others = [pair for other in reliable if other is not rater for pair in other.comparisons]
         agreed, total = share_agreed(count, rater.comparisons, others) if others else (0, 0)
         rater.agreement = agreed / total if total else float("nan")
-    comparisons = [pair for rater in kept for pair in rater.comparisons]
+    comparisons = [pair for rater in reliable for pair in rater.comparisons]
     indices = sorted({i for pair in comparisons for i in pair})
     place = {i: k for k, i in enumerate(indices)}
     values, widths = scale_pairs(len(indices), [(place[a], place[b]) for a, b in comparisons])
     counts = np.bincount([place[i] for pair in comparisons for i in pair], minlength=len(indices))
-    notes = _describe_screening(raters, kept)
-    if len(kept) > 1:
-        mean = float(np.nanmean([rater.agreement for rater in kept]))
+    notes = _describe_screening(raters, reliable)
+    if len(reliable) > 1:
+        mean = float(np.nanmean([rater.agreement for rater in reliable]))
         notes.append(f"agreement of those kept: each with the scale of the others in {mean:.0%} of the pairs")
     return indices, values, widths, counts, notes
 
 
-def _describe_screening(raters: Sequence[Rater], kept: Sequence[Rater]) -> list[str]:
+def _describe_screening(raters: Sequence[Rater], reliable: Sequence[Rater]) -> list[str]:
     notes = [f"left out: rater '{rater.name}': {rater.reason}" for rater in raters if rater.reason]
     if len(raters) < MIN_RATERS:
         notes.append(
             f"nobody can be screened: that takes {MIN_RATERS} raters, here are {len(raters)}; all are believed"
         )
-    return [f"{len(kept)} of {len(raters)} raters count", *notes]
+    return [f"{len(reliable)} of {len(raters)} raters count", *notes]
 
 
 def _describe(rater: Rater, method: str) -> str:

@@ -11,7 +11,7 @@ from PIL import Image
 from contrique import distortions, images
 from contrique.config import ServingLimits
 from contrique.rating.candidates import RatingError
-from contrique.rating.questions import Question, Shown, count_questions, list_questions
+from contrique.rating.questions import Item, Question, count_questions, list_questions
 from contrique.rating.session import Answer, Session, Store, check_rater, now
 from contrique.serving.decoder import Decoders
 
@@ -40,8 +40,8 @@ class Interview:
         self._store = Store(folder)
         self._decoders = Decoders(limits)
         self._pictures = Path(session.folder)
-        shown = [(i, False) for i in (*session.asked, *session.training)] + [(i, True) for i in session.golden]
-        self._shown: dict[str, Shown] = {self._key(each): each for each in shown}
+        items = [(i, False) for i in (*session.asked, *session.training)] + [(i, True) for i in session.golden]
+        self._items: dict[str, Item] = {self._key(each): each for each in items}
 
     def view(self, name: str) -> dict[str, Any]:
         """Where a rater stands: the next question, without what it is for.
@@ -59,8 +59,8 @@ class Interview:
             "total": total,
             "training": bool(following) and following[0].part == "training",
             "pause": bool(following) and since > 0 and since % self.session.break_every == 0,
-            "pictures": [self._describe(shown) for shown in following[0].shown] if following else [],
-            "ahead": [self._key(shown) for shown in following[1].shown] if len(following) > 1 else [],
+            "pictures": [self._describe(item) for item in following[0].items] if following else [],
+            "ahead": [self._key(item) for item in following[1].items] if len(following) > 1 else [],
         }
 
     def answer(
@@ -80,15 +80,15 @@ class Interview:
         """
         rater, answers, questions = self._open(name)
         self._check_turn(question, len(answers), questions)
-        asked = questions[question]
-        if list(pictures) != [self._key(shown) for shown in asked.shown]:
+        current = questions[question]
+        if list(pictures) != [self._key(item) for item in current.items]:
             raise OutOfTurn(f"question {question + 1} shows other pictures; load the page again")
         allowed = (0, 1) if self.session.method == "pairs" else (1, 2, 3, 4, 5)
         if answer not in allowed:
             raise RatingError(f"{answer} is no answer; give one of {', '.join(map(str, allowed))}")
-        names = tuple(self.session.pictures[i].image for i, _ in asked.shown)
-        damaged = tuple(damaged for _, damaged in asked.shown)
-        self._store.append(rater, Answer(question, asked.part, names, damaged, answer, seconds, scale, now()))
+        names = tuple(self.session.pictures[i].image for i, _ in current.items)
+        damaged = tuple(damaged for _, damaged in current.items)
+        self._store.append(rater, Answer(question, current.part, names, damaged, answer, seconds, scale, now()))
 
     def undo(self, name: str, question: int) -> None:
         """Take back a rater's last answer.
@@ -113,9 +113,9 @@ class Interview:
             UnknownPicture: nobody is asked about it.
             BadImage, RatingError: it cannot be read any more, or is another one by now.
         """
-        if key not in self._shown:
+        if key not in self._items:
             raise UnknownPicture("no picture of this session")
-        index, damaged = self._shown[key]
+        index, damaged = self._items[key]
         facts = self.session.pictures[index]
         data = images.read_bytes(self._pictures / facts.image)
         if images.content_hash(data) != facts.sha256:
@@ -138,7 +138,7 @@ class Interview:
         answers = self._store.read(rater)
         questions = list_questions(self.session, rater, answers)
         for answer, question in zip(answers, questions, strict=False):
-            names = tuple(self.session.pictures[i].image for i, _ in question.shown)
+            names = tuple(self.session.pictures[i].image for i, _ in question.items)
             if (answer.part, answer.images) != (question.part, names):
                 raise RatingError(f"the answers of '{rater}' are not to this session's questions; restore their file")
         if len(answers) > len(questions):
@@ -153,12 +153,12 @@ class Interview:
             state = "is answered already, perhaps in another tab" if question < turn else "is not asked yet"
             raise OutOfTurn(f"question {question + 1} {state}; load the page again")
 
-    def _describe(self, shown: Shown) -> dict[str, Any]:
-        facts = self.session.pictures[shown[0]]
-        return {"key": self._key(shown), "width": facts.width, "height": facts.height}
+    def _describe(self, item: Item) -> dict[str, Any]:
+        facts = self.session.pictures[item[0]]
+        return {"key": self._key(item), "width": facts.width, "height": facts.height}
 
-    def _key(self, shown: Shown) -> str:
+    def _key(self, item: Item) -> str:
         """By what the page asks for a picture: it tells neither its name nor whether it is damaged."""
-        index, damaged = shown
+        index, damaged = item
         text = f"{self.session.seed}:{index}:{damaged}:{self.session.pictures[index].sha256}"
         return hashlib.sha256(text.encode()).hexdigest()[:24]

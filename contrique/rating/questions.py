@@ -9,7 +9,7 @@ import numpy as np
 
 from contrique.rating.session import Answer, Part, Session
 
-Shown = tuple[int, bool]  # index of a picture, and whether it is shown badly damaged
+Item = tuple[int, bool]  # index of a picture, and whether it is shown badly damaged
 
 
 @dataclass(frozen=True)
@@ -18,11 +18,11 @@ class Question:
 
     Attributes:
         part: what the answer is for.
-        shown: the picture, or left and right one.
+        items: the picture, or left and right one.
     """
 
     part: Part
-    shown: tuple[Shown, ...]
+    items: tuple[Item, ...]
 
 
 def list_questions(session: Session, rater: str, answers: Sequence[Answer]) -> list[Question]:
@@ -106,8 +106,8 @@ def _list_round(
         questions.insert(int(rng.integers(len(questions) // 2, len(questions) + 1)), repeat)
     for i in session.golden[number :: session.rounds]:
         sides = rng.permutation(2)
-        shown = ((i, bool(sides[0])), (i, bool(sides[1])))
-        questions.insert(int(rng.integers(len(questions) + 1)), Question("golden", shown))
+        items = ((i, bool(sides[0])), (i, bool(sides[1])))
+        questions.insert(int(rng.integers(len(questions) + 1)), Question("golden", items))
     return questions
 
 
@@ -128,5 +128,5 @@ def _count_wins(session: Session, questions: Sequence[Question], answers: Sequen
     wins = dict.fromkeys(session.asked, 0)
     for question, answer in zip(questions, answers, strict=False):
         if question.part == "test":
-            wins[question.shown[answer.answer][0]] += 1
+            wins[question.items[answer.answer][0]] += 1
     return wins

@@ -42,15 +42,15 @@ def choose(
     order = _spread(candidates, order)
     design = _Design(features)
     free = np.ones(len(candidates), bool)
-    chosen: list[int] = []
+    picks: list[int] = []
     waiting = iter(order)
-    while free.any() and len(chosen) < count:
-        is_design_turn = len(chosen) % 2 == 0
+    while free.any() and len(picks) < count:
+        is_design_turn = len(picks) % 2 == 0
         i = design.find_unknown(free) if is_design_turn else next(i for i in waiting if free[i])
-        chosen.append(i)
+        picks.append(i)
         design.add(i)
         free[[i, *close.get(i, ())]] = False
-    return _drop([*chosen, *order], close)
+    return _drop([*picks, *order], close)
 
 
 class _Design:
@@ -100,11 +100,11 @@ def _find_duplicates(candidates: Sequence[Candidate], config: RatingConfig) -> d
 
 def _drop(order: Sequence[int], close: dict[int, list[int]]) -> list[int]:
     """The order without pictures that came before, and near-duplicates of such."""
-    kept: dict[int, None] = {}
+    survivors: dict[int, None] = {}
     for i in order:
-        if i not in kept and not kept.keys() & close.get(i, ()):
-            kept[i] = None
-    return list(kept)
+        if i not in survivors and not survivors.keys() & close.get(i, ()):
+            survivors[i] = None
+    return list(survivors)
 
 
 def _as_good(a: Candidate, b: Candidate, points: float) -> bool:

@@ -6,13 +6,33 @@ from pathlib import Path
 
 import pandas as pd
 
-from contrique.config import Config, EvaluationConfig
+from contrique.config import Config, EvaluationConfig, RegressorConfig
+from contrique.encoder.weights import EncoderFile
 from contrique.evaluation import gaming
 from contrique.evaluation.evaluate import Evaluation, evaluate_set
 from contrique.evaluation.extract import keep_extract
 from contrique.registry.versions import Registry
+from contrique.regressor.fit import fit_set
+from contrique.regressor.head import RegressorSummary
+from contrique.scoring.bundled import find_prior
 from contrique.scoring.rescore import Rescore
 from contrique.scoring.scorer import Scorer
+
+
+def fit_challenger(features: Path, encoder: Path, out: Path, *, config: RegressorConfig) -> RegressorSummary:
+    """`fit_set`; the ridge shrinks towards the bundled head where the encoder is the bundled one or began as it.
+
+    Args:
+        features: feature set.
+        encoder: file of the encoder that made the features.
+        out: folder to write.
+        config: the alphas, and whether that is wanted.
+    Raises:
+        RegressorError, EvaluationError: as `fit_set`.
+        BundleError: a file of the bundled model is damaged.
+        EncoderError: `encoder` is no encoder.
+    """
+    return fit_set(features, out, config=config, prior=find_prior(EncoderFile(encoder).origin, config))
 
 
 def evaluate_challenger(
@@ -42,24 +62,23 @@ def evaluate_challenger(
         EvaluationError, LeakError: as `evaluate_set`.
         ExtractError: as `keep_extract`.
     """
-    champion = Registry(config.registry).load_champion()
+    challenger, champion = Scorer(encoder, regressor), Registry(config.registry).load_champion()
     attacked = config.evaluation.gaming_pictures > 0
-    judged = evaluate_set(
+    evaluation = evaluate_set(
         features,
         regressor,
         out,
         config=config.evaluation,
         seed=seed,
         alphas=config.regressor,
+        prior=find_prior(challenger.origin, config.regressor),
         champion=Rescore(champion, sets) if champion else None,
         champion_version=champion.version if champion else "",
         champion_head=champion.head if champion else None,
-        attack=partial(attack_test_part, Scorer(encoder, regressor), champion, sets, config.evaluation, seed)
-        if attacked
-        else None,
+        attack=partial(attack_test_part, challenger, champion, sets, config.evaluation, seed) if attacked else None,
     )
     keep_extract(features, out, sets, extract, seed=seed)
-    return judged
+    return evaluation
 
 
 def attack_test_part(

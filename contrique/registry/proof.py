@@ -30,7 +30,7 @@ _PICKLES = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
 
 
 @dataclass(frozen=True)
-class Known:
+class ScoredPicture:
     """A picture whose score by the model is known before the model is registered.
 
     Attributes:
@@ -67,13 +67,13 @@ def verify(registry: Registry, name: str) -> str:
     judged = MODEL_HASH in version.tags and version.tags.get("verdict") == "promote"
     tags = dict(version.tags) if judged else _read_judgement(registry, version)
     with registry.fetch(number, expected=tags) as files:
-        known = [score_example(Scorer(files.encoder, files.regressor), f"version {number} of '{model}'")]
+        examples = [score_example(Scorer(files.encoder, files.regressor), f"version {number} of '{model}'")]
     missing = tags.keys() - version.tags.keys()
     with registry.store.translate_errors(f"proving version {number}"):
         for tag in sorted(missing):
             client.set_model_version_tag(model, number, tag, tags[tag])
     try:
-        proof = f"{prove(registry, number, known)}; verified {current_time()} by {current_user()}"
+        proof = f"{prove(registry, number, examples)}; verified {current_time()} by {current_user()}"
     except BaseException:
         for tag in sorted(missing):  # lest MLflow's server take it for one of ours
             client.delete_model_version_tag(model, number, tag)
@@ -110,7 +110,7 @@ def input_example() -> "pd.DataFrame":
     return pd.DataFrame({"image": [base64.b64encode(encode_png(picture)).decode()]})
 
 
-def score_example(scorer: "Scorer", model: str) -> Known:
+def score_example(scorer: "Scorer", model: str) -> ScoredPicture:
     """The input example, scored from files; errors call them `model`."""
     from contrique.scoring.results import Failure
 
@@ -118,10 +118,10 @@ def score_example(scorer: "Scorer", model: str) -> Known:
     result = scorer.judge(data, "the input example")
     if isinstance(result, Failure):
         raise RegistryError(f"{model}: the model cannot score a picture ({result.error}); train it again")
-    return Known(data, result.raw, LOADED_TOLERANCE * scorer.head.point)
+    return ScoredPicture(data, result.raw, LOADED_TOLERANCE * scorer.head.point)
 
 
-def read_known_pictures(candidate: Candidate) -> list[Known]:
+def read_known_pictures(candidate: Candidate) -> list[ScoredPicture]:
     """Pictures of the test part, from worst to best, with the scores that the evaluation wrote down."""
     if not candidate.sets:
         return []
@@ -138,18 +138,18 @@ def read_known_pictures(candidate: Candidate) -> list[Known]:
         for folder in candidate.sets
         for row in read_manifest(folder).itertuples()
     }
-    known = []
+    examples = []
     for row in pick_known(pd.read_parquet(candidate.evaluation.with_name(TEST_SCORES))).itertuples():
         place = places_of.get((row.image, row.reference, row.distortion))
         if place is None:
             raise RegistryError(
                 f"{row.image}: judged by {candidate.evaluation}, but in none of the picture sets; give its set"
             )
-        known.append(Known(encode_png(read_picture(*place)), float(row.challenger), tolerance))
-    return known
+        examples.append(ScoredPicture(encode_png(read_picture(*place)), float(row.challenger), tolerance))
+    return examples
 
 
-def prove(registry: Registry, version: str, known: Sequence[Known]) -> str:
+def prove(registry: Registry, version: str, examples: Sequence[ScoredPicture]) -> str:
     """Have a version score pictures, pickles forbidden, and compare with their known scores.
 
     Returns:
@@ -160,24 +160,24 @@ def prove(registry: Registry, version: str, known: Sequence[Known]) -> str:
     from contrique.registry.model_server import ask_server
 
     config = registry.config
-    pictures = [item.data for item in known]
+    pictures = [item.data for item in examples]
     with _openable(registry, f"models:/{config.model}/{version}") as model:
         if config.serve_seconds > 0:
             how = "served by MLflow"
             answers = ask_server(model, pictures, store=registry.store.uri, seconds=config.serve_seconds)
         else:
             how, answers = "loaded back", _ask_loaded(registry, model, pictures)
-    for number, (answer, item) in enumerate(zip(answers, known, strict=True)):
+    for number, (answer, item) in enumerate(zip(answers, examples, strict=True)):
         right = not answer["error"] and abs(answer["raw"] - item.raw) <= item.tolerance
         if not right or answer["model"] != version:
-            what = f"known picture {number} of {len(known) - 1}" if number else "the input example"
+            what = f"known picture {number} of {len(examples) - 1}" if number else "the input example"
             raise RegistryError(
                 f"version {version} of '{config.model}', {how}, scores {what} {answer['raw']} "
                 f"({answer['error'] or 'no error'}, version {answer['model']}) and not {item.raw} "
                 f"within {item.tolerance:.2g}; check the artifact store and run the pipeline again"
             )
-    furthest = max(abs(answer["raw"] - item.raw) for answer, item in zip(answers, known, strict=True))
-    return f"{how}: {len(known)} pictures within {furthest:.2g} of their known raw scores"
+    furthest = max(abs(answer["raw"] - item.raw) for answer, item in zip(answers, examples, strict=True))
+    return f"{how}: {len(examples)} pictures within {furthest:.2g} of their known raw scores"
 
 
 @contextmanager

@@ -106,12 +106,12 @@ def _create_complete(registry: Registry, mlrun: Run, candidate: Candidate, facts
     from contrique.scoring.scorer import Scorer
 
     scorer = Scorer(candidate.encoder, candidate.regressor)
-    known = [score_example(scorer, str(candidate.encoder)), *read_known_pictures(candidate)]
+    examples = [score_example(scorer, str(candidate.encoder)), *read_known_pictures(candidate)]
     parity = {f"backend.{name}": agreement for name, agreement in scorer.parity().items()}
     facts.tags.update(parity)
     version = _log_version(registry, mlrun, candidate, facts)
     with _withdrawn_on_failure(registry, mlrun, version):
-        proof = prove(registry, version, known)
+        proof = prove(registry, version, examples)
         with registry.store.translate_errors(f"completing version {version}"):
             client, model = registry.store.client, registry.config.model
             client.set_model_version_tag(model, version, PROOF, proof)

@@ -11,6 +11,7 @@ from contrique.config import RegressorConfig
 from contrique.metrics import interval, resample, srcc, srcc_resampled
 from contrique.regressor.cross_validation import Fold, choose_candidate, predict_out_of_fold, ridge_learner
 from contrique.regressor.head import RegressorSummary
+from contrique.regressor.prior import Prior, absorb, extend
 from contrique.regressor.reliability import Novelty, conformal_radius, fit_novelty
 from contrique.regressor.ridge import RegressorError, Ridge, fit_ridge, predict_tasks
 
@@ -70,6 +71,7 @@ def adapt(
     contents: Sequence[str],
     *,
     config: RegressorConfig,
+    prior: Prior | None = None,
     before: ArrayLike | None = None,
     resamples: int = 1000,
     confidence: float = 0.95,
@@ -86,6 +88,7 @@ def adapt(
         labels: higher is better, any range. Shape (N,).
         contents: of each picture. Length N.
         config: the alphas.
+        prior: the head that the new one shrinks towards.
         before: what the model as it is says of the pictures, higher is better, any range. Shape (N,).
         resamples, confidence: of the interval.
         seed: of the folds and of the bootstrap.
@@ -114,14 +117,15 @@ def adapt(
     for k, fold in enumerate(folds):
         group[fold.test] = k
     alphas = sorted(config.alphas)
-    parts, _ = predict_out_of_fold(features, y, [str(k) for k in group], folds, ridge_learner(alphas))
+    parts, _ = predict_out_of_fold(features, y, [str(k) for k in group], folds, ridge_learner(alphas, prior))
     scores = np.empty_like(y)
     candidates = np.empty((len(alphas), len(y)))
-    predictions = predict_tasks(features, y, [(fold.train, fold.test) for fold in folds], alphas)
+    inputs = extend(features, prior)
+    predictions = predict_tasks(inputs, y, [(fold.train, fold.test) for fold in folds], alphas)
     for fold, part, prediction in zip(folds, parts, predictions, strict=True):
         scores[fold.test], candidates[:, fold.test] = part, prediction
     index = choose_candidate(candidates, y)
-    ridge = fit_ridge(features, y, alphas[index])
+    ridge = absorb(fit_ridge(inputs, y, alphas[index]), prior)
     counts, _ = resample(list(names), resamples, np.random.default_rng(seed))
     after = srcc_resampled(scores, y, counts)
     low, high = interval(after, confidence)
@@ -137,10 +141,12 @@ def adapt(
         features_dim=len(ridge.coef),
         interval=conformal_radius(y - scores),
         interval_n=len(y),
+        prior=prior.name if prior else "",
     )
     novelty = fit_novelty(features, list(names), np.empty((0, len(ridge.coef))), [], seed=seed)
     gain = None
     if before is not None and np.ptp(old := np.asarray(before, np.float64)) > 0:
-        was, value = srcc_resampled(old, y, counts), srcc(old, y)
-        gain = Gain(value, *interval(was, confidence), srcc(scores, y) - value, *interval(after - was, confidence))
+        resampled, value = srcc_resampled(old, y, counts), srcc(old, y)
+        ends = interval(resampled, confidence)
+        gain = Gain(value, *ends, srcc(scores, y) - value, *interval(after - resampled, confidence))
     return Adaptation(ridge, summary, novelty, srcc(scores, y), low, high, gain)

@@ -16,6 +16,7 @@ from contrique.metrics import srcc
 from contrique.regressor.cross_validation import MIN_CHOSEN_ON, choose_candidate
 from contrique.regressor.diagnosis import Diagnosis, fit_diagnosis
 from contrique.regressor.head import Head, RegressorSummary
+from contrique.regressor.prior import Prior, absorb, extend
 from contrique.regressor.reliability import conformal_radius, fit_novelty
 from contrique.regressor.ridge import Array, RegressorError, Rows, fit_path, predict_tasks
 
@@ -23,7 +24,7 @@ RESIDUAL_FOLDS: Final = 10
 ENOUGH_CONTENTS: Final = 30  # of the validation part, to set the interval alone
 
 
-def fit_set(features: Path, out: Path, *, config: RegressorConfig) -> RegressorSummary:
+def fit_set(features: Path, out: Path, *, config: RegressorConfig, prior: Prior | None = None) -> RegressorSummary:
     """Fit on a feature set's training part, with the alpha that ranks its validation part best.
 
     Where the validation part has too few pictures for a rank correlation, alpha is chosen by leave-one-content-out over
@@ -38,6 +39,7 @@ def fit_set(features: Path, out: Path, *, config: RegressorConfig) -> RegressorS
         features: folder with `manifest.parquet` and `features.npz` (`contrique.encoder.feature_set.extract_set`).
         out: folder to write: `ridge.npz` and `regressor.json`, as `Head.load` reads them.
         config: the alphas.
+        prior: the head that the ridge shrinks towards.
     Returns:
         what was fitted.
     Raises:
@@ -56,16 +58,17 @@ def fit_set(features: Path, out: Path, *, config: RegressorConfig) -> RegressorS
     labels = manifest[column].to_numpy()
     train, validation = part["train"], part["validation"]
     contents = manifest["reference"].to_numpy(dtype=str)
-    models = fit_path(values[train], labels[train], sorted(config.alphas))
-    candidates = np.stack([model.predict(values[validation]) for model in models])
+    inputs = np.asarray(extend(values, prior))
+    models = fit_path(inputs[train], labels[train], sorted(config.alphas))
+    candidates = np.stack([model.predict(inputs[validation]) for model in models])
     choice = Choice(candidates, labels[validation])
     if len(validation) < MIN_CHOSEN_ON:
-        choice = _leave_one_out(values, labels, contents, np.r_[train, validation], sorted(config.alphas))
+        choice = _leave_one_out(inputs, labels, contents, np.r_[train, validation], sorted(config.alphas))
     best = choose_candidate(choice.candidates, choice.labels)
     low, high = (0.0, 1.0) if kind == "weak" else (float(labels[train].min()), float(labels[train].max()))
     residuals = labels[validation] - candidates[best]
     if len(np.unique(contents[validation])) < ENOUGH_CONTENTS:
-        inner = _predict_residuals(values[train], labels[train], contents[train], models[best].alpha)
+        inner = _predict_residuals(inputs[train], labels[train], contents[train], models[best].alpha)
         residuals = np.concatenate([residuals, inner])
     diagnosis, accuracy = _fit_diagnosis(manifest, values)
     summary = RegressorSummary(
@@ -81,9 +84,10 @@ def fit_set(features: Path, out: Path, *, config: RegressorConfig) -> RegressorS
         interval=conformal_radius(residuals),
         interval_n=len(residuals),
         diagnosis_accuracy=accuracy,
+        prior=prior.name if prior else "",
     )
     novelty = fit_novelty(values[train], contents[train], values[validation], contents[validation])
-    Head(models[best], summary, novelty, diagnosis).save(out)
+    Head(absorb(models[best], prior), summary, novelty, diagnosis).save(out)
     return summary
 
 
@@ -109,7 +113,7 @@ def _leave_one_out(
     if not tasks:
         raise RegressorError(f"{len(rows)} pictures to fit and to choose alpha on are too few; label more contents")
     predictions = predict_tasks(values, labels, tasks, alphas)
-    return Choice(np.concatenate(predictions, axis=1), labels[np.concatenate([held for _, held in tasks])])
+    return Choice(np.concatenate(predictions, axis=1), labels[np.concatenate([rows for _, rows in tasks])])
 
 
 def _predict_residuals(features: ArrayLike, labels: Array, contents: NDArray[np.str_], alpha: float) -> Array:
@@ -123,7 +127,7 @@ def _predict_residuals(features: ArrayLike, labels: Array, contents: NDArray[np.
     tasks = [task for task in tasks if np.ptp(labels[task[0]]) > 0]  # constant labels cannot be fitted
     predictions = predict_tasks(features, labels, tasks, [alpha])
     return np.concatenate(
-        [np.empty(0), *(labels[held] - scores[0] for (_, held), scores in zip(tasks, predictions, strict=True))]
+        [np.empty(0), *(labels[rows] - scores[0] for (_, rows), scores in zip(tasks, predictions, strict=True))]
     )
 
 

@@ -24,7 +24,7 @@ FORMAT: Final = 1
 MAX_DIMENSION: Final = 2**16  # features
 MAX_ROWS: Final = 10_000  # of the bank and of the diagnosis
 MAX_LEVEL: Final = 5
-MAX_NAME: Final = 64  # characters of a distortion
+MAX_NAME: Final = 64  # characters of a distortion or of a prior
 _MAX_DESCRIPTION_BYTES: Final = 2**20
 _MAX_COEFFICIENT_BYTES: Final = 2**28
 
@@ -47,6 +47,7 @@ class RegressorSummary(Facts):
             there were too few residuals, or in a file from before it was kept.
         interval_n: residuals that set it.
         diagnosis_accuracy: share of held-out synthesized pictures whose distortion is named right; None without them.
+        prior: whose head the ridge shrinks towards (`regressor.prior`); empty for none.
         format: version of the two files.
     """
 
@@ -62,6 +63,7 @@ class RegressorSummary(Facts):
     interval: float | None = None
     interval_n: int = 0
     diagnosis_accuracy: float | None = None
+    prior: str = ""
     format: int = FORMAT
 
 
@@ -188,6 +190,7 @@ def _check_summary(summary: RegressorSummary) -> None:
             _refuse(f"{name} is {value!r}, expected a whole number from {low}")
     if summary.features_dim > MAX_DIMENSION:
         _refuse(f"features_dim is {summary.features_dim}, over {MAX_DIMENSION}")
+    _check_name("a prior", summary.prior)
     width = summary.label_high - summary.label_low
     if not 0 < width < math.inf:
         _refuse(f"the declared range of its labels is empty: {summary.label_low:g} to {summary.label_high:g}")
@@ -220,11 +223,15 @@ def _read_diagnosis(arrays: Arrays, width: tuple[int]) -> Diagnosis:
     levels = pick_array(arrays, "diagnosis_levels", np.int64, rows)
     intercept = pick_array(arrays, "diagnosis_intercept", np.float32, rows)
     for name in map(str, names):
-        if not 0 < len(name) <= MAX_NAME or not name.isprintable():
-            _refuse(f"a distortion called {name[:MAX_NAME]!r}")
+        _check_name("a distortion", name or "\0")
     if not all(-1 <= level <= MAX_LEVEL for level in levels):
         _refuse(f"levels {levels.min()} to {levels.max()}, expected at most {MAX_LEVEL}")
     return Diagnosis(coef, intercept, tuple(map(str, names)), tuple(map(int, levels)))
+
+
+def _check_name(kind: str, name: object) -> None:
+    if not isinstance(name, str) or len(name) > MAX_NAME or not name.isprintable():
+        _refuse(f"{kind} called {str(name)[:MAX_NAME]!r}")
 
 
 def _refuse(reason: str) -> None:

@@ -190,9 +190,9 @@ def _predict_by_gram(x: Array, y: Array, tasks: Sequence[Task], alphas: Array) -
     for t, (train, _) in enumerate(tasks):
         member[train, t] = 1
     counts = member.sum(axis=0, dtype=np.float64)
-    known = np.where(member.any(axis=1), y, 0)  # labels of rows that no task trains on may be NaN
-    x_means, y_means = (x.T @ member) / counts, (known @ member) / counts  # (D, T), (T,)
-    right = x.T @ (member * (known[:, None] - y_means))  # (D, T); the centring of x drops out of it
+    targets = np.where(member.any(axis=1), y, 0)  # labels of rows that no task trains on may be NaN
+    x_means, y_means = (x.T @ member) / counts, (targets @ member) / counts  # (D, T), (T,)
+    right = x.T @ (member * (targets[:, None] - y_means))  # (D, T); the centring of x drops out of it
     task_of, alpha_of = np.repeat(np.arange(len(tasks)), len(alphas)), np.tile(alphas, len(tasks))
 
     def apply(rows: Any, means: Any, columns: Any, live: Rows) -> Any:

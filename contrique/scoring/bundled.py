@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Final
 
 from contrique.artifacts import COEFFICIENTS, DESCRIPTION, ENCODER, FULL_REFERENCE, REGRESSOR
+from contrique.config import RegressorConfig
 from contrique.errors import ContriqueError
 from contrique.files import sha256
 from contrique.regressor.full_reference import FullReference
+from contrique.regressor.head import Head
+from contrique.regressor.prior import Prior
 from contrique.scoring.scorer import Scorer
 
 NAME: Final = "bundled"
@@ -65,3 +68,20 @@ def load_full_reference() -> FullReference:
         BundleError: as `check_bundle`.
     """
     return FullReference.load(check_bundle() / FULL_REFERENCE)
+
+
+def find_prior(origin: str, config: RegressorConfig) -> Prior | None:
+    """The bundled head for a ridge on an encoder's features to shrink towards.
+
+    Args:
+        origin: of the encoder, as `EncoderFile.origin`.
+        config: `prior` says whether that is wanted.
+    Returns:
+        None if it is not, or if the encoder is neither the bundled one nor trained on from it: the bundled head knows
+        nothing of other features.
+    Raises:
+        BundleError: as `check_bundle`.
+    """
+    if config.prior == "none" or origin != SHA256[ENCODER]:
+        return None
+    return Prior.of(Head.load(check_bundle() / REGRESSOR), NAME)

@@ -149,8 +149,8 @@ def _decode_pillow(image: "Image.Image", name: str) -> images.Picture:
 
 
 def _is_many(picture: Any) -> bool:
-    one = isinstance(picture, str | Path | bytes | np.ndarray) or _is_pillow(picture)
-    return not one and isinstance(picture, Iterable)
+    is_single = isinstance(picture, str | Path | bytes | np.ndarray) or _is_pillow(picture)
+    return not is_single and isinstance(picture, Iterable)
 
 
 def _decode_many(pictures: Iterable[Any]) -> Iterator[Named | Failure]:

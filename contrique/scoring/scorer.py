@@ -70,6 +70,11 @@ class Scorer:
             )
 
     @property
+    def origin(self) -> str:
+        """Of the encoder, as `EncoderFile.origin`."""
+        return self._file.origin
+
+    @property
     def labels(self) -> str:
         """`human` or `weak`."""
         return self.head.summary.labels

@@ -95,7 +95,7 @@ class Requests:
             return Failure(f"image {index}", f"image {index}: {upload.error}")
         self.waiting += 1
         try:
-            return await self._run(lambda wanted: self.turns.answer(upload.data, index, work, wanted))
+            return await self._run(lambda is_wanted: self.turns.answer(upload.data, index, work, is_wanted))
         finally:
             self.waiting -= 1
 
@@ -258,8 +258,8 @@ def locate(listener: socket.socket, host: str) -> str:
             "there is no password and no encryption",
             file=sys.stderr,
         )
-    shown = f"[{address}]" if ":" in address else address
-    return f"http://{shown}:{port}/"
+    domain = f"[{address}]" if ":" in address else address
+    return f"http://{domain}:{port}/"
 
 
 def serve(scorer: Scorer, listener: socket.socket, limits: ServingLimits, host: str) -> None:

@@ -148,8 +148,8 @@ def parse_list(content: bytes, pin: Pin, location: str) -> dict[str, str]:
             raise FetchError(f"{where} names {path!r} twice; pin the data with `dvc add data`")
         files[path] = md5
     for path in files:
-        if taken := next((parent for parent in map(str, PurePosixPath(path).parents) if parent in files), ""):
-            raise FetchError(f"{where} has {taken!r} as a file and as a folder; pin the data with `dvc add data`")
+        if parent_file := next((parent for parent in map(str, PurePosixPath(path).parents) if parent in files), ""):
+            raise FetchError(f"{where} has {parent_file!r} as a file and as a folder; pin the data with `dvc add data`")
     return files
 
 
@@ -193,17 +193,17 @@ def pull(pin: Pin, project: Path, location: str, folder: Path, *, foreign: bool 
     for fault in ("absent", "cached", "damaged"):
         objects = [md5 for md5 in names if faults.get(md5) == fault]
         if objects:
-            shown = _name_files(PurePosixPath(pin.path).name, sorted(names[md5][0] for md5 in objects))
-            raise FetchError(f"{what}: {shown} {_explain(fault, objects, remote)}")
+            examples = _name_files(PurePosixPath(pin.path).name, sorted(names[md5][0] for md5 in objects))
+            raise FetchError(f"{what}: {examples} {_explain(fault, objects, remote)}")
 
 
 def _explain(fault: str, objects: Sequence[str], remote: Remote) -> str:
-    shown = ", ".join(objects[:5])
+    examples = ", ".join(objects[:5])
     if fault == "absent":
         return "not there; run `dvc push` from a good copy"
     if fault == "cached":
-        return f"differ from {PIN}; delete {shown} from {remote.cache}"
-    return f"damaged; delete {shown} there and `dvc push` a good copy"
+        return f"differ from {PIN}; delete {examples} from {remote.cache}"
+    return f"damaged; delete {examples} there and `dvc push` a good copy"
 
 
 def _read_list(remote: Remote, pin: Pin, location: str, what: str) -> dict[str, str]:
@@ -239,8 +239,8 @@ def _fetch(remote: Remote, md5: str, paths: Sequence[Path]) -> str:
 
 
 def _name_files(folder: str, files: Sequence[str]) -> str:
-    shown = ", ".join(f"{folder}/{file}" for file in files[:5])
-    return shown if len(files) <= 5 else f"{shown} and {len(files) - 5} more"
+    examples = ", ".join(f"{folder}/{file}" for file in files[:5])
+    return examples if len(files) <= 5 else f"{examples} and {len(files) - 5} more"
 
 
 def publish(folder: Path, project: Path) -> str:

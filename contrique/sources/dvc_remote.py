@@ -213,36 +213,36 @@ def open_remote(project: Path, name: str, location: str, *, foreign: bool = Fals
 
 def _is_own(root: Path) -> bool:
     """Whether the user works in a project, or vouches for it."""
-    named = os.environ.get("CONTRIQUE_TRUSTED_PROJECTS", "").split(os.pathsep)
-    trusted = [Path.cwd(), *(Path(place).resolve() for place in named if place)]
+    places = os.environ.get("CONTRIQUE_TRUSTED_PROJECTS", "").split(os.pathsep)
+    trusted = [Path.cwd(), *(Path(place).resolve() for place in places if place)]
     return any(place == root or root in place.parents for place in trusted)
 
 
 def _pick(sections: Mapping[str, Any], name: str, where: str) -> tuple[str, dict[str, Any]]:
-    chosen = (name or sections.get("core", {}).get("remote", "")).lower()
+    remote = (name or sections.get("core", {}).get("remote", "")).lower()
     remotes = sections.get("remote", {})
-    if chosen not in remotes:
+    if remote not in remotes:
         if name:
             raise FetchError(f"{where}: no remote '{name}', which {PIN} names; run `dvc remote add {name} URL`")
         raise FetchError(f"{where}: no default remote; run `dvc remote add --default NAME URL`")
-    return chosen, dict(remotes[chosen])
+    return remote, dict(remotes[remote])
 
 
 def _read_own(root: Path, name: str) -> _Settings:
     from dvc.config import Config
 
     sections = Config(dvc_dir=str(root / ".dvc"))
-    chosen, options = _pick(sections, name, f"{root}/.dvc/config")
-    committed = _load(root / ".dvc" / "config").get("remote", {}).get(chosen, {})
+    remote, options = _pick(sections, name, f"{root}/.dvc/config")
+    committed = _load(root / ".dvc" / "config").get("remote", {}).get(remote, {})
     for option in _DANGEROUS:
         if option in committed:
             raise FetchError(
-                f"{root}/.dvc/config: remote '{chosen}' sets {option}, which is not taken from a file that is handed "
-                f"on with the project; set it by `dvc remote modify --local {chosen} {option} VALUE`"
+                f"{root}/.dvc/config: remote '{remote}' sets {option}, which is not taken from a file that is handed "
+                f"on with the project; set it by `dvc remote modify --local {remote} {option} VALUE`"
             )
-    _refuse_versioned(options, chosen, f"{root}/.dvc/config")
+    _refuse_versioned(options, remote, f"{root}/.dvc/config")
     options["url"] = _resolve_references(sections, options["url"])
-    return _Settings(chosen, options, _cache_of(sections))
+    return _Settings(remote, options, _cache_of(sections))
 
 
 def _resolve_references(sections: Mapping[str, Any], url: str) -> str:
@@ -260,19 +260,19 @@ def _read_foreign(root: Path, name: str, location: str, *, inside: bool) -> _Set
 
     where = f"{location}/.dvc/config"
     users = Config(validate=False)  # the system's and the user's own level; of a remote it may hold credentials alone
-    chosen, theirs = _pick(_load(root / ".dvc" / "config"), name, where)
-    own = dict(users["remote"].get(chosen, {}))
+    remote, theirs = _pick(_load(root / ".dvc" / "config"), name, where)
+    own = dict(users["remote"].get(remote, {}))
     if "url" in own:
-        return _Settings(chosen, own, _cache_of(users))
-    _refuse_versioned(theirs, chosen, where)
+        return _Settings(remote, own, _cache_of(users))
+    _refuse_versioned(theirs, remote, where)
     options: dict[str, Any] = {option: str(theirs[option]) for option in _OF_A_STRANGER if option in theirs}
     ignored = tuple(sorted(theirs.keys() - options.keys() - _BEHAVIOUR))
-    what = f"{where}: remote '{chosen}'"
+    what = f"{where}: remote '{remote}'"
     url, scheme = options.get("url", ""), _scheme_of(options.get("url", ""))
     if scheme not in ("", "s3", "http", "https"):
         raise FetchError(
             f"{what} is at {scheme[:20]}://, which is not read for a project of somebody else's; name it for yourself: "
-            f"`dvc remote add --global {chosen} URL`"
+            f"`dvc remote add --global {remote} URL`"
         )
     if not url or any(mark in url for mark in "\0\n\r") or (scheme and set("?#@") & set(url)):
         raise FetchError(f"{what} has no plain URL, or one with credentials or a query; correct it")
@@ -281,16 +281,16 @@ def _read_foreign(root: Path, name: str, location: str, *, inside: bool) -> _Set
         if inside and not path.resolve().is_relative_to(root.resolve()):
             raise FetchError(
                 f"{what} is a folder outside of the repository; name it for yourself: "
-                f"`dvc remote add --global {chosen} FOLDER`"
+                f"`dvc remote add --global {remote} FOLDER`"
             )
-        return _Settings(chosen, {"url": str(path)}, _cache_of(users), ignored)
+        return _Settings(remote, {"url": str(path)}, _cache_of(users), ignored)
     if scheme == "s3":
         _check_bucket(options, what)
         credentials = _are_trusted(options.get("endpointurl", ""))
         options |= own if credentials else {"allow_anonymous_login": True}
     elif _are_trusted(url):
         options |= own
-    return _Settings(chosen, options, _cache_of(users), ignored)
+    return _Settings(remote, options, _cache_of(users), ignored)
 
 
 def _scheme_of(url: str) -> str:
@@ -310,9 +310,9 @@ def _check_bucket(options: Mapping[str, str], what: str) -> None:
 
 def _are_trusted(address: str) -> bool:
     """Whether the user's credentials may go to an address: the default endpoint, or one that the user names."""
-    named = os.environ.get("CONTRIQUE_TRUSTED_ENDPOINTS", "").split(",")
-    named += [os.environ.get(name, "") for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")]
-    return not address or _origin(address) in {_origin(one) for one in named if one.strip()}
+    addresses = os.environ.get("CONTRIQUE_TRUSTED_ENDPOINTS", "").split(",")
+    addresses += [os.environ.get(name, "") for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")]
+    return not address or _origin(address) in {_origin(item) for item in addresses if item.strip()}
 
 
 def _origin(address: str) -> tuple[str, str, int | None]:

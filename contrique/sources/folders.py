@@ -104,15 +104,15 @@ def _unlabelled_rows(folder: Path, role: str) -> list[dict[str, Any]]:
 def _refuse_odd_names(names: Sequence[str], folder: Path) -> None:
     """A manifest holds UTF-8, and is read on every system."""
     for name in names:
-        shown = escape_control(name)
+        text = escape_control(name)
         try:
             name.encode()
         except UnicodeEncodeError as error:
             place = escape_control(str(folder))
-            raise DatasetError(f"{place}: the name '{shown}' is not UTF-8; rename it (convmv does many)") from error
+            raise DatasetError(f"{place}: the name '{text}' is not UTF-8; rename it (convmv does many)") from error
         try:
             inside(name, escape_control(str(folder)))
         except StorageError as error:
             raise DatasetError(
-                f"{folder}: the name '{shown}' holds what other systems take for a path; rename it"
+                f"{folder}: the name '{text}' holds what other systems take for a path; rename it"
             ) from error

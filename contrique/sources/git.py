@@ -68,13 +68,13 @@ class Repository:
             raise GitError(f"{path} has {len(content)} bytes, more than {limit}")
         return content
 
-    def extract(self, commit: str, wanted: Callable[[str], bool], folder: Path) -> None:
+    def extract(self, commit: str, select: Callable[[str], bool], folder: Path) -> None:
         """Write the regular files of a commit whose path is `wanted` below a folder; links and submodules are left out.
 
         Raises:
             StorageError: a path that leads out of the folder.
         """
-        blobs = {path: blob for path, blob in self._list(commit).items() if wanted(path)}
+        blobs = {path: blob for path, blob in self._list(commit).items() if select(path)}
         with tempfile.TemporaryFile() as stream:
             self._read("cat-file", "--batch", input="\n".join(blobs.values()).encode(), output=stream)
             stream.seek(0)
@@ -126,9 +126,9 @@ def clone(location: str, directory: Path) -> Repository:
         **{f"protocol.{name}.allow": "always" for name in _TRANSPORTS.split(":")},
     }
     settings = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
-    wanted = ["--quiet", "--bare", "--no-local", "--template=", "--no-recurse-submodules"]
+    flags = ["--quiet", "--bare", "--no-local", "--template=", "--no-recurse-submodules"]
     own = {"GIT_TERMINAL_PROMPT": "0", "GIT_ALLOW_PROTOCOL": _TRANSPORTS, "GIT_NO_LAZY_FETCH": "1"}
-    _run((*settings, "clone", *wanted, "--", location, str(directory)), own)
+    _run((*settings, "clone", *flags, "--", location, str(directory)), own)
     return Repository(directory, directory / "objects")
 
 
@@ -183,14 +183,14 @@ def _copy_ref(source: Path, target: Path) -> None:
 def _run(
     arguments: tuple[str, ...], environment: Mapping[str, str], input: bytes = b"", output: IO[bytes] | None = None
 ) -> bytes:
-    kept = {name: value for name, value in os.environ.items() if name not in {f"GIT_{end}" for end in _MISLEADING}}
+    inherited = {name: value for name, value in os.environ.items() if name not in {f"GIT_{end}" for end in _MISLEADING}}
     try:
         process = subprocess.run(
             ["git", *arguments],
             input=input,
             stdout=output or subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**kept, **environment},
+            env={**inherited, **environment},
             check=True,
         )
     except FileNotFoundError:

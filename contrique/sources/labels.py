@@ -150,8 +150,8 @@ def _name_cells(cells: Sequence[str], header: Sequence[str], line: int, path: Pa
 
 def _fault(record: _Record, column: str, path: Path, what: str) -> DatasetError:
     cell = record.cells[column]
-    shown = escape_control(cell if len(cell) <= _SHOWN else f"{cell[:_SHOWN]}...")
-    return DatasetError(f"{path}: line {record.line}, column {column}: '{shown}' {what}")
+    text = escape_control(cell if len(cell) <= _SHOWN else f"{cell[:_SHOWN]}...")
+    return DatasetError(f"{path}: line {record.line}, column {column}: '{text}' {what}")
 
 
 def _read_numbers(records: Sequence[_Record], column: str, path: Path) -> list[float]:

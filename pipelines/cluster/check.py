@@ -115,7 +115,7 @@ def _report(run: str, artifacts: str) -> str:
 def _mlflow_run(run: str) -> str:
     store = Store(RegistryConfig())
     runs = store.client.search_runs([store.experiment_id()], f"tags.`{PIPELINE_RUN}` = '{run}'")
-    if [one.info.status for one in runs] != ["FINISHED"]:
+    if [item.info.status for item in runs] != ["FINISHED"]:
         raise _Absent(f"{len(runs)} MLflow runs of it, {[one.info.status for one in runs]}; see the log of close_run")
     return str(runs[0].info.run_id)
 

@@ -126,13 +126,13 @@ class Cluster:
             ClusterError: the API cannot be reached or refuses, as it does a version's name that is taken.
         """
         with self._client(pipeline) as client, _compiled(pipeline) as package:
-            known = self._pipeline(client, pipeline.name)
-            if not known:
+            identity = self._pipeline(client, pipeline.name)
+            if not identity:
                 about = " ".join((pipeline.description or "").split())
-                known = client.upload_pipeline(
+                identity = client.upload_pipeline(
                     package, pipeline.name, description=about, namespace=self.namespace or None
                 ).pipeline_id
-            uploaded = client.upload_pipeline_version(package, version, pipeline_id=known, description=description)
+            uploaded = client.upload_pipeline_version(package, version, pipeline_id=identity, description=description)
             return str(uploaded.pipeline_version_id)
 
     def _pipeline(self, client: kfp.Client, name: str) -> str:

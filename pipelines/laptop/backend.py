@@ -147,7 +147,7 @@ class Store:
         """Copy the objects of a key and below it to a path; without any, nothing is made there."""
         total = Size()
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=key)
-        for entry in (one for page in pages for one in page.get("Contents", [])):
+        for entry in (item for page in pages for item in page.get("Contents", [])):
             if entry["Key"] == key or entry["Key"].startswith(f"{key}/"):
                 target = path / entry["Key"][len(key) :].lstrip("/")
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -220,7 +220,7 @@ class Backend:
             Refused: the outputs cannot be published; they are discarded then.
         """
         task = read_task(command)
-        outputs = [Path(one["uri"]) for one in _artifacts(task["outputs"])]
+        outputs = [Path(artifact["uri"]) for artifact in _artifacts(task["outputs"])]
         try:
             if not code:
                 return self._publish(task, outputs)
@@ -241,7 +241,7 @@ class Backend:
             for artifact in listed["artifacts"]:
                 metadata = record_metadata(artifact.get("metadata", {}), output=name, session=self.store.session)
                 artifact |= {"metadata": metadata, "name": str(next(self._numbers))}
-        inputs = sum((measure(Path(one["uri"])) for one in _artifacts(task.get("inputs", {}))), Size())
+        inputs = sum((measure(Path(item["uri"])) for item in _artifacts(task.get("inputs", {}))), Size())
         size = sum((round_trip(path, str(path).lstrip("/"), self.store) for path in outputs), Size())
         if output:
             file.write_text(json.dumps(output))
@@ -260,7 +260,7 @@ def is_killed(code: int) -> bool:
 
 
 def _artifacts(side: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [one for listed in side.get("artifacts", {}).values() for one in listed["artifacts"]]
+    return [item for listed in side.get("artifacts", {}).values() for item in listed["artifacts"]]
 
 
 @contextlib.contextmanager

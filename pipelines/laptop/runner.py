@@ -424,7 +424,7 @@ def _read_run(root: Path) -> Run:
     for path in sorted(root.glob("*/*/executor_output.json")):
         task, output = path.parent.name.replace("-", "_"), json.loads(path.read_text())
         listed = {name: value["artifacts"][0] for name, value in output.get("artifacts", {}).items()}
-        run.artifacts[task] = {name: Path(one["uri"]) for name, one in listed.items()}
+        run.artifacts[task] = {name: Path(item["uri"]) for name, item in listed.items()}
         run.returned[task] = output.get("parameterValues", {}).get("Output")
     return run
 

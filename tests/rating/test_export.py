@@ -35,8 +35,8 @@ def rate(session, store, rater, noise, limit=10_000, scale=1.0):
     answers = store.read(rater)
     while len(answers) < min(limit, len(questions := list_questions(session, rater, answers))):
         question = questions[len(answers)]
-        names = tuple(session.pictures[i].image for i, _ in question.shown)
-        damaged = tuple(is_damaged for _, is_damaged in question.shown)
+        names = tuple(session.pictures[i].image for i, _ in question.items)
+        damaged = tuple(is_damaged for _, is_damaged in question.items)
         seen = [
             (1.0 if is_damaged else quality[name]) + rng.normal(0, noise or 0)
             for name, is_damaged in zip(names, damaged, strict=True)
@@ -126,8 +126,8 @@ def odd(tmp_path):
     store = Store(tmp_path / "s")
     answers = []
     for question in list_questions(session, "anna", answers):
-        names = tuple(session.pictures[i].image for i, _ in question.shown)
-        damaged = tuple(is_damaged for _, is_damaged in question.shown)
+        names = tuple(session.pictures[i].image for i, _ in question.items)
+        damaged = tuple(is_damaged for _, is_damaged in question.items)
         store.append("anna", Answer(len(answers), question.part, names, damaged, 4, 1.0, 1.0, ""))
         answers = store.read("anna")
     return folder, analyse(session, store, CONFIG)

@@ -117,8 +117,8 @@ def walk(session, rater, answer):
     answers, questions = [], list_questions(session, rater, [])
     while len(questions) > len(answers):
         question = questions[len(answers)]
-        names = tuple(session.pictures[i].image for i, _ in question.shown)
-        damaged = tuple(d for _, d in question.shown)
+        names = tuple(session.pictures[i].image for i, _ in question.items)
+        damaged = tuple(d for _, d in question.items)
         answers.append(Answer(len(answers), question.part, names, damaged, answer(question), 1.0, 1.0, ""))
         assert list_questions(session, rater, answers)[: len(answers)] == questions[: len(answers)]
         questions = list_questions(session, rater, answers)
@@ -135,12 +135,12 @@ class TestQuestions:
         assert "training" not in parts[parts.index("test") :]
         first = {}
         for place, question in enumerate(questions):
-            pictures = frozenset(i for i, _ in question.shown)
+            pictures = frozenset(i for i, _ in question.items)
             if question.part == "test":
                 first.setdefault(pictures, place)
             if question.part == "repeat":
                 assert place > first[pictures] + 1
-            assert any(d for _, d in question.shown) == (question.part == "golden")
+            assert any(d for _, d in question.items) == (question.part == "golden")
         if session.method == "acr":
             assert parts.count("test") == 12
             assert parts.count("repeat") == 2
@@ -150,7 +150,7 @@ class TestQuestions:
 
     def test_order_is_the_raters_own_and_the_seeds(self, session):
         def answer(question):
-            return question.shown[0][0] % 2
+            return question.items[0][0] % 2
 
         assert walk(session, "anna", answer) == walk(session, "anna", answer)
         assert walk(session, "anna", answer) != walk(session, "ben", answer)
@@ -160,8 +160,8 @@ class TestQuestions:
     def test_pairs_depend_on_answers(self, folder, tmp_path):
         session = tiny_ratings.begin(folder, tmp_path / "s", "pairs", rounds=4)
         level = [int(picture.image[:3]) % 6 for picture in session.pictures]
-        walked = walk(session, "anna", lambda q: int(level[q.shown[1][0]] < level[q.shown[0][0]]))
-        gaps = [abs(level[q.shown[0][0]] - level[q.shown[1][0]]) for q in walked if q.part == "test"]
+        walked = walk(session, "anna", lambda q: int(level[q.items[1][0]] < level[q.items[0][0]]))
+        gaps = [abs(level[q.items[0][0]] - level[q.items[1][0]]) for q in walked if q.part == "test"]
         assert np.mean(gaps[-6:]) < np.mean(gaps[:6]), "later rounds compare what is close"
 
 

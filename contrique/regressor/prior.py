@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from contrique.regressor.head import Head
 from contrique.regressor.ridge import Array, Ridge
 
-WEIGHT: Final = 10.0  # of the column of scores: the penalty of its slope is a hundredth of that of a feature's
+WEIGHT: Final = 100.0  # of the column of scores: the penalty of its slope is 1e-4 of that of a feature's
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,12 @@ def test_links_lead_somewhere() -> None:
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_tests_that_a_page_names_exist() -> None:
+    names = {name for page in PAGES for name in re.findall(r"\btests/[\w/]+\.py\b", page.read_text())}
+    assert len(names) > 10
+    assert not [name for name in sorted(names) if not (ROOT / name).is_file()]
+
+
 def test_every_page_has_commands_to_check() -> None:
     assert len(commands("make")) >= 3
     assert len(commands("contrique")) >= 4

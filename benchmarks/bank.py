@@ -149,23 +149,23 @@ def times(
     peer: dict[tuple[str, str, int], list[float]] = {}
     unit: dict[str, list[float]] = {}
 
-    def spent(call: Callable[..., Any], *arguments: Any) -> float:
+    def time_call(call: Callable[..., Any], *arguments: Any) -> float:
         return float(np.mean([milliseconds(partial(call, x, t, *arguments)) for x, t in pairs]))
 
-    def mine(x: kernels.Image, t: torch.Tensor, name: str, level: int) -> kernels.Image:
+    def distort(x: kernels.Image, t: torch.Tensor, name: str, level: int) -> kernels.Image:
         return distortions.distort(x, name, level, generator(name, level))
 
     for _ in range(rounds):
         for name in distortions.NAMES:
-            unit.setdefault(name, []).append(spent(lambda x, t: pillow_jpeg2000(x, 45)))
+            unit.setdefault(name, []).append(time_call(lambda x, t: pillow_jpeg2000(x, 45)))
             for level in range(1, 6):
-                bank.setdefault((name, level), []).append(spent(mine, name, level))
+                bank.setdefault((name, level), []).append(time_call(distort, name, level))
                 for (of, library), call in others.items():
                     if of == name:
-                        peer.setdefault((of, library, level), []).append(spent(call, level))
+                        peer.setdefault((of, library, level), []).append(time_call(call, level))
     best = {name: [min(bank[name, level]) for level in range(1, 6)] for name in distortions.NAMES}
-    theirs = {key: float(np.mean([min(peer[*key, level]) for level in range(1, 6)])) for key in others}
-    return best, theirs, float(np.mean([min(rounds) for rounds in unit.values()]))
+    peer_best = {key: float(np.mean([min(peer[*key, level]) for level in range(1, 6)])) for key in others}
+    return best, peer_best, float(np.mean([min(rounds) for rounds in unit.values()]))
 
 
 def batches(device: str, count: int = 256, side: int = 256) -> None:
@@ -207,25 +207,25 @@ def main() -> None:
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     pictures = read(options.photographs, options.count)
-    mine, theirs, unit = times(pictures[:: max(1, len(pictures) // 6)][:6], options.rounds)
+    ours, theirs, unit = times(pictures[:: max(1, len(pictures) // 6)][:6], options.rounds)
     print("| # | distortion | error | severity: 1 - SSIM | severity: MDSI | ms | elsewhere, ms |\n" + "|---" * 7 + "|")
     for number, name in enumerate(distortions.NAMES, 1):
-        measured = severity(name, pictures)
-        columns = [" ".join(f"{value:.2f}" for value in values) for values in measured.values()]
+        severities = severity(name, pictures)
+        columns = [" ".join(f"{value:.2f}" for value in values) for values in severities.values()]
         notes = [
             "" if (np.diff(v) > 0).all() or name in ("mean_shift", "contrast") else " (not rising)"
-            for v in measured.values()
+            for v in severities.values()
         ]
-        elsewhere = ", ".join(f"{library} {ms:.2f}" for (of, library), ms in theirs.items() if of == name)
+        others = ", ".join(f"{library} {ms:.2f}" for (of, library), ms in theirs.items() if of == name)
         cells = [reference_error(name, pictures[:2]), *(c + n for c, n in zip(columns, notes, strict=True))]
-        print(f"| {number} | {name} | {' | '.join(cells)} | {np.mean(mine[name]):.2f} | {elsewhere} |", flush=True)
-    mean = np.mean([np.mean(ms) for name, ms in mine.items() if name not in SLOW])
+        print(f"| {number} | {name} | {' | '.join(cells)} | {np.mean(ours[name]):.2f} | {others} |", flush=True)
+    mean = np.mean([np.mean(ms) for name, ms in ours.items() if name not in SLOW])
     print(
         f"\nPillow JPEG 2000 round trip: {unit:.1f} ms. Mean over the 23 types but {' and '.join(SLOW)}, 5 levels: ",
         end="",
     )
     print(f"{mean:.2f} ms, {mean / unit:.4f} of it. ", end="")
-    print(", ".join(f"{name}: {np.mean(mine[name]):.1f} ms" for name in SLOW))
+    print(", ".join(f"{name}: {np.mean(ours[name]):.1f} ms" for name in SLOW))
     if options.sheet:
         Image.fromarray(distortions.contact_sheet(images.as_uint8(pictures[0]), 0)).save(options.sheet, quality=85)
     for device in options.devices:

@@ -81,7 +81,7 @@ def far(outcome: torch.Tensor, expected: torch.Tensor) -> float:
     return float((outcome - expected).norm() / expected.norm())
 
 
-class Replayed(bank.Draws):
+class ReplayDraws(bank.Draws):
     """Numbers drawn on the CPU, so that every device gets the same."""
 
     def normal(self, shape: tuple[int, ...]) -> torch.Tensor:
@@ -130,9 +130,11 @@ def agreement() -> dict[str, Any]:
     for name, kernel in bank.BATCHED.items():
         for level in (1, 3, 5):
             value = distortions.parameter(name, level)
-            one = kernel(pictures, value, bank.Draws(torch.Generator().manual_seed(level)))
-            two = kernel(pictures.to(DEVICE), value, Replayed(torch.Generator().manual_seed(level)))
-            worst[name] = max(worst.get(name, 0.0), float((one.clamp(0, 1) - two.cpu().clamp(0, 1)).abs().max()))
+            by_cpu = kernel(pictures, value, bank.Draws(torch.Generator().manual_seed(level)))
+            by_device = kernel(pictures.to(DEVICE), value, ReplayDraws(torch.Generator().manual_seed(level)))
+            worst[name] = max(
+                worst.get(name, 0.0), float((by_cpu.clamp(0, 1) - by_device.cpu().clamp(0, 1)).abs().max())
+            )
     outcome["distort_batch, largest difference of a pixel"] = worst
     return outcome
 
@@ -141,11 +143,11 @@ def ceilings() -> dict[str, float]:
     """Rates measured with plain calls: a large matrix product and a large copy."""
     side = 8192 if CUDA else 1024
     a, b = (torch.randn(side, side, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
-    copied = torch.empty((2**30 if CUDA else 2**24), dtype=torch.uint8, device=DEVICE)
-    source = torch.randint_like(copied, 255)
+    target = torch.empty((2**30 if CUDA else 2**24), dtype=torch.uint8, device=DEVICE)
+    source = torch.randint_like(target, 255)
     return {
         "bfloat16 matrix product, FLOP/s": 2 * side**3 / seconds(lambda: a @ b, 10),
-        "copy, bytes read and written per s": 2 * copied.numel() / seconds(lambda: copied.copy_(source), 10),
+        "copy, bytes read and written per s": 2 * target.numel() / seconds(lambda: target.copy_(source), 10),
     }
 
 
@@ -171,9 +173,9 @@ def training_step(peak: float) -> dict[str, dict[str, float]]:
         inputs = a_batch(config)
         if CUDA:
             torch.cuda.reset_peak_memory_stats()
-        took = seconds(lambda trainer=trainer, inputs=inputs: trainer.update(inputs, 1e-3), 8 if CUDA else 1)  # type: ignore[misc]
-        crops = 2 * config.images / took
-        outcome[way] = {"crops per s": crops, "s per step": took}
+        duration = seconds(lambda trainer=trainer, inputs=inputs: trainer.update(inputs, 1e-3), 8 if CUDA else 1)  # type: ignore[misc]
+        crops = 2 * config.images / duration
+        outcome[way] = {"crops per s": crops, "s per step": duration}
         if CUDA:
             outcome[way] |= {"share of the matrix rate": crops * TRAINING_VIEW / peak}
             outcome[way] |= {"memory, GB": torch.cuda.max_memory_allocated() / 1e9}
@@ -191,10 +193,10 @@ def bank_speed() -> dict[str, float]:
     for name in [*distortions.NAMES, "mixed"]:
         names = [name] * count if name != "mixed" else [distortions.NAMES[i % 25] for i in range(count)]
         levels = [1 + i % 5 for i in range(count)]
-        took = seconds(
+        duration = seconds(
             lambda names=names, levels=levels: bank.distort_batch(pictures, names, levels, generator), 1 + CUDA
         )  # type: ignore[misc]
-        outcome[name] = count / took
+        outcome[name] = count / duration
     return outcome
 
 
@@ -241,9 +243,9 @@ def several(source: Path, distorted: Path, out: Path) -> str:
     values = {**MODEL, "images": 8, "steps": 2, "authentic_share": 0, "probe_every": 0, "workers": 0}
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1", str(script)]
     words = [sys.executable, *torchrun, str(source), str(distorted), str(out / "ranks"), json.dumps(values)]
-    completed = subprocess.run(words, capture_output=True, text=True, timeout=180)
+    process = subprocess.run(words, capture_output=True, text=True, timeout=180)
     script.unlink()
-    return completed.stdout.strip() if not completed.returncode else f"FAILED: {completed.stderr[-2000:]}"
+    return process.stdout.strip() if not process.returncode else f"FAILED: {process.stderr[-2000:]}"
 
 
 def choose_recipe(minutes: float, settings: list[str], start: Path | None) -> PretrainConfig:
@@ -334,12 +336,12 @@ def train(source: Path, distorted: Path, out: Path, config: PretrainConfig, star
 
 def part(encoder: Path, out: Path) -> list[str]:
     """Write the encoder in float16 as files of at most PART bytes."""
-    loaded = load_encoder(encoder)
-    for module in loaded.modules():
+    net = load_encoder(encoder)
+    for module in net.modules():
         if isinstance(module, torch.nn.Conv2d):  # batch norm keeps its range
             module.half()
     whole = encoder.with_name("half.safetensors")
-    save_encoder(loaded, whole, read_metadata(encoder))
+    save_encoder(net, whole, read_metadata(encoder))
     data = whole.read_bytes()
     names = []
     for old in out.glob("encoder.part*"):
@@ -381,11 +383,11 @@ def main() -> None:
     results: dict[str, Any] = {"device": name, "torch": torch.__version__, "cores": os.cpu_count()}
     print(name, flush=True)
 
-    def keep(title: str, measured: Any) -> Any:
-        results[title] = measured
+    def keep(title: str, figures: Any) -> Any:
+        results[title] = figures
         (out / "results.json").write_text(json.dumps(results, indent=1))
-        print(f"{title} ({time.monotonic() - started:.0f} s)\n{json.dumps(measured, indent=1)}", flush=True)
-        return measured
+        print(f"{title} ({time.monotonic() - started:.0f} s)\n{json.dumps(figures, indent=1)}", flush=True)
+        return figures
 
     if "agreement" in arguments.parts:
         keep("agreement with the CPU", agreement())
@@ -401,8 +403,8 @@ def main() -> None:
     source, distorted = prepare(arguments.data, work, synthesis)
     if "torchrun" in arguments.parts:
         keep("torchrun", several(source, distorted, work))
-    left = arguments.minutes - (time.monotonic() - started) / 60 - STARTING
-    config = choose_recipe(max(0.1, left) if CUDA else 0.1, arguments.set, arguments.encoder)
+    minutes = arguments.minutes - (time.monotonic() - started) / 60 - STARTING
+    config = choose_recipe(max(0.1, minutes) if CUDA else 0.1, arguments.set, arguments.encoder)
     keep("training", train(source, distorted, work, config, arguments.encoder))
     (out / HISTORY).write_bytes((work / "run" / HISTORY).read_bytes())
     keep("encoder", part(work / "run" / ENCODER, out))

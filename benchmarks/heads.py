@@ -57,7 +57,7 @@ class Version(NamedTuple):
 
 
 class Job(NamedTuple):
-    """One photograph for a worker; versions are made in this order, `kept` says whose features are kept."""
+    """One photograph for a worker; versions are made in this order, `mask` says whose features are kept."""
 
     path: Path
     versions: tuple[Version, ...]
@@ -71,7 +71,7 @@ class Job(NamedTuple):
 def plan(path: Path, versions: int, keep: int, chains: int, folder: str) -> Job:
     """What to make of a photograph: itself, `versions` of the bank's 125 (`keep` of them kept), and `chains`.
 
-    The order is that of `synthesis.weakly_labelled`: rounds over all distortions, each time at another level.
+    The order is that of `synthesis.draw_weakly_labelled`: rounds over all distortions, each time at another level.
     """
     from contrique import images
     from contrique.config import SynthesisConfig
@@ -79,11 +79,11 @@ def plan(path: Path, versions: int, keep: int, chains: int, folder: str) -> Job:
 
     content = images.content_hash(path.read_bytes())
 
-    def drawn(count: int) -> set[Version]:
+    def draw(count: int) -> set[Version]:
         config = SynthesisConfig(weak_labels_per_photograph=count + 1)
-        return {Version(*version) for version in synthesis.weakly_labelled(content, SEED, config)}
+        return {Version(*version) for version in synthesis.draw_weakly_labelled(content, SEED, config)}
 
-    sample, mask = sorted(drawn(versions)), drawn(keep)
+    sample, mask = sorted(draw(versions)), draw(keep)
     variants = (*sample, *(Version(CHAIN, number) for number in range(1, chains + 1)))
     return Job(path, variants, tuple(v.distortion == CHAIN or v in mask for v in variants), folder)
 
@@ -251,12 +251,12 @@ def make_bank(options: argparse.Namespace) -> None:
             )
             values = describe((full, half), encoder)
             reference = full[[job.versions.index(Version("", 0))]]
-            measured = measure(full, reference, QUICK)
+            scores = measure(full, reference, QUICK)
             mask = np.flatnonzero(job.mask)
             rest = measure(full[torch.from_numpy(mask).to(device)], reference, [n for n in metrics() if n not in QUICK])
             for name, part in rest.items():
-                measured[name] = np.full(len(full), np.nan)
-                measured[name][mask] = part
+                scores[name] = np.full(len(full), np.nan)
+                scores[name][mask] = part
             features.append(values)
             content = job.path.stem
             rows += [
@@ -266,7 +266,7 @@ def make_bank(options: argparse.Namespace) -> None:
                     "level": version.level,
                     "steps": step,
                     "kept": keep,
-                    **{name: value[i] for name, value in measured.items()},
+                    **{name: value[i] for name, value in scores.items()},
                 }
                 for i, (version, step, keep) in enumerate(zip(job.versions, steps, job.mask, strict=True))
             ]
@@ -321,7 +321,7 @@ def fit_everything(x: Any, manifest: pd.DataFrame, out: Path) -> None:
     y = torch.tensor(label, device=x.device)
     contents = manifest["content"].to_numpy(str)
     names = np.unique(contents)
-    away = np.isin(contents, np.random.default_rng(SEED).permutation(names)[: max(1, len(names) // 5)])
+    held_out = np.isin(contents, np.random.default_rng(SEED).permutation(names)[: max(1, len(names) // 5)])
     chains = (manifest["distortion"] == CHAIN).to_numpy()
     own = {
         name: i
@@ -337,17 +337,17 @@ def fit_everything(x: Any, manifest: pd.DataFrame, out: Path) -> None:
     arrays = {}
     for name, part in parts.items():
         for kind, values in (("nr", x), ("fr", distance)):
-            train = torch.from_numpy(np.flatnonzero(part & ~away)).to(x.device)
+            train = torch.from_numpy(np.flatnonzero(part & ~held_out)).to(x.device)
             target = y if kind == "nr" else 1 - y
             coefs, offsets = solve(values[train], target[train], ALPHAS, intercept=kind == "nr")
             scores = {}
-            for test, rows in (("bank", away & ~chains), ("chains", away & chains)):
+            for test, rows in (("bank", held_out & ~chains), ("chains", held_out & chains)):
                 index = torch.from_numpy(np.flatnonzero(rows)).to(x.device)
                 if len(index) < 3:
                     continue
-                predicted = (values[index].double() @ coefs.T + offsets).cpu().numpy().T
+                predictions = (values[index].double() @ coefs.T + offsets).cpu().numpy().T
                 sign = 1 if kind == "nr" else -1
-                scores[test] = [srcc(sign * row, label[rows]) for row in predicted]
+                scores[test] = [srcc(sign * row, label[rows]) for row in predictions]
             report[f"{kind} {name}"] = scores
             print(
                 kind,
@@ -391,7 +391,7 @@ def diagnose(x: Any, manifest: pd.DataFrame, out: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Rated:
+class RatedSet:
     """A set that people scored.
 
     Attributes:
@@ -428,7 +428,7 @@ BLENDS: Final = {
         "vif",
     ),
 }
-CHOSEN: Final = "four metrics"
+BLEND: Final = "four metrics"
 ALPHA: Final = 1.0  # best on the validation photographs (`everything.json` and the table), for every blend within .003
 WEIGHT: Final = 0.02  # of a whole rated set, the bank being 1
 OWN_ALPHA: Final = 0.1  # of heads of a few hundred human scores alone
@@ -454,7 +454,7 @@ def read_pictures(paths: Sequence[Path], encoder: Path, cache: Path) -> Array:
     return np.load(file).astype(np.float64)
 
 
-def read_rated(folder: Path, synthetic: bool, encoder: Path, cache: Path) -> Rated:
+def read_rated_set(folder: Path, synthetic: bool, encoder: Path, cache: Path) -> RatedSet:
     """A rated folder with its features."""
     table = pd.read_csv(folder / "labels.csv")
     y = table["mos"].to_numpy(float) if "mos" in table else -table["dmos"].to_numpy(float)
@@ -465,7 +465,7 @@ def read_rated(folder: Path, synthetic: bool, encoder: Path, cache: Path) -> Rat
         files = sorted((folder / "ref").iterdir())
         for path, row in zip(files, read_pictures(files, encoder, cache), strict=True):
             references[contents == path.stem] = row
-    return Rated(x, y, contents, synthetic, references)
+    return RatedSet(x, y, contents, synthetic, references)
 
 
 def read_bank(folder: Path) -> tuple[pd.DataFrame, Array]:
@@ -507,7 +507,7 @@ class Ridges:
         self.mean, self.count = x.mean(axis=0), len(x)
         self.x = x - self.mean
         self.factor = linalg.cho_factor(self.x.T @ self.x + ALPHA * np.eye(x.shape[1]), check_finite=False)
-        self.memory: dict[int, tuple[Rated, Array]] = {}  # keeps each set, so that its id stays its own
+        self.memory: dict[int, tuple[RatedSet, Array]] = {}  # keeps each set, so that its id stays its own
 
     def solve(self, right: Array) -> Array:
         """(Gram + ALPHA) ^ -1 times columns."""
@@ -519,113 +519,117 @@ class Ridges:
         """The weak-label head. Shape (D,)."""
         return self.solve(self.x.T @ standardise(labels))
 
-    def move(self, w: Array, sets: Sequence[tuple[Rated, Any]], weight: float = WEIGHT) -> Array:
+    def move(self, w: Array, sets: Sequence[tuple[RatedSet, Any]], weight: float = WEIGHT) -> Array:
         """The head of the bank's labels (`w` alone) and of rows of rated sets. Shape (D,)."""
         from scipy import linalg
 
         if not sets:
             return w
         h, y, penalty, solved = [], [], [], []
-        for rated, rows in sets:
-            if id(rated) not in self.memory:
-                self.memory[id(rated)] = (rated, self.solve(rated.x.T))
-            columns = self.memory[id(rated)][1][:, rows]
-            h.append(rated.x[rows] - rated.x[rows].mean(axis=0))
+        for rated_set, rows in sets:
+            if id(rated_set) not in self.memory:
+                self.memory[id(rated_set)] = (rated_set, self.solve(rated_set.x.T))
+            columns = self.memory[id(rated_set)][1][:, rows]
+            h.append(rated_set.x[rows] - rated_set.x[rows].mean(axis=0))
             solved.append(columns - columns.mean(axis=1, keepdims=True))
-            y.append(standardise(rated.y[rows]))
+            y.append(standardise(rated_set.y[rows]))
             penalty += [len(rows) / (weight * self.count)] * len(rows)
         rows_, columns_ = np.concatenate(h), np.concatenate(solved, axis=1)
         left = rows_ @ columns_ + np.diag(penalty)
         return np.asarray(w + columns_ @ linalg.solve(left, np.concatenate(y) - rows_ @ w))
 
 
-def judge(scores: Array, rated: Rated, rows: Any = slice(None)) -> dict[str, float]:
+def judge(scores: Array, rated_set: RatedSet, rows: Any = slice(None)) -> dict[str, float]:
     """SRCC, its 95 % bootstrap interval over contents, and n."""
     from contrique.metrics import interval, resample, srcc, srcc_resampled
 
-    y, contents = rated.y[rows], rated.contents[rows]
+    y, contents = rated_set.y[rows], rated_set.contents[rows]
     counts, _ = resample(list(contents), 1000, np.random.default_rng(SEED))
     low, high = interval(srcc_resampled(scores, y, counts), 0.95)
     return {"srcc": srcc(scores, y), "low": low, "high": high, "n": len(y), "contents": len(np.unique(contents))}
 
 
-def deal(rated: Rated, seed: int) -> NDArray[np.intp]:
+def deal(rated_set: RatedSet, seed: int) -> NDArray[np.intp]:
     """A fold for each picture, by content."""
-    names, ids = np.unique(rated.contents, return_inverse=True)
+    names, ids = np.unique(rated_set.contents, return_inverse=True)
     return (np.random.default_rng(seed).permutation(len(names)) % min(FOLDS, len(names)))[ids]
 
 
-def out_of_fold(rated: Rated, head: Callable[[Any], Array]) -> dict[str, float]:
+def out_of_fold(rated_set: RatedSet, head: Callable[[Any], Array]) -> dict[str, float]:
     """Judge scores of pictures whose content the head did not see; the median deal of REPEATS, its range beside it.
 
     Args:
         head: from row numbers of the set to coefficients.
     """
-    judged = []
-    for seed in range(REPEATS if len(np.unique(rated.contents)) > FOLDS else 1):
-        fold, scores = deal(rated, seed), np.empty(len(rated.y))
+    judgements = []
+    for seed in range(REPEATS if len(np.unique(rated_set.contents)) > FOLDS else 1):
+        fold, scores = deal(rated_set, seed), np.empty(len(rated_set.y))
         for k in np.unique(fold):
             rows = np.flatnonzero(fold != k)
             # centred on the training rows: without an intercept folds would not be comparable
-            scores[fold == k] = (rated.x[fold == k] - rated.x[rows].mean(axis=0) * rated_alone(head)) @ head(rows)
-        judged.append(judge(scores, rated))
-    judged.sort(key=lambda one: one["srcc"])
-    return judged[len(judged) // 2] | {"lowest": judged[0]["srcc"], "highest": judged[-1]["srcc"]}
+            scores[fold == k] = (
+                rated_set.x[fold == k] - rated_set.x[rows].mean(axis=0) * centring_weight(head)
+            ) @ head(rows)
+        judgements.append(judge(scores, rated_set))
+    judgements.sort(key=lambda judgement: judgement["srcc"])
+    return judgements[len(judgements) // 2] | {"lowest": judgements[0]["srcc"], "highest": judgements[-1]["srcc"]}
 
 
-def rated_alone(head: Any) -> float:
+def centring_weight(head: Any) -> float:
     """1 for a head of its set alone, whose intercept follows its fold; 0 for one with the bank's intercept."""
     return float(getattr(head, "alone", False))
 
 
-def human(sets: Sequence[tuple[Rated, Any]]) -> Array:
+def human(sets: Sequence[tuple[RatedSet, Any]]) -> Array:
     """The head of human scores alone, each set standardised and with an intercept of its own. Shape (D,)."""
-    x = np.concatenate([rated.x[rows] - rated.x[rows].mean(axis=0) for rated, rows in sets])
-    y = np.concatenate([standardise(rated.y[rows]) for rated, rows in sets])
+    x = np.concatenate([rated_set.x[rows] - rated_set.x[rows].mean(axis=0) for rated_set, rows in sets])
+    y = np.concatenate([standardise(rated_set.y[rows]) for rated_set, rows in sets])
     return np.asarray(x.T @ np.linalg.solve(x @ x.T + OWN_ALPHA * np.eye(len(x)), y))
 
 
-def compare(manifest: pd.DataFrame, x: Array, rated: dict[str, Rated]) -> tuple[dict[str, Any], Ridges]:
+def compare(manifest: pd.DataFrame, x: Array, sets: dict[str, RatedSet]) -> tuple[dict[str, Any], Ridges]:
     """Judge each candidate on each set: `unseen` where it saw none of its scores, `out_of_fold` where it saw others."""
     from contrique.metrics import srcc
 
     chains = (manifest["distortion"] == CHAIN).to_numpy()
     contents = manifest["content"].to_numpy(str)
     names = np.unique(contents)
-    away = np.isin(contents, np.random.default_rng(SEED).permutation(names)[: max(1, len(names) // 5)])
+    held_out = np.isin(contents, np.random.default_rng(SEED).permutation(names)[: max(1, len(names) // 5)])
     parts = {"": ~chains, " and camera chains": np.ones(len(x), bool)}
-    fitted = {part: Ridges(x[rows]) for part, rows in parts.items()}
-    tried = {part: Ridges(x[rows & ~away]) for part, rows in parts.items()}
-    everything = {name: np.arange(len(one.y)) for name, one in rated.items()}
+    full = {part: Ridges(x[rows]) for part, rows in parts.items()}
+    train = {part: Ridges(x[rows & ~held_out]) for part, rows in parts.items()}
+    everything = {name: np.arange(len(data.y)) for name, data in sets.items()}
     table: dict[str, Any] = {}
 
-    def unseen(head: Callable[[str], Array]) -> dict[str, Any]:
-        return {name: judge(one.x @ head(name), one) for name, one in rated.items()}
+    def judge_unseen(head: Callable[[str], Array]) -> dict[str, Any]:
+        return {name: judge(data.x @ head(name), data) for name, data in sets.items()}
 
-    def others(name: str) -> list[tuple[Rated, Any]]:
-        return [(one, everything[other]) for other, one in rated.items() if other != name]
+    def others(name: str) -> list[tuple[RatedSet, Any]]:
+        return [(data, everything[other]) for other, data in sets.items() if other != name]
 
     today = ((manifest["haarpsi"] + manifest["mdsi"]) / 2).to_numpy()
     labels = {f"ranks of {name}": blend(manifest, metrics_) for name, metrics_ in BLENDS.items()}
     for part, rows in parts.items():
         for name, label in {"mean of HaarPSI and MDSI (until now)": today, **labels}.items():
-            w = fitted[part].weak(label[rows])
-            validation = srcc(x[away & ~chains] @ tried[part].weak(label[rows & ~away]), label[away & ~chains])
-            table[f"weak: {name}{part}"] = {"unseen": unseen(lambda _, w=w: w), "validation": validation}
-    ridges = fitted[""]
-    w = ridges.weak(labels[f"ranks of {CHOSEN}"][~chains])
-    table["human scores of the other sets"] = {"unseen": unseen(lambda name: human(others(name)))}
+            w = full[part].weak(label[rows])
+            validation = srcc(
+                x[held_out & ~chains] @ train[part].weak(label[rows & ~held_out]), label[held_out & ~chains]
+            )
+            table[f"weak: {name}{part}"] = {"unseen": judge_unseen(lambda _, w=w: w), "validation": validation}
+    ridges = full[""]
+    w = ridges.weak(labels[f"ranks of {BLEND}"][~chains])
+    table["human scores of the other sets"] = {"unseen": judge_unseen(lambda name: human(others(name)))}
     for weight in (0.01, WEIGHT, 0.1):
-        table[f"weak ({CHOSEN}) joined with the other sets' scores at {weight:g}"] = {
-            "unseen": unseen(lambda name, weight=weight: ridges.move(w, others(name), weight)),
+        table[f"weak ({BLEND}) joined with the other sets' scores at {weight:g}"] = {
+            "unseen": judge_unseen(lambda name, weight=weight: ridges.move(w, others(name), weight)),
             "out_of_fold": {
                 name: out_of_fold(
-                    one,
-                    lambda rows, one=one, name=name, weight=weight: ridges.move(
-                        w, [*others(name), (one, rows)], weight
+                    data,
+                    lambda rows, data=data, name=name, weight=weight: ridges.move(
+                        w, [*others(name), (data, rows)], weight
                     ),
                 )
-                for name, one in rated.items()
+                for name, data in sets.items()
             },
         }
 
@@ -634,28 +638,30 @@ def compare(manifest: pd.DataFrame, x: Array, rated: dict[str, Rated]) -> tuple[
         other = human(others(name))
         return w / scale + other / np.std(x[~chains] @ other)
 
-    table[f"average of weak ({CHOSEN}) and human scores of the other sets"] = {"unseen": unseen(average)}
-    authentic = {name: one for name, one in rated.items() if not one.synthetic}
-    peers = {name: [(o, everything[n]) for n, o in authentic.items() if n != name] for name in rated}
+    table[f"average of weak ({BLEND}) and human scores of the other sets"] = {"unseen": judge_unseen(average)}
+    authentic = {name: data for name, data in sets.items() if not data.synthetic}
+    peers = {name: [(o, everything[n]) for n, o in authentic.items() if n != name] for name in sets}
     for weight in (0.005, 0.01, WEIGHT, 0.05, 0.1):
-        table[f"weak ({CHOSEN}) joined with authentic scores at {weight:g}"] = {
-            "unseen": unseen(lambda name, weight=weight: ridges.move(w, peers[name], weight)),
+        table[f"weak ({BLEND}) joined with authentic scores at {weight:g}"] = {
+            "unseen": judge_unseen(lambda name, weight=weight: ridges.move(w, peers[name], weight)),
             "out_of_fold": {
                 name: out_of_fold(
-                    one,
-                    lambda rows, one=one, name=name, weight=weight: ridges.move(w, [*peers[name], (one, rows)], weight),
+                    data,
+                    lambda rows, data=data, name=name, weight=weight: ridges.move(
+                        w, [*peers[name], (data, rows)], weight
+                    ),
                 )
-                for name, one in authentic.items()
+                for name, data in authentic.items()
             },
         }
     alone = {}
-    for name, one in rated.items():
+    for name, data in sets.items():
 
-        def own(rows: Any, one: Rated = one) -> Array:
-            return human([(one, rows)])
+        def own(rows: Any, data: RatedSet = data) -> Array:
+            return human([(data, rows)])
 
         own.alone = True  # type: ignore[attr-defined]
-        alone[name] = out_of_fold(one, own)
+        alone[name] = out_of_fold(data, own)
     table["the set's own scores alone"] = {"out_of_fold": alone}
     return table, ridges
 
@@ -688,7 +694,7 @@ def fit_distance(distance: Array, loss: Array, alpha: float, *, positive: bool =
     return np.asarray(results.x / size)
 
 
-def compare_distances(manifest: pd.DataFrame, x: Array, rated: dict[str, Rated], label: Array) -> tuple[Any, Array]:
+def compare_distances(manifest: pd.DataFrame, x: Array, sets: dict[str, RatedSet], label: Array) -> tuple[Any, Array]:
     """The full-reference table, and the coefficients of the chosen head for a loss of 0 to 100."""
     from contrique.metrics import srcc
 
@@ -697,35 +703,35 @@ def compare_distances(manifest: pd.DataFrame, x: Array, rated: dict[str, Rated],
     distance = np.abs(x - x[[own[name] for name in contents]])
     loss = np.where(manifest["distortion"] == "", 0.0, 100 * (1 - label))
     names = np.unique(contents)
-    away = np.isin(contents, np.random.default_rng(SEED).permutation(names)[: max(1, len(names) // 5)])
+    held_out = np.isin(contents, np.random.default_rng(SEED).permutation(names)[: max(1, len(names) // 5)])
     chains = (manifest["distortion"] == CHAIN).to_numpy()
-    paired = {
-        name: (np.abs(one.x - one.references)[ok], ok)
-        for name, one in rated.items()
-        if one.synthetic and (ok := np.flatnonzero(np.isfinite(one.references[:, 0]))).size
+    distances = {
+        name: (np.abs(data.x - data.references)[ok], ok)
+        for name, data in sets.items()
+        if data.synthetic and (ok := np.flatnonzero(np.isfinite(data.references[:, 0]))).size
     }
     table: dict[str, Any] = {}
     for part, rows in {"25 x 5": ~chains, "25 x 5 and camera chains": np.ones(len(x), bool)}.items():
         for positive in (False, True):
             for alpha in (ALPHA, 10.0):
-                w = fit_distance(distance[rows & ~away], loss[rows & ~away], alpha, positive=positive)
+                w = fit_distance(distance[rows & ~held_out], loss[rows & ~held_out], alpha, positive=positive)
                 score = -distance @ w
-                changed = away & (label < 0.95)
+                is_distorted = held_out & (label < 0.95)
                 table[f"weak, {part}, alpha {alpha:g}{', no negative weight' if positive else ''}"] = {
-                    **{name: judge(-d @ w, rated[name], ok) for name, (d, ok) in paired.items()},
-                    "bank": srcc(score[away & ~chains], label[away & ~chains]),
-                    "chains": srcc(score[away & chains], label[away & chains]),
-                    "at the anchor though changed": float(np.mean(score[changed] >= 0)),
+                    **{name: judge(-d @ w, sets[name], ok) for name, (d, ok) in distances.items()},
+                    "bank": srcc(score[held_out & ~chains], label[held_out & ~chains]),
+                    "chains": srcc(score[held_out & chains], label[held_out & chains]),
+                    "at the anchor though changed": float(np.mean(score[is_distorted] >= 0)),
                 }
     own_scores = {}
-    for name, (d, ok) in paired.items():
-        one, scores = rated[name], np.empty(len(ok))
-        y, groups = one.y[ok], one.contents[ok]
+    for name, (d, ok) in distances.items():
+        data, scores = sets[name], np.empty(len(ok))
+        y, groups = data.y[ok], data.contents[ok]
         for content in np.unique(groups):
             k = groups != content
             dual = np.linalg.solve(d[k] @ d[k].T + OWN_ALPHA * np.eye(int(k.sum())), y[k].max() - y[k])
             scores[~k] = -d[~k] @ (d[k].T @ dual)
-        own_scores[name] = judge(scores, one, ok)
+        own_scores[name] = judge(scores, data, ok)
     table["own scores, leave one content out"] = own_scores
     return table, fit_distance(distance, loss, ALPHA)
 
@@ -738,21 +744,21 @@ def fit_head(options: argparse.Namespace) -> None:
     cache = options.out / "features"
     manifest, x = read_bank(options.bank)
     places = [(item, True) for item in options.synthetic] + [(item, False) for item in options.authentic]
-    rated = {
-        item.partition("=")[0]: read_rated(Path(item.partition("=")[2]), synthetic, options.encoder, cache)
+    sets = {
+        item.partition("=")[0]: read_rated_set(Path(item.partition("=")[2]), synthetic, options.encoder, cache)
         for item, synthetic in places
     }
-    print(f"bank {x.shape}, rated {', '.join(f'{name} {one.x.shape[0]}' for name, one in rated.items())}", flush=True)
-    table, ridges = compare(manifest, x, rated)
+    print(f"bank {x.shape}, rated {', '.join(f'{name} {data.x.shape[0]}' for name, data in sets.items())}", flush=True)
+    table, ridges = compare(manifest, x, sets)
     print("no reference: judged", flush=True)
-    label = blend(manifest, BLENDS[CHOSEN])
+    label = blend(manifest, BLENDS[BLEND])
     unit = (label - label.min()) / (label.max() - label.min())
-    distances, losses = compare_distances(manifest, x, rated, unit)
+    distances, losses = compare_distances(manifest, x, sets, unit)
     print("full reference: judged", flush=True)
-    files = write_files(options, manifest, x, rated, ridges, label, losses)
+    files = write_files(options, manifest, x, sets, ridges, label, losses)
     result = {"no_reference": table, "full_reference": distances, "files": files}
     (options.out / "candidates.json").write_text(json.dumps(result, indent=1, default=float) + "\n")
-    show(table, distances, list(rated))
+    show(table, distances, list(sets))
     print(json.dumps(files, indent=1, default=float))
 
 
@@ -760,7 +766,7 @@ def write_files(
     options: argparse.Namespace,
     manifest: pd.DataFrame,
     x: Array,
-    rated: dict[str, Rated],
+    sets: dict[str, RatedSet],
     ridges: Ridges,
     label: Array,
     losses: Array,
@@ -776,9 +782,9 @@ def write_files(
     bank = (manifest["distortion"] != CHAIN).to_numpy()
     contents = manifest["content"].to_numpy(str)
     values, names, y = x[bank], contents[bank], label[bank]
-    joined = [(one, np.arange(len(one.y))) for one in rated.values() if not one.synthetic]
+    authentic = [(data, np.arange(len(data.y))) for data in sets.values() if not data.synthetic]
     spread, middle = y.std(), y.mean()
-    w = spread * ridges.move(ridges.weak(y), joined)
+    w = spread * ridges.move(ridges.weak(y), authentic)
     ridge = Ridge(w, float(middle - ridges.mean @ w), ALPHA)
     scores = np.empty(len(y))
     unique, ids = np.unique(names, return_inverse=True)
@@ -786,17 +792,17 @@ def write_files(
     for k in range(5):
         rows = fold != k
         part = Ridges(values[rows])
-        v = y[rows].std() * part.move(part.weak(y[rows]), joined)
+        v = y[rows].std() * part.move(part.weak(y[rows]), authentic)
         scores[~rows] = y[rows].mean() + (values[~rows] - part.mean) @ v
     low, high = float(np.quantile(scores, 0.002)), float(np.quantile(scores, 0.998))
     everyday = sorted(p for folder in options.everyday for p in folder.rglob("*") if p.suffix.lower() in _suffixes())
     unrated = (
         read_pictures(everyday, options.encoder, options.out / "features") if everyday else np.empty((0, x.shape[1]))
     )
-    drawn = np.random.default_rng(SEED).permutation(len(values))
-    train = np.concatenate([values[drawn[:NEW]], unrated])
-    train_names = [*names[drawn[:NEW]], *(path.stem for path in everyday)]
-    novelty = fit_novelty(train, train_names, values[drawn[NEW:][:1500]], list(names[drawn[NEW:][:1500]]), seed=SEED)
+    order = np.random.default_rng(SEED).permutation(len(values))
+    train = np.concatenate([values[order[:NEW]], unrated])
+    train_names = [*names[order[:NEW]], *(path.stem for path in everyday)]
+    novelty = fit_novelty(train, train_names, values[order[NEW:][:1500]], list(names[order[NEW:][:1500]]), seed=SEED)
     half = Novelty(novelty.bank.astype(np.float16), novelty.threshold) if novelty else None
     with np.load(options.bank / "diagnosis.npz") as file:
         diagnosis = Diagnosis(
@@ -812,7 +818,7 @@ def write_files(
         label_low=low,
         label_high=high,
         alpha=ALPHA,
-        n=len(y) + sum(len(r) for _, r in joined),
+        n=len(y) + sum(len(r) for _, r in authentic),
         contents=len(unique),
         validation_n=len(y),
         validation_srcc=srcc(scores, y),
@@ -837,7 +843,7 @@ def write_files(
         "pristine": values[(manifest["distortion"] == "").to_numpy()[bank]],
         "chains": x[~bank],
         "everyday": unrated,
-        **{name: one.x for name, one in rated.items()},
+        **{name: data.x for name, data in sets.items()},
     }
     groups = {name: group for name, group in groups.items() if len(group)}
     return {
@@ -863,8 +869,8 @@ def _suffixes() -> frozenset[str]:
 def show(table: dict[str, Any], distances: dict[str, Any], names: Sequence[str]) -> None:
     """Both tables as Markdown."""
 
-    def cell(one: dict[str, float] | None) -> str:
-        return f"{one['srcc']:.3f} [{one['low']:.3f}, {one['high']:.3f}]" if one else "-"
+    def cell(judgement: dict[str, float] | None) -> str:
+        return f"{judgement['srcc']:.3f} [{judgement['low']:.3f}, {judgement['high']:.3f}]" if judgement else "-"
 
     print(
         "| head | "

@@ -127,14 +127,14 @@ def measure(dataset: Path, distorted: Path, files: list[Path], crop: int, rounds
         for way, work in ways.items():
             best[way] = min(best[way], seconds(work, number))
     print(f"\ncrops of {crop}\n\n| | ms a sample | samples/s | times official |\n|---|---|---|---|")
-    for way, spent in best.items():
-        print(f"| {way} | {1000 * spent / count:.2f} | {count / spent:.0f} | {best['official'] / spent:.1f} |")
+    for way, duration in best.items():
+        print(f"| {way} | {1000 * duration / count:.2f} | {count / duration:.0f} | {best['official'] / duration:.1f} |")
 
 
 def waiting(entry: dict[str, float]) -> tuple[float, float]:
     """Seconds waited and spent, up to an entry of the history."""
-    spent = 2 * RECIPE.images * entry["step"] / entry["crops_per_s"]
-    return entry["wait_share"] * spent, spent
+    duration = 2 * RECIPE.images * entry["step"] / entry["crops_per_s"]
+    return entry["wait_share"] * duration, duration
 
 
 def main() -> None:
@@ -154,8 +154,8 @@ def main() -> None:
         config = replace(RECIPE, steps=options.steps, threads=1)
         pretrain(dataset, distorted, Path(folder, "run"), config=config)
         history = [json.loads(line) for line in Path(folder, "run", HISTORY).read_text().splitlines()]
-    waited, spent = waiting(history[-1])[0] - waiting(history[0])[0], waiting(history[-1])[1] - waiting(history[0])[1]
-    print(f"\ntraining, one loader process: waits {waited / spent:.1%} of {spent:.0f} s")
+    wait, duration = waiting(history[-1])[0] - waiting(history[0])[0], waiting(history[-1])[1] - waiting(history[0])[1]
+    print(f"\ntraining, one loader process: waits {wait / duration:.1%} of {duration:.0f} s")
 
 
 if __name__ == "__main__":

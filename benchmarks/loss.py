@@ -57,11 +57,11 @@ def peak(loss: Loss, z: Tensor, labels: Tensor) -> float:
     z = z.clone().requires_grad_()
     with torch.profiler.profile(profile_memory=True) as profile:
         torch.autograd.grad(loss(z, labels), z)
-    held = most = 0
+    memory = most = 0
     for event in profile.profiler.kineto_results.events():
         if event.name() == "[memory]" and event.device_type().name.lower() == z.device.type:
-            held += event.nbytes()
-            most = max(most, held)
+            memory += event.nbytes()
+            most = max(most, memory)
     return most / 1e6
 
 
@@ -93,10 +93,10 @@ def measure(n: int, rounds: int, device: str) -> None:
     print("| | ms | CPU ms | times official, wall / CPU | error of value | of gradient | MB |")
     print("|---|---|---|---|---|---|---|")
     for name, loss in WAYS.items():
-        found, found_grad = step(loss, z, labels)
+        actual, actual_grad = step(loss, z, labels)
         wall, cpu = best[name]
         faster = best["official"][0] / wall, best["official"][1] / cpu
-        off = abs(found / value - 1), float((found_grad - grad).norm() / grad.norm())
+        off = abs(actual / value - 1), float((actual_grad - grad).norm() / grad.norm())
         print(
             f"| {name} | {1000 * wall:.1f} | {1000 * cpu:.0f} | {faster[0]:.1f} / {faster[1]:.1f} "
             f"| {off[0]:.0e} | {off[1]:.0e} | {peak(loss, z, labels):.0f} |",

@@ -46,9 +46,9 @@ def measure(folder: Path, rows: list[dict[str, Any]], cache: Path) -> tuple[NDAr
     """Features and perceptual hashes of the pictures, from the cache if they are in it."""
     names = np.array([row["image"] for row in rows])
     if cache.exists():
-        with np.load(cache) as held:
-            if np.array_equal(held["names"], names):
-                return held["features"], held["hashes"]
+        with np.load(cache) as archive:
+            if np.array_equal(archive["names"], names):
+                return archive["features"], archive["hashes"]
     scorer = load_bundled()
     features, hashes = [], []
     for name in tqdm(names, desc="features", unit="img"):
@@ -94,9 +94,9 @@ def choosers(
     def unlike(pool: NDArray[np.intp], count: int, seed: int) -> NDArray[np.intp]:
         """In each fifth of the model's scores those of the widest interval, and farthest from what it learned from."""
         urgency = rankdata(widths[pool]) + rankdata(distances[pool]) + np.random.default_rng(seed).random(len(pool))
-        ranked = pool[np.argsort([candidates[i].score or 0 for i in pool])]
+        ranking = pool[np.argsort([candidates[i].score or 0 for i in pool])]
         urgent = dict(zip(pool.tolist(), urgency, strict=True))
-        parts = [sorted(part.tolist(), key=lambda i: -urgent[i]) for part in np.array_split(ranked, BINS)]
+        parts = [sorted(part.tolist(), key=lambda i: -urgent[i]) for part in np.array_split(ranking, BINS)]
         return np.array([i for each in zip_longest(*parts) for i in each if i is not None], np.intp)[:count]
 
     return {
@@ -167,8 +167,8 @@ def main() -> None:
         cells = [f"{values.mean():.3f} ± {values.std(ddof=1):.3f}" for values in means.values()]
         gain = means["the model"] - means["chance"]
         margin = 1.96 * gain.std(ddof=1) / np.sqrt(len(gain))
-        drawn = sorted({min(size, len(pool)) for pool in pools.values()})
-        label = str(size) if drawn == [size] else f"{size} ({', '.join(map(str, drawn))})"
+        actual = sorted({min(size, len(pool)) for pool in pools.values()})
+        label = str(size) if actual == [size] else f"{size} ({', '.join(map(str, actual))})"
         print(f"| {label} | " + " | ".join(cells) + f" | {gain.mean():+.3f} ± {margin:.3f} |", flush=True)
 
 

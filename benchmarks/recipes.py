@@ -33,8 +33,8 @@ from contrique.pretraining.colour import COLOUR_SPACES
 from contrique.pretraining.pretrain import build_pool, pretrain
 from contrique.pretraining.probe import Probe, split_probe_rows
 
-PROBED = 224  # pixels
-UNTRAINED = "untrained, seed "
+PROBE_SIDE = 224  # pixels
+RANDOM = "untrained, seed "
 FIVE: dict[str, Any] = {"colour_spaces": COLOUR_SPACES, "lr": 2e-4}  # the paper's spaces; the profile before
 RECIPES: dict[str, dict[str, Any]] = {
     "demo": {},
@@ -72,25 +72,31 @@ RECIPES: dict[str, dict[str, Any]] = {
     "five spaces, 6 contents a class": FIVE | {"contents_per_class": 6},
     "five spaces, 120 images a step": FIVE | {"images": 120},
 }
-NAMES = [*RECIPES, *(f"{UNTRAINED}{seed}" for seed in range(3))]
+NAMES = [*RECIPES, *(f"{RANDOM}{seed}" for seed in range(3))]
 
 
-def one(name: str, dataset: Path, distorted: Path, out: Path, crops: int, workers: int) -> dict[str, Any]:
+def run_recipe(name: str, dataset: Path, distorted: Path, out: Path, crops: int, workers: int) -> dict[str, Any]:
     """Train by one recipe. Returns what is known of it afterwards."""
-    if name.startswith(UNTRAINED):
-        encoder = Encoder("resnet18", int(name.removeprefix(UNTRAINED)))
-        return {"name": name, "steps": 0, "crops": 0, "minutes": 0.0, "last": probed(dataset, distorted, encoder)}
-    changed = dict(RECIPES[name])
-    seed = changed.pop("seed", 0)
-    if not changed.pop("normalised", True):
+    if name.startswith(RANDOM):
+        encoder = Encoder("resnet18", int(name.removeprefix(RANDOM)))
+        return {
+            "name": name,
+            "steps": 0,
+            "crops": 0,
+            "minutes": 0.0,
+            "last": measure_probe(dataset, distorted, encoder),
+        }
+    overrides = dict(RECIPES[name])
+    seed = overrides.pop("seed", 0)
+    if not overrides.pop("normalised", True):
         ViewNorm.train = _never_train  # type: ignore[method-assign]
-    config = dataclasses.replace(resolve("demo").pretrain, **changed)
+    config = dataclasses.replace(resolve("demo").pretrain, **overrides)
     cost = (config.crop / 64) ** 2 * (2.25 if config.arch == "resnet50" else 1.0)
     steps = max(1, round(crops / (2 * config.images * cost)))
     still = {"steps": steps, "workers": workers, "checkpoint_every": 10**9, "probe_every": 10**9}
     summary = pretrain(dataset, distorted, out, config=dataclasses.replace(config, **still), seed=seed)
     last = json.loads((out / HISTORY).read_text().splitlines()[-1])
-    last |= probed(dataset, distorted, load_encoder(out / ENCODER))
+    last |= measure_probe(dataset, distorted, load_encoder(out / ENCODER))
     return {"name": name, "steps": steps, "crops": summary.crops, "minutes": summary.minutes, "last": last}
 
 
@@ -100,11 +106,11 @@ def _never_train(norm: ViewNorm, mode: bool = True) -> ViewNorm:
     return norm
 
 
-def probed(dataset: Path, distorted: Path, encoder: Encoder) -> dict[str, float]:
+def measure_probe(dataset: Path, distorted: Path, encoder: Encoder) -> dict[str, float]:
     """The probe at PROBED pixels, whatever crops the encoder was trained on; nothing if photographs are too few."""
     pool, others = build_pool(dataset, distorted)
-    _, held = split_probe_rows(pd.concat([pool[pool["label"] >= 0], others]))
-    if not len(held):
+    _, rows = split_probe_rows(pd.concat([pool[pool["label"] >= 0], others]))
+    if not len(rows):
         return {}
     encoder.to(DEVICE).eval()
 
@@ -112,7 +118,7 @@ def probed(dataset: Path, distorted: Path, encoder: Encoder) -> dict[str, float]
         with torch.inference_mode():
             return encoder(pixels.to(DEVICE).float() / 255)
 
-    return Probe(held, PROBED).measure(embed)
+    return Probe(rows, PROBE_SIDE).measure(embed)
 
 
 def main() -> None:
@@ -124,14 +130,14 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=1, help="recipes trained at the same time")
     parser.add_argument("--minutes", type=float, default=0, help="after which no further recipe is begun")
     parser.add_argument("--only", nargs="*", choices=NAMES, default=NAMES, metavar="NAME")
-    parser.add_argument("--one", choices=NAMES, help=argparse.SUPPRESS)
+    parser.add_argument("--recipe", choices=NAMES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     out = arguments.out.resolve()
     dataset, distorted = out / "dataset", out / "distorted"
     workers = max(1, (os.cpu_count() or 2) // arguments.at_once)
-    if arguments.one:
-        folder = out / arguments.one.replace(" ", "_").replace("/", "-")
-        print(json.dumps(one(arguments.one, dataset, distorted, folder, arguments.crops, workers)))
+    if arguments.recipe:
+        folder = out / arguments.recipe.replace(" ", "_").replace("/", "-")
+        print(json.dumps(run_recipe(arguments.recipe, dataset, distorted, folder, arguments.crops, workers)))
         return
     started = time.monotonic()
     if not (distorted / "manifest.parquet").exists():
@@ -140,12 +146,12 @@ def main() -> None:
     def run(name: str) -> None:
         if arguments.minutes and time.monotonic() - started > 60 * arguments.minutes:
             return
-        words = [sys.executable, __file__, "--out", str(out), "--crops", str(arguments.crops), "--one", name]
+        words = [sys.executable, __file__, "--out", str(out), "--crops", str(arguments.crops), "--recipe", name]
         words += ["--at-once", str(arguments.at_once)]
-        completed = subprocess.run(words, capture_output=True, text=True)
-        if completed.returncode:
-            sys.exit(f"{name}: {completed.stderr[-2000:]}")
-        figures = json.loads(completed.stdout.splitlines()[-1])
+        process = subprocess.run(words, capture_output=True, text=True)
+        if process.returncode:
+            sys.exit(f"{name}: {process.stderr[-2000:]}")
+        figures = json.loads(process.stdout.splitlines()[-1])
         with (out / "results.jsonl").open("a") as file:
             file.write(json.dumps(figures) + "\n")
         last = figures["last"]

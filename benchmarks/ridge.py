@@ -35,7 +35,7 @@ def features(rows: int, width: int, contents: int, generator: np.random.Generato
     return x, 50 + 20 * (x @ generator.normal(size=width)) + generator.normal(size=rows), ids
 
 
-def timed(work: Callable[[], Any]) -> tuple[Any, float, float]:
+def measure(work: Callable[[], Any]) -> tuple[Any, float, float]:
     """Result, wall-clock and CPU seconds."""
     wall, cpu = time.perf_counter(), time.process_time()
     result = work()
@@ -59,28 +59,28 @@ def main() -> None:
     alphas = np.logspace(-3, 6, options.alphas)
     tasks = []
     for _ in range(options.splits):
-        away = np.isin(ids, generator.permutation(options.contents)[: round(0.3 * options.contents)])
-        tasks.append((np.flatnonzero(~away), np.flatnonzero(away)))
+        held_out_rows = np.isin(ids, generator.permutation(options.contents)[: round(0.3 * options.contents)])
+        tasks.append((np.flatnonzero(~held_out_rows), np.flatnonzero(held_out_rows)))
     wide = x.astype(np.float64)
 
     train, held_out = tasks[0]
-    compared = np.unique(np.linspace(0, len(alphas) - 1, options.reference_alphas).round().astype(int))
-    scale = options.splits * len(alphas) / len(compared)
+    indices = np.unique(np.linspace(0, len(alphas) - 1, options.reference_alphas).round().astype(int))
+    scale = options.splits * len(alphas) / len(indices)
 
     def scikit_learn() -> list[Any]:
-        return [Ridge(alpha=alphas[i]).fit(wide[train], y[train]).predict(wide[held_out]) for i in compared]
+        return [Ridge(alpha=alphas[i]).fit(wide[train], y[train]).predict(wide[held_out]) for i in indices]
 
     ours_wall, ours_cpu, theirs_wall, theirs_cpu = [], [], [], []
     for _ in range(options.repeats):
-        ours, wall, cpu = timed(lambda: predict_tasks(x, y, tasks, list(alphas)))
+        ours, wall, cpu = measure(lambda: predict_tasks(x, y, tasks, list(alphas)))
         ours_wall.append(wall)
         ours_cpu.append(cpu)
-        reference, wall, cpu = timed(scikit_learn)
+        reference, wall, cpu = measure(scikit_learn)
         theirs_wall.append(wall * scale)
         theirs_cpu.append(cpu * scale)
     error = max(
         float(np.abs(ours[0][i] - expected).max() / expected.std())
-        for i, expected in zip(compared, reference, strict=True)
+        for i, expected in zip(indices, reference, strict=True)
     )
     print(
         json.dumps(

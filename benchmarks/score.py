@@ -113,7 +113,7 @@ def speed(arguments: argparse.Namespace) -> dict[str, Any]:
         for size in SIZES:
             count = max(1, arguments.count * SIZES[0][0] * SIZES[0][1] // (size[0] * size[1]))
             paths = jpegs(sources, size, count, Path(folder))
-            decoded = [images.read(path)[None] for path in paths]
+            pictures = [images.read(path)[None] for path in paths]
             ways: dict[str, Callable[[], Any]] = {"original": lambda p=paths: original(p, contiguous, ridge)}
             for name, precision in WAYS:
                 scorer = Scorer(arguments.encoder, arguments.regressor)
@@ -124,18 +124,18 @@ def speed(arguments: argparse.Namespace) -> dict[str, Any]:
                     continue
                 way = f"{name} {precision}"
                 ways[way] = lambda s=scorer, p=paths: [item for item in s.score_paths(p) if isinstance(item, Failure)]
-                ways[f"{way}, bare"] = lambda s=scorer, d=decoded: [
+                ways[f"{way}, bare"] = lambda s=scorer, d=pictures: [
                     s._backend(scale) for picture in d for scale in (picture, images.half_scale(picture[0])[None])
                 ]
             clock = {"wall": time.perf_counter, "cpu": time.process_time}[arguments.clock]
             seconds = taking_turns(ways, arguments.rounds, clock)
             report[f"{size[0]}x{size[1]}"] = {
                 name: {
-                    "images_per_second": count / float(np.median(taken)),
-                    "times_original": ratio(seconds["original"], taken),
-                    "share_of_bare": ratio(seconds[f"{name}, bare"], taken) if f"{name}, bare" in seconds else None,
+                    "images_per_second": count / float(np.median(durations)),
+                    "times_original": ratio(seconds["original"], durations),
+                    "share_of_bare": ratio(seconds[f"{name}, bare"], durations) if f"{name}, bare" in seconds else None,
                 }
-                for name, taken in seconds.items()
+                for name, durations in seconds.items()
             }
             print(json.dumps(report, indent=1), flush=True)
     return report
@@ -205,8 +205,8 @@ def child(what: str, path: Path, arguments: argparse.Namespace) -> dict[str, flo
     command = [sys.executable, __file__, what, str(path), "--encoder", str(arguments.encoder)]
     command += ["--regressor", str(arguments.regressor), "--threads", str(arguments.threads)]
     start = time.perf_counter()
-    completed = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
-    return {"seconds": time.perf_counter() - start, **json.loads(completed.stdout.splitlines()[-1])}
+    process = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
+    return {"seconds": time.perf_counter() - start, **json.loads(process.stdout.splitlines()[-1])}
 
 
 def score(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -239,7 +239,7 @@ def coverage(arguments: argparse.Namespace) -> dict[str, Any]:
         ("new contents", manifest, [(test, split) for test, (_, split) in splits_of(manifest["reference"].to_numpy())]),
         ("new pictures", apart, [((f"random split {k}",), generator.permutation(parts)) for k in range(20)]),
     ):
-        outputs = [covered(of.assign(split=split), values) | {"test": list(test)} for test, split in splits]
+        outputs = [measure_coverage(of.assign(split=split), values) | {"test": list(test)} for test, split in splits]
         counts, shares = (np.array([item[key] for item in outputs]) for key in ("n", "covered"))
         covered_share = float((shares * counts).sum() / counts.sum())
         report[name] = {"covered": covered_share, "n": int(counts.sum()), "splits": outputs}
@@ -247,7 +247,7 @@ def coverage(arguments: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
-def covered(manifest: pd.DataFrame, values: np.ndarray) -> dict[str, Any]:
+def measure_coverage(manifest: pd.DataFrame, values: np.ndarray) -> dict[str, Any]:
     """Fit, set the interval and count the pictures of the test part that it covers."""
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)

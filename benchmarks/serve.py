@@ -85,7 +85,7 @@ def random_model(folder: Path) -> None:
     Head(Ridge(coef, 0.0, 1.0), summary).save(folder / "regressor")
 
 
-def made_pictures(count: int) -> list[bytes]:
+def make_pictures(count: int) -> list[bytes]:
     """Waves under noise, as PNG."""
     entries = []
     for seed in range(count):
@@ -104,12 +104,12 @@ def requests(scorer: Scorer, good: list[bytes], count: int) -> list[Request]:
     rng = random.Random(0)
     files = [*good, *bad]
     # as sent, with what is judged of it; errors call an image by its place, so each is judged for each place
-    encoded = [base64.b64encode(data).decode() for data in files] + ["!"]
-    judged = [
+    strings = [base64.b64encode(data).decode() for data in files] + ["!"]
+    answers = [
         [flatten(scorer.judge(data, f"image {place}", ServingLimits().max_pixels)) for place in range(3)]
         for data in tqdm(files, desc="expected")
     ]
-    judged.append(
+    answers.append(
         [
             flatten(Failure("", f"image {place}: not base64; send the image file's bytes in base64"))
             for place in range(3)
@@ -117,13 +117,13 @@ def requests(scorer: Scorer, good: list[bytes], count: int) -> list[Request]:
     )
     entries = []
     for number in range(count):
-        any_good, any_bad = lambda: rng.randrange(len(good)), lambda: rng.randrange(len(good), len(encoded))
+        any_good, any_bad = lambda: rng.randrange(len(good)), lambda: rng.randrange(len(good), len(strings))
         if number % 5 == 0:
             picks = rng.sample([any_good(), any_good(), any_bad()], 3)
         else:
             picks = [any_bad() if rng.random() < 0.2 else any_good()]
         entries.append(
-            Request(tuple(encoded[i] for i in picks), tuple(judged[i][place] for place, i in enumerate(picks)))
+            Request(tuple(strings[i] for i in picks), tuple(answers[i][place] for place, i in enumerate(picks)))
         )
     return entries
 
@@ -157,11 +157,11 @@ def resident(process: int) -> float:
     return total / 2**20
 
 
-def load(process: int, address: str, way: Way, asked: list[Request], clients: int) -> dict[str, Any]:
+def load(process: int, address: str, way: Way, entries: list[Request], clients: int) -> dict[str, Any]:
     """Ask everything once, and measure."""
-    latencies, faults, memory = [0.0] * len(asked), list[str](), dict[str, float]()
-    numbers, lock = iter(range(len(asked))), threading.Lock()
-    bar = tqdm(total=len(asked), desc=way.path, mininterval=5)
+    latencies, faults, memory = [0.0] * len(entries), list[str](), dict[str, float]()
+    numbers, lock = iter(range(len(entries))), threading.Lock()
+    bar = tqdm(total=len(entries), desc=way.path, mininterval=5)
     host = address.removeprefix("http://").rstrip("/")
 
     def client() -> None:
@@ -171,9 +171,9 @@ def load(process: int, address: str, way: Way, asked: list[Request], clients: in
                 number = next(numbers, None)
                 if number is None:
                     break
-                if number == len(asked) // 4:
+                if number == len(entries) // 4:
                     memory["quarter_mib"] = resident(process)
-            body = json.dumps(way.body(asked[number].images))
+            body = json.dumps(way.body(entries[number].images))
             start = time.perf_counter()
             try:
                 status, content = 503, b""
@@ -182,7 +182,7 @@ def load(process: int, address: str, way: Way, asked: list[Request], clients: in
                     answer = connection.getresponse()
                     status, content = answer.status, answer.read()
                     time.sleep(0.2 if status == 503 else 0)
-                fault = wrong(status, content, asked[number])
+                fault = wrong(status, content, entries[number])
             except Exception as error:  # whatever it is, it is no right answer
                 connection.close()
                 fault = f"no answer: {error!r}"
@@ -194,7 +194,7 @@ def load(process: int, address: str, way: Way, asked: list[Request], clients: in
         connection.close()
 
     first = http.client.HTTPConnection(host, timeout=300)
-    first.request("POST", way.path, json.dumps(way.body(asked[1].images)), {"Content-Type": "application/json"})
+    first.request("POST", way.path, json.dumps(way.body(entries[1].images)), {"Content-Type": "application/json"})
     first.getresponse().read()
     first.close()
     memory["start_mib"] = resident(process)
@@ -209,15 +209,15 @@ def load(process: int, address: str, way: Way, asked: list[Request], clients: in
     memory["end_mib"] = resident(process)
     p50, p99 = np.percentile(latencies, [50, 99])
     return {
-        "requests": len(asked),
-        "pictures": sum(len(request.images) for request in asked),
-        "bad_pictures": sum(row["error"] is not None for request in asked for row in request.rows),
+        "requests": len(entries),
+        "pictures": sum(len(request.images) for request in entries),
+        "bad_pictures": sum(row["error"] is not None for request in entries for row in request.rows),
         "clients": clients,
         "wrong": len(faults),
         "first_faults": faults[:5],
         "p50_ms": 1000 * float(p50),
         "p99_ms": 1000 * float(p99),
-        "requests_per_second": len(asked) / seconds,
+        "requests_per_second": len(entries) / seconds,
         **memory,
     }
 
@@ -257,14 +257,14 @@ def by_contrique(model: Path, folder: Path, backend: str) -> "Iterator[tuple[int
 
 
 def resist(
-    process: int, address: str, way: Way, asked: list[Request], clients: int, attackers: int
+    process: int, address: str, way: Way, entries: list[Request], clients: int, attackers: int
 ) -> dict[str, dict[str, Any]]:
     """Load without an attack, then during each of them."""
     port = int(address.rstrip("/").rpartition(":")[2])
-    results = {"no attack": watch(process, lambda: load(process, address, way, asked, clients))}
+    results = {"no attack": watch(process, lambda: load(process, address, way, entries, clients))}
     for name, attack in attacks.list_attacks().items():
         with attacks.under_attack(attack, port, attackers):
-            results[name] = watch(process, lambda: load(process, address, way, asked, clients))
+            results[name] = watch(process, lambda: load(process, address, way, entries, clients))
         assert psutil.pid_exists(process), f"the server ended during: {name}"
     return results
 
@@ -290,12 +290,12 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     """For people, in Markdown."""
     head = "| | requests | of which wrong | p50 | p99 | requests/s | memory: first, after a quarter, last; peak |"
     lines = [head, "|---|---|---|---|---|---|---|"]
-    for name, one in results.items():
-        memory = ", ".join(f"{one[when]:.0f}" for when in ("start_mib", "quarter_mib", "end_mib"))
-        memory += f"; {one['peak_mib']:.0f}" if "peak_mib" in one else ""
-        asked = f"{one['requests']} ({one['pictures']} pictures, {one['bad_pictures']} bad), {one['clients']} clients"
-        times = f"{one['p50_ms']:.0f} ms | {one['p99_ms']:.0f} ms | {one['requests_per_second']:.1f}"
-        lines.append(f"| {name} | {asked} | {one['wrong']} | {times} | {memory} MiB |")
+    for name, row in results.items():
+        memory = ", ".join(f"{row[when]:.0f}" for when in ("start_mib", "quarter_mib", "end_mib"))
+        memory += f"; {row['peak_mib']:.0f}" if "peak_mib" in row else ""
+        total = f"{row['requests']} ({row['pictures']} pictures, {row['bad_pictures']} bad), {row['clients']} clients"
+        times = f"{row['p50_ms']:.0f} ms | {row['p99_ms']:.0f} ms | {row['requests_per_second']:.1f}"
+        lines.append(f"| {name} | {total} | {row['wrong']} | {times} | {memory} MiB |")
     return "\n".join(lines)
 
 
@@ -321,35 +321,35 @@ def main() -> int:
             model.mkdir()
             random_model(model)
         paths = find_images([arguments.pictures]) if arguments.pictures else []
-        good = [path.read_bytes() for path in paths if isinstance(path, Path)][:20] or made_pictures(20)
-        asked = requests(Scorer(model / "encoder.safetensors", model / "regressor"), good, arguments.requests)
+        good = [path.read_bytes() for path in paths if isinstance(path, Path)][:20] or make_pictures(20)
+        entries = requests(Scorer(model / "encoder.safetensors", model / "regressor"), good, arguments.requests)
         ways = {
             "mlflow models serve": Way(
                 lambda: by_mlflow(model, folder),
                 "/invocations",
-                lambda batch: {"dataframe_split": {"columns": ["image"], "data": [[one] for one in batch]}},
+                lambda batch: {"dataframe_split": {"columns": ["image"], "data": [[image] for image in batch]}},
             ),
             "contrique serve": Way(
                 lambda: by_contrique(model, folder, arguments.backend),
                 "/score",
-                lambda batch: {"images": [{"image": one} for one in batch]},
+                lambda batch: {"images": [{"image": image} for image in batch]},
             ),
         }
         if arguments.attacks:
             way = ways["contrique serve"]
             with way.start() as (process, address):
-                results = resist(process, address, way, asked, arguments.clients, arguments.attackers)
+                results = resist(process, address, way, entries, arguments.clients, arguments.attackers)
         for title, way in ways.items():
             if not arguments.attacks and (not arguments.only or title.startswith(arguments.only)):
                 with way.start() as (process, address):
-                    results[title] = load(process, address, way, asked, arguments.clients)
+                    results[title] = load(process, address, way, entries, arguments.clients)
     if arguments.out:
         arguments.out.write_text(json.dumps(results, indent=1) + "\n")
     print(table(results))
-    for title, one in results.items():
-        for fault in one["first_faults"]:
+    for title, figures in results.items():
+        for fault in figures["first_faults"]:
             print(f"{title}: {fault}", file=sys.stderr)
-    return 1 if any(one["wrong"] for one in results.values()) else 0
+    return 1 if any(figures["wrong"] for figures in results.values()) else 0
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ RECIPES = {
 }
 
 
-class Official:
+class OfficialStep:
     """The step as the paper's public code makes it."""
 
     def __init__(self, config: PretrainConfig) -> None:
@@ -65,9 +65,9 @@ class Official:
 def random_batch(config: PretrainConfig) -> Batch:
     generator = torch.Generator().manual_seed(0)
     n, side = config.images, config.crop
-    one, other = torch.randint(0, 256, (2, n, 3, side, side), dtype=torch.uint8, generator=generator)
+    first, second = torch.randint(0, 256, (2, n, 3, side, side), dtype=torch.uint8, generator=generator)
     colours = torch.randint(0, 5, (2, n), generator=generator)
-    return Batch((one, other), colours, torch.arange(n) // 2, torch.arange(n))
+    return Batch((first, second), colours, torch.arange(n) // 2, torch.arange(n))
 
 
 def seconds(work: Callable[[], object]) -> tuple[float, float]:
@@ -79,7 +79,7 @@ def seconds(work: Callable[[], object]) -> tuple[float, float]:
 
 def measure(name: str, config: PretrainConfig, rounds: int) -> None:
     batch = random_batch(config)
-    ours, official = Trainer(config, 0, World(torch.device("cpu"))), Official(config)
+    ours, official = Trainer(config, 0, World(torch.device("cpu"))), OfficialStep(config)
     with FlopCounterMode(display=False) as counter:
         official.update(batch)
     operations = counter.get_total_flops()

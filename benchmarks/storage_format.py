@@ -77,14 +77,14 @@ def main() -> None:
     print("| format | encode ms | decode ms | bytes / raw |\n|---|---|---|---|")
     for name, (encode, decode_) in FORMATS.items():
         start = time.process_time()
-        encoded = [encode(pixels) for pixels in stored]
+        files = [encode(pixels) for pixels in stored]
         middle = time.process_time()
-        decoded = [decode_(data) for data in encoded]
+        outputs = [decode_(data) for data in files]
         end = time.process_time()
-        for pixels, back in zip(stored, decoded, strict=True):
-            assert (np.asarray(back).ravel() == pixels.ravel()).all(), name
+        for pixels, output in zip(stored, outputs, strict=True):
+            assert (np.asarray(output).ravel() == pixels.ravel()).all(), name
         times = [1000 * t / len(stored) for t in (middle - start, end - middle)]
-        print(f"| {name} | {times[0]:.2f} | {times[1]:.2f} | {sum(map(len, encoded)) / raw:.3f} |")
+        print(f"| {name} | {times[0]:.2f} | {times[1]:.2f} | {sum(map(len, files)) / raw:.3f} |")
 
 
 if __name__ == "__main__":

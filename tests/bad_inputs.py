@@ -48,7 +48,7 @@ def _encode(picture: Image.Image, kind: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _turned(kind: str, **options: Any) -> bytes:
+def _rotate(kind: str, **options: Any) -> bytes:
     """Stored on its side, with the orientation that turns it upright."""
     exif = Image.Exif()
     exif[ORIENTATION] = 6
@@ -70,9 +70,9 @@ def _same_pixels() -> Iterator[tuple[str, bytes]]:
     yield "same_jpeg2000_lossless.jp2", _encode(picture, "JPEG2000")
     yield "same_opaque_alpha.png", _encode(picture.convert("RGBA"), "PNG")
     yield "same_16_bit.png", imagecodecs.png_encode(pixels.astype(np.uint16) * 257)
-    yield "same_exif_rotated.png", _turned("PNG")
-    yield "same_exif_rotated.tif", _turned("TIFF")
-    yield "same_exif_rotated.webp", _turned("WEBP", lossless=True)
+    yield "same_exif_rotated.png", _rotate("PNG")
+    yield "same_exif_rotated.tif", _rotate("TIFF")
+    yield "same_exif_rotated.webp", _rotate("WEBP", lossless=True)
     yield "same_animated.png", _encode(picture, "PNG", save_all=True, append_images=[other])
     yield "same_animated.webp", _encode(picture, "WEBP", lossless=True, save_all=True, append_images=[other])
     yield "same_pages.tif", _encode(picture, "TIFF", save_all=True, append_images=[other])
@@ -126,9 +126,9 @@ def _broken() -> Iterator[tuple[str, bytes]]:
     qoi = encode_qoi(photo())
     yield "half.qoi", qoi[: len(qoi) // 2]
     yield "header_only.png", _encode(picture, "PNG")[:33]
-    changed = bytearray(_encode(picture, "PNG"))
-    changed[60] ^= 255
-    yield "changed_byte.png", bytes(changed)
+    copy = bytearray(_encode(picture, "PNG"))
+    copy[60] ^= 255
+    yield "changed_byte.png", bytes(copy)
     yield "too_little_data.png", _png(WIDTH, HEIGHT, bytes(100))
     yield "no_width.png", _png(0, HEIGHT, b"")
     progressive = _encode(picture, "JPEG", progressive=True)
@@ -177,10 +177,10 @@ def _bombs() -> Iterator[tuple[str, bytes]]:
 def _png(width: int, height: int, data: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(data)), (b"IEND", b"")]
-    framed = (
+    frames = (
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in parts
     )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(frames)
 
 
 if __name__ == "__main__":

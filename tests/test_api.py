@@ -77,12 +77,12 @@ def test_every_form_of_a_picture_has_one_score(model, photo):
     ("mode", "kind"), [("L", "PNG"), ("RGBA", "PNG"), ("P", "PNG"), ("CMYK", "TIFF"), ("1", "PNG")]
 )
 def test_a_pillow_image_of_any_mode_scores_as_its_file(model, photo, mode, kind):
-    converted = Image.open(photo).convert(mode)
+    picture = Image.open(photo).convert(mode)
     if mode == "RGBA":
-        converted.putalpha(Image.linear_gradient("L").resize(converted.size))
+        picture.putalpha(Image.linear_gradient("L").resize(picture.size))
     buffer = io.BytesIO()
-    converted.save(buffer, "TIFF" if mode == "CMYK" else "PNG")
-    assert model.score(converted).value == model.score(buffer.getvalue()).value
+    picture.save(buffer, "TIFF" if mode == "CMYK" else "PNG")
+    assert model.score(picture).value == model.score(buffer.getvalue()).value
 
 
 def test_a_turned_image_is_scored_upright(model, photo):
@@ -117,16 +117,16 @@ def test_many_pictures_come_one_by_one_and_failures_keep_their_place(model, phot
 
 
 def test_an_endless_generator_is_read_as_results_are_taken(model):
-    taken = []
+    numbers = []
 
     def endless():
         for number in itertools.count():
-            taken.append(number)
+            numbers.append(number)
             yield tiny_model.picture(number % 3, 64, 64)
 
     first = list(itertools.islice(model.score(endless()), 3))
     assert len({item.value for item in first}) == 3
-    assert len(taken) < 200
+    assert len(numbers) < 200
 
 
 def test_one_bad_picture_is_one_clear_error(model, photo, tmp_path):
@@ -154,8 +154,8 @@ def test_distort_is_the_command(photo, tmp_path):
             np.testing.assert_array_equal(contrique.distort(form, name, level=3, seed=7), images.read(out))
     pixels = images.read(photo)
     before = pixels.copy()
-    first, again = (contrique.distort(pixels, "white_noise", 3) for _ in range(2))
-    np.testing.assert_array_equal(first, again)
+    first, second = (contrique.distort(pixels, "white_noise", 3) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
     np.testing.assert_array_equal(pixels, before)
     assert (first != contrique.distort(pixels, "white_noise", 3, seed=1)).any()
     assert (first.dtype, first.shape) == (np.uint8, pixels.shape)
@@ -184,8 +184,8 @@ def test_the_import_is_light():
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
         "try:\n    contrique.nothing\nexcept AttributeError as error:\n    print(error)\n"
     )
-    done = run(program)
-    assert (done.returncode, done.stdout) == (0, "module 'contrique' has no attribute 'nothing'\n"), done.stderr
+    result = run(program)
+    assert (result.returncode, result.stdout) == (0, "module 'contrique' has no attribute 'nothing'\n"), result.stderr
 
 
 @pytest.mark.parametrize("backend", ["onnx", "openvino"])
@@ -201,9 +201,9 @@ import contrique
 model = contrique.load(sys.argv[1], backend=sys.argv[3])
 print(repr(model.score(sys.argv[2]).value), model.explain(sys.argv[2]).heat.shape)
 """
-    done = run(program, folder, photo, backend)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{expected!r} (3, 5)\n"
+    result = run(program, folder, photo, backend)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == f"{expected!r} (3, 5)\n"
 
 
 def test_no_model_is_one_clear_error(tmp_path, monkeypatch):

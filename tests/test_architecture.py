@@ -98,18 +98,18 @@ def module_of(path: Path) -> str:
 def graph() -> dict[str, set[str]]:
     """Module of `contrique` -> those that it imports, at its top, inside a function or for types alone."""
     modules = {module_of(path): path for path in sources("contrique")}
-    found = {}
+    edges = {}
     for module, path in modules.items():
         names = {name for name in imports(path) if name in modules}
         # of `from a import b`, a is imported for its own sake only if b is no module
         tree = ast.parse(path.read_text())
         froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-        passed = {str(node.module) for node in froms} - {
+        parents = {str(node.module) for node in froms} - {
             str(node.module) for node in froms for alias in node.names if f"{node.module}.{alias.name}" not in modules
         }
         plain = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-        found[module] = (names - (passed - plain)) - {module}
-    return found
+        edges[module] = (names - (parents - plain)) - {module}
+    return edges
 
 
 def package_of(module: str) -> str:
@@ -183,9 +183,9 @@ def test_nothing_is_read_from_an_artifacts_metadata(path):
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr == "metadata" and not is_library(node):
             parent = parents[node]
-            updated = isinstance(parent, ast.Attribute) and parent.attr == "update"
-            stored = isinstance(parent, ast.Subscript) and isinstance(parent.ctx, ast.Store)
-            assert updated or stored, f"line {node.lineno}"
+            is_update = isinstance(parent, ast.Attribute) and parent.attr == "update"
+            is_store = isinstance(parent, ast.Subscript) and isinstance(parent.ctx, ast.Store)
+            assert is_update or is_store, f"line {node.lineno}"
 
 
 def is_library(node: ast.Attribute) -> bool:
@@ -277,6 +277,6 @@ def test_help_imports_nothing_heavy(module):
         "heavy |= {'fastapi', 'uvicorn', 'pydantic'}\n"
         "assert not heavy & set(sys.modules), sorted(heavy & set(sys.modules))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "usage" in done.stdout
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert "usage" in process.stdout

@@ -76,7 +76,7 @@ def webp_tail(data, share):
     return data[:at] + bytes(len(data) - at)
 
 
-DAMAGED = {
+DAMAGED_FILES = {
     "a JPEG's second half lost": JPEG[: len(JPEG) // 2] + b"\xff\xd9",
     "a JPEG's second half zero": overwrite(JPEG, 0.5, len(JPEG) // 2 - 4)[:-2] + b"\xff\xd9",
     "zeros in the middle of a JPEG": overwrite(JPEG, 0.3, 2000),
@@ -106,10 +106,10 @@ DAMAGED = {
 }
 
 
-@pytest.mark.parametrize("kind", DAMAGED)
+@pytest.mark.parametrize("kind", DAMAGED_FILES)
 def test_a_file_that_lost_data_is_refused(kind):
     with pytest.raises(BadImage, match=r"^a\.img: damaged or truncated \(.+\); fetch the file again$"):
-        decode(DAMAGED[kind], "a.img")
+        decode(DAMAGED_FILES[kind], "a.img")
 
 
 def test_a_qoi_of_22_bytes_with_50_megapixels_is_refused():
@@ -267,8 +267,8 @@ def test_floats_outside_0_to_1_are_not_clipped():
     for values in (GREY.astype("f4"), GREY.astype("f4") / 255 - 0.5):
         with pytest.raises(BadImage, match="floats outside 0 to 1; scale them"):
             decode(tiff(values))
-    rounded = np.clip(GREY.astype("f4") / 255 * 1.0005, 0, 1.0005)
-    np.testing.assert_allclose(decode(tiff(rounded)).pixels[..., 0], GREY, atol=1)
+    pixels = np.clip(GREY.astype("f4") / 255 * 1.0005, 0, 1.0005)
+    np.testing.assert_allclose(decode(tiff(pixels)).pixels[..., 0], GREY, atol=1)
 
 
 def test_a_tiff_without_its_directory_is_damaged():
@@ -279,12 +279,12 @@ def test_a_tiff_without_its_directory_is_damaged():
 
 def with_tile(data, width, height):
     """A TIFF that declares another size of its tiles."""
-    changed = bytearray(data)
+    copy = bytearray(data)
     page = tifffile.TiffFile(io.BytesIO(data)).pages[0]
     for name, size in (("TileWidth", width), ("TileLength", height)):
         at = page.tags[name].valueoffset
-        changed[at - 6 : at - 4], changed[at : at + 4] = struct.pack("<H", 4), struct.pack("<I", size)
-    return bytes(changed)
+        copy[at - 6 : at - 4], copy[at : at + 4] = struct.pack("<H", 4), struct.pack("<I", size)
+    return bytes(copy)
 
 
 @pytest.mark.parametrize("compression", [None, "lzw", "deflate"])
@@ -298,8 +298,8 @@ def test_tiles_count_for_the_limit_of_pixels(compression, size):
 def png(depth, kind, row, count, *chunks):
     header = struct.pack(">IIBBBBB", count, 8, depth, kind, 0, 0, 0)
     parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress((b"\0" + row) * 8)), (b"IEND", b"")]
-    framed = (struct.pack(">I", len(b)) + k + b + struct.pack(">I", zlib.crc32(k + b)) for k, b in parts)
-    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
+    frames = (struct.pack(">I", len(b)) + k + b + struct.pack(">I", zlib.crc32(k + b)) for k, b in parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(frames)
 
 
 def key(*values):
@@ -384,8 +384,8 @@ def test_libtiff_prints_nothing(tmp_path):
     command = (
         "import sys; from contrique import images\ntry: images.read(sys.argv[1])\nexcept images.BadImage: sys.exit(3)"
     )
-    done = subprocess.run([sys.executable, "-c", command, path], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (3, "", "")
+    process = subprocess.run([sys.executable, "-c", command, path], capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stdout, process.stderr) == (3, "", "")
 
 
 @pytest.mark.parametrize(("depth", "kind"), [(16, 0), (8, 4)], ids=["16-bit grey", "grey with alpha"])
@@ -396,15 +396,15 @@ def test_200_megapixels_of_two_bytes_take_little_more_than_they_are(tmp_path, de
     body = b"".join(step.compress(row) for _ in range(10_000)) + step.flush()
     header = struct.pack(">IIBBBBB", 20_000, 10_000, depth, kind, 0, 0, 0)
     parts = [(b"IHDR", header), (b"IDAT", body), (b"IEND", b"")]
-    framed = (struct.pack(">I", len(b)) + k + b + struct.pack(">I", zlib.crc32(k + b)) for k, b in parts)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(framed))
+    chunks = (struct.pack(">I", len(b)) + k + b + struct.pack(">I", zlib.crc32(k + b)) for k, b in parts)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
     command = "import sys; from contrique import images; print(images.read(sys.argv[1]).shape)"
     limit = 2_200_000_000
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", command, path],
         capture_output=True,
         text=True,
         check=False,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
     )
-    assert (done.stdout, done.returncode) == ("(10000, 20000, 3)\n", 0), done.stderr
+    assert (process.stdout, process.returncode) == ("(10000, 20000, 3)\n", 0), process.stderr

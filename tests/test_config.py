@@ -126,8 +126,8 @@ def test_a_setting_comes_out_as_it_went_in(setting: str, value: object) -> None:
     assert overrides == {name: value}
     stage, _, option = name.partition(".")
     config = resolve("demo", json.loads(json.dumps(overrides)))
-    found = getattr(getattr(config, stage), option)
-    assert (list(found) if isinstance(found, tuple) else found) == value
+    actual = getattr(getattr(config, stage), option)
+    assert (list(actual) if isinstance(actual, tuple) else actual) == value
 
 
 @pytest.mark.parametrize(
@@ -172,9 +172,9 @@ def test_any_value_is_in_range_or_one_line(name: str, value: object) -> None:
         assert "\n" not in message
         return
     stage, _, option = name.partition(".")
-    found = getattr(getattr(config, stage), option)
-    assert type(found) is type(getattr(getattr(resolve("demo"), stage), option))
-    assert resolve("demo", json.loads(json.dumps({name: found}))) == config
+    actual = getattr(getattr(config, stage), option)
+    assert type(actual) is type(getattr(getattr(resolve("demo"), stage), option))
+    assert resolve("demo", json.loads(json.dumps({name: actual}))) == config
 
 
 @given(st.sampled_from(OPTIONS), st.text())

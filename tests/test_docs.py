@@ -24,18 +24,18 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "bench
 
 def commands(program: str) -> list[str]:
     """Indented commands of all pages that start with `program`; continued lines joined, comments cut."""
-    found = []
+    lines = []
     for page in PAGES:
         text = page.read_text().replace("\\\n", " ")
-        found += [line.strip() for line in text.splitlines() if line.startswith(f"    {program} ")]
-    return sorted(set(found))
+        lines += [line.strip() for line in text.splitlines() if line.startswith(f"    {program} ")]
+    return sorted(set(lines))
 
 
 @pytest.mark.parametrize("command", commands("make"))
 def test_make_targets_exist(command: str) -> None:
     arguments = shlex.split(command, comments=True)[1:]
-    done = subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
 
 
 @pytest.mark.parametrize("command", commands("contrique"))
@@ -58,18 +58,20 @@ def test_pipelines_commands_parse(command: str) -> None:
 @pytest.mark.parametrize("command", [c for c in commands("python") if " benchmarks/" in c])
 def test_benchmarks_understand_their_options(command: str) -> None:
     words = shlex.split(command, comments=True)
-    told = subprocess.run([sys.executable, *words[1:2], "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    process = subprocess.run(
+        [sys.executable, *words[1:2], "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     for option in (word for word in words if word.startswith("--")):
-        assert option.partition("=")[0] in told.stdout
+        assert option.partition("=")[0] in process.stdout
 
 
 def test_dvc_commands_run(tmp_path: Path) -> None:
     shutil.copytree(ROOT / ".dvc", tmp_path / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp", "*.local"))
     dvc = Path(sys.executable).with_name("dvc")
-    ran = commands("dvc remote")
-    assert len(ran) == 2
+    lines = commands("dvc remote")
+    assert len(lines) == 2
     subprocess.run([dvc, "config", "core.no_scm", "true"], cwd=tmp_path, check=True)
-    for command in ran:
+    for command in lines:
         subprocess.run([dvc, *shlex.split(command)[1:]], cwd=tmp_path, check=True, capture_output=True)
     config = (tmp_path / ".dvc" / "config").read_text()
     assert "remote = team" in config
@@ -86,9 +88,9 @@ def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     Image.fromarray(tiny_model.picture(1)).save("scan.tif")
     (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     environment = os.environ | {"CONTRIQUE_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    first, second, third = done.stdout.splitlines()
+    process = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    first, second, third = process.stdout.splitlines()
     assert first.split()[-1] == "1"
     assert float(first.split()[0]) == pytest.approx(float(second.split()[1]), abs=TOLERANCE)  # alone and in a batch
     assert third.startswith("scan.tif ")

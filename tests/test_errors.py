@@ -10,16 +10,16 @@ from contrique.tracking.store import RegistryError
 
 
 @pytest.mark.parametrize(
-    ("name", "shown"),
+    ("name", "text"),
     [
         ("a\nscore 99 a.png", r"a\nscore 99 a.png"),
         ("\x1b]0;title\x07", r"\x1b]0;title\x07"),
         ("a\u2028b\u202egnp", r"a\u2028b\u202egnp"),
     ],
 )
-def test_a_name_cannot_forge_a_line(name, shown):
+def test_a_name_cannot_forge_a_line(name, text):
     error = BadImage(f"{name}: the file is empty; replace it")
-    assert str(error) == f"{shown}: the file is empty; replace it"
+    assert str(error) == f"{text}: the file is empty; replace it"
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 

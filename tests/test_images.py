@@ -41,18 +41,18 @@ def encode(picture: Image.Image, kind: str, **options: object) -> bytes:
     ],
 )
 def test_lossless_formats_give_the_same_pixels(pixels, kind, options):
-    decoded = decode(encode(Image.fromarray(pixels), kind, **options))
-    np.testing.assert_array_equal(decoded.pixels, pixels)
-    assert decoded.pixels.dtype == np.uint8
-    assert decoded.channels == 3
+    picture = decode(encode(Image.fromarray(pixels), kind, **options))
+    np.testing.assert_array_equal(picture.pixels, pixels)
+    assert picture.pixels.dtype == np.uint8
+    assert picture.channels == 3
 
 
 @pytest.mark.parametrize("channels", [3, 4])
 def test_qoi_gives_the_same_pixels(pixels, channels):
     stored = pixels if channels == 3 else np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])
-    decoded = decode(imagecodecs.qoi_encode(stored))
-    np.testing.assert_array_equal(decoded.pixels, pixels)
-    assert decoded.channels == channels
+    picture = decode(imagecodecs.qoi_encode(stored))
+    np.testing.assert_array_equal(picture.pixels, pixels)
+    assert picture.channels == channels
 
 
 def test_alpha_is_composed_over_white_in_every_format(pixels):
@@ -63,9 +63,9 @@ def test_alpha_is_composed_over_white_in_every_format(pixels):
     picture = Image.fromarray(rgba)
     stored = [encode(picture, "PNG"), encode(picture, "TIFF"), encode(picture, "WEBP", lossless=True, exact=True)]
     for data in [*stored, imagecodecs.qoi_encode(rgba)]:
-        decoded = decode(data)
-        assert decoded.channels == 4
-        np.testing.assert_allclose(decoded.pixels, expected, atol=1)
+        actual = decode(data)
+        assert actual.channels == 4
+        np.testing.assert_allclose(actual.pixels, expected, atol=1)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -82,8 +82,8 @@ def test_exif_orientation_turns_the_picture_upright(pixels, orientation):
         7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
         8: lambda a: np.rot90(a),
     }
-    decoded = decode(encode(Image.fromarray(pixels), "PNG", exif=exif))
-    np.testing.assert_array_equal(decoded.pixels, turns[orientation](pixels))
+    picture = decode(encode(Image.fromarray(pixels), "PNG", exif=exif))
+    np.testing.assert_array_equal(picture.pixels, turns[orientation](pixels))
 
 
 def test_jpeg_is_decoded_as_pillow_does(photographs):
@@ -93,9 +93,9 @@ def test_jpeg_is_decoded_as_pillow_does(photographs):
 
 
 def test_grey_is_three_equal_channels(pixels):
-    decoded = decode(encode(Image.fromarray(pixels[..., 0]), "PNG"))
-    assert decoded.channels == 1
-    np.testing.assert_array_equal(decoded.pixels, np.dstack([pixels[..., 0]] * 3))
+    picture = decode(encode(Image.fromarray(pixels[..., 0]), "PNG"))
+    assert picture.channels == 1
+    np.testing.assert_array_equal(picture.pixels, np.dstack([pixels[..., 0]] * 3))
 
 
 def test_one_bit_pictures_are_black_and_white(pixels):
@@ -106,9 +106,9 @@ def test_one_bit_pictures_are_black_and_white(pixels):
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_16_bit_grey_is_scaled_not_clipped(kind):
     values = np.random.default_rng(2).integers(0, 65536, (40, 60)).astype(np.uint16)
-    decoded = decode(encode(Image.fromarray(values), kind))
-    np.testing.assert_array_equal(decoded.pixels[..., 0], np.floor(values / 65535 * 255 + 0.5))
-    np.testing.assert_array_equal(decoded.pixels[..., 0], decoded.pixels[..., 2])
+    picture = decode(encode(Image.fromarray(values), kind))
+    np.testing.assert_array_equal(picture.pixels[..., 0], np.floor(values / 65535 * 255 + 0.5))
+    np.testing.assert_array_equal(picture.pixels[..., 0], picture.pixels[..., 2])
 
 
 @pytest.mark.parametrize("write", [imagecodecs.png_encode, imagecodecs.tiff_encode], ids=["png", "tiff"])
@@ -116,22 +116,22 @@ def test_16_bit_colour_is_scaled(write):
     values = np.random.default_rng(3).integers(0, 65536, (40, 60, 3)).astype(np.uint16)
     if write is imagecodecs.tiff_encode:
         values = np.ascontiguousarray(values)
-    decoded = decode(write(values))
-    np.testing.assert_allclose(decoded.pixels, values / 257, atol=1)
+    picture = decode(write(values))
+    np.testing.assert_allclose(picture.pixels, values / 257, atol=1)
 
 
 def test_float_tiff_in_0_to_1_is_scaled():
     values = np.linspace(0, 1, 2400, dtype=np.float32).reshape(40, 60)
-    decoded = decode(encode(Image.fromarray(values), "TIFF"))
-    np.testing.assert_allclose(decoded.pixels[..., 0], values * 255, atol=0.51)
+    picture = decode(encode(Image.fromarray(values), "TIFF"))
+    np.testing.assert_allclose(picture.pixels[..., 0], values * 255, atol=0.51)
 
 
 def test_cmyk_is_converted(pixels):
     picture = Image.new("CMYK", (60, 40), (0, 255, 255, 0))
     for kind in ("JPEG", "TIFF"):
-        decoded = decode(encode(picture, kind))
-        assert decoded.channels == 4
-        np.testing.assert_allclose(decoded.pixels[20, 30], [255, 0, 0], atol=3)
+        actual = decode(encode(picture, kind))
+        assert actual.channels == 4
+        np.testing.assert_allclose(actual.pixels[20, 30], [255, 0, 0], atol=3)
 
 
 def test_palettes_with_and_without_transparency(pixels):
@@ -140,8 +140,8 @@ def test_palettes_with_and_without_transparency(pixels):
     indices = np.array(palette)
     clear = decode(encode(palette, "PNG", transparency=int(indices[0, 0]))).pixels
     assert (clear[indices == indices[0, 0]] == 255).all()
-    kept = indices != indices[0, 0]
-    np.testing.assert_array_equal(clear[kept], np.array(palette.convert("RGB"))[kept])
+    opaque = indices != indices[0, 0]
+    np.testing.assert_array_equal(clear[opaque], np.array(palette.convert("RGB"))[opaque])
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "GIF"])
@@ -172,12 +172,12 @@ def test_damaged_bytes_never_end_in_anything_but_a_picture_or_a_bad_image(data):
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     try:
-        decoded = decode(bytes(content))
+        result = decode(bytes(content))
     except BadImage:
         return
-    assert decoded.pixels.dtype == np.uint8
-    assert decoded.pixels.ndim == 3
-    assert decoded.pixels.shape[2] == 3
+    assert result.pixels.dtype == np.uint8
+    assert result.pixels.ndim == 3
+    assert result.pixels.shape[2] == 3
 
 
 def test_an_empty_file_and_text_are_told_apart(tmp_path):

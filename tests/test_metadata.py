@@ -12,7 +12,7 @@ from pipelines.laptop.backend import record_metadata
 
 
 @dataclasses.dataclass(frozen=True)
-class Made(Facts):
+class Example(Facts):
     name: str = "a"
     rows: int = 3
     share: float = 0.5
@@ -28,13 +28,13 @@ FLAT = {"name": "a", "rows": 3, "share": 0.5, "good": True, "counts.train/pristi
 
 
 def test_everything_is_text_a_finite_number_or_a_boolean():
-    assert Made().describe() == FLAT
-    json.dumps(Made().describe(), allow_nan=False)
+    assert Example().describe() == FLAT
+    json.dumps(Example().describe(), allow_nan=False)
 
 
 def test_ml_metadata_takes_and_keeps_all_of_it():
-    kept = record_metadata(Made().describe(), output="made", session="{}")
-    assert {name: kept[name] for name in FLAT} == FLAT
+    metadata = record_metadata(Example().describe(), output="made", session="{}")
+    assert {name: metadata[name] for name in FLAT} == FLAT
 
 
 def test_a_value_of_another_kind_is_an_error_of_the_program():

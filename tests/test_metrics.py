@@ -84,11 +84,11 @@ def test_what_has_no_correlation_is_an_error(metric, scores, labels, message):
 
 def test_logistic_finds_the_curve_that_made_the_labels():
     x = np.linspace(-3, 5, 60)
-    planted = [80.0, 10.0, 1.0, 0.7]
-    y = metrics.logistic(x, planted)
-    found = metrics.fit_logistic(x, y)
-    np.testing.assert_allclose([*found[:3], abs(found[3])], planted, rtol=1e-5)
-    b1, b2, b3, b4 = planted
+    expected = [80.0, 10.0, 1.0, 0.7]
+    y = metrics.logistic(x, expected)
+    actual = metrics.fit_logistic(x, y)
+    np.testing.assert_allclose([*actual[:3], abs(actual[3])], expected, rtol=1e-5)
+    b1, b2, b3, b4 = expected
     np.testing.assert_allclose(y, (b1 - b2) / (1 + np.exp(-(x - b3) / abs(b4))) + b2)
 
 
@@ -116,10 +116,10 @@ def test_resampled_statistics_are_those_of_the_repeated_rows(pairs, seed):
     x, y = columns(pairs)
     contents = [str(i % 4) for i in range(len(x))]
     counts, _ = metrics.resample(contents, 8, np.random.default_rng(seed))
-    for name, resampled in metrics.RESAMPLED.items():
-        values = resampled(x, y, counts)
-        for value, held in zip(values, counts, strict=True):
-            rows = np.repeat(np.arange(len(x)), held.astype(int))
+    for name, statistic in metrics.RESAMPLED.items():
+        values = statistic(x, y, counts)
+        for value, repeats in zip(values, counts, strict=True):
+            rows = np.repeat(np.arange(len(x)), repeats.astype(int))
             degenerate = len(rows) < 3 or np.ptp(x[rows]) == 0 or np.ptp(y[rows]) == 0
             if degenerate:
                 assert name == "rmse" or np.isnan(value)
@@ -153,8 +153,8 @@ def test_resample_draws_pictures_within_contents_when_contents_are_too_few(conte
     counts, unit = metrics.resample(contents, 100, np.random.default_rng(0))
     assert unit == metrics.WITHIN_CONTENT
     for content in set(contents):
-        mine = np.array([c == content for c in contents])
-        assert (counts[:, mine].sum(axis=1) == mine.sum()).all()
+        members = np.array([c == content for c in contents])
+        assert (counts[:, members].sum(axis=1) == members.sum()).all()
     assert len(np.unique(counts, axis=0)) > 20
 
 

@@ -32,8 +32,8 @@ def reference(seed: int = 0, n: int = 400) -> Reference:
 
 
 def compare(old: Reference, new: Reference, **config) -> dict[str, Change]:
-    found = changes(old, new.scores, new.distances, list(new.types), DriftConfig(**config))
-    return {one.name: one for one in found}
+    results = changes(old, new.scores, new.distances, list(new.types), DriftConfig(**config))
+    return {change.name: change for change in results}
 
 
 def test_psi_by_hand():
@@ -46,15 +46,15 @@ def test_psi_by_hand():
 
 def test_equal_distributions_do_not_drift_and_shifted_ones_do():
     same, other = reference(1), reference(2)
-    assert not any(one.drifted for one in compare(reference(), same).values())
+    assert not any(change.drifted for change in compare(reference(), same).values())
     shifted = Reference(other.scores + 0.1, other.distances * 1.5, np.repeat("jpeg", 400), other.mean)
-    assert all(one.drifted for one in compare(reference(), shifted).values())
+    assert all(change.drifted for change in compare(reference(), shifted).values())
 
 
 def test_each_distribution_is_judged_alone():
     new = reference(3)
-    found = compare(reference(), Reference(new.scores - 0.2, new.distances, new.types, new.mean))
-    assert {name for name, one in found.items() if one.drifted} == {"scores"}
+    results = compare(reference(), Reference(new.scores - 0.2, new.distances, new.types, new.mean))
+    assert {name for name, change in results.items() if change.drifted} == {"scores"}
 
 
 def test_psi_by_chance_is_what_the_law_says():
@@ -69,17 +69,17 @@ def test_psi_by_chance_is_what_the_law_says():
 def test_a_handful_of_pictures_must_differ_more_than_chance_makes_them():
     rng = np.random.default_rng(5)
     small = reference(6, 12)
-    moved = Reference(small.scores + rng.normal(0.03, 0.01, 12), small.distances, small.types, small.mean)
-    found = compare(reference(), moved)["scores"]
-    assert found.psi > CONFIG.psi, "a threshold alone would cry wolf"
-    assert not found.drifted
+    shift = Reference(small.scores + rng.normal(0.03, 0.01, 12), small.distances, small.types, small.mean)
+    change = compare(reference(), shift)["scores"]
+    assert change.psi > CONFIG.psi, "a threshold alone would cry wolf"
+    assert not change.drifted
 
 
 def test_the_order_of_the_pictures_does_not_matter():
     old, new = reference(), reference(4)
     order = np.random.default_rng(0).permutation(400)
-    turned = Reference(new.scores[order], new.distances[order], new.types[order], new.mean)
-    assert compare(old, new) == compare(old, turned)
+    permutation = Reference(new.scores[order], new.distances[order], new.types[order], new.mean)
+    assert compare(old, new) == compare(old, permutation)
 
 
 def test_kolmogorov_smirnov_is_scipys():
@@ -88,21 +88,21 @@ def test_kolmogorov_smirnov_is_scipys():
 
 
 def test_a_type_that_the_reference_never_had_counts():
-    found = compare(reference(), Reference(reference().scores, reference().distances, np.repeat("jitter", 400), None))
-    assert found["types"].drifted
-    assert "jitter" in found["types"].bins
+    results = compare(reference(), Reference(reference().scores, reference().distances, np.repeat("jitter", 400), None))
+    assert results["types"].drifted
+    assert "jitter" in results["types"].bins
 
 
 def test_equal_scores_throughout():
     """One bin: nothing to say, and no division by zero."""
     flat = Reference(np.full(50, 0.5), np.full(50, 1.0), np.array([], dtype=str), np.zeros(4))
-    found = compare(flat, flat)
-    assert [one.drifted for one in found.values()] == [False, False]
-    assert "types" not in found
+    results = compare(flat, flat)
+    assert [change.drifted for change in results.values()] == [False, False]
+    assert "types" not in results
 
 
 @pytest.fixture
-def scored(tmp_path):
+def write_scores(tmp_path):
     """What `score_set` leaves, with scores far below the reference."""
 
     def write(n: int = 60, shift: float = -0.3):
@@ -129,35 +129,35 @@ def scored(tmp_path):
     return write
 
 
-def test_verdict_and_page(scored, tmp_path):
+def test_verdict_and_page(write_scores, tmp_path):
     verdict, page = tmp_path / "verdict.json", tmp_path / "page.html"
-    judge_set(scored(), verdict, page, config=CONFIG)
-    said = json.loads(verdict.read_text())
-    assert (said["drifted"], said["model"], said["pictures"], said["failed"]) == (True, "7", 60, 1)
-    assert said["reason"].startswith("scores: PSI")
+    judge_set(write_scores(), verdict, page, config=CONFIG)
+    document = json.loads(verdict.read_text())
+    assert (document["drifted"], document["model"], document["pictures"], document["failed"]) == (True, "7", 60, 1)
+    assert document["reason"].startswith("scores: PSI")
     assert "0.png" in page.read_text()
     assert chromium.inspect(page) == []
-    with pytest.raises(DriftFound, match="version 7") as found:
+    with pytest.raises(DriftFound, match="version 7") as error:
         alarm(verdict, fail=True)
-    assert found.value.exit_status == 3
+    assert error.value.exit_status == 3
     alarm(verdict, fail=False)
 
 
-def test_no_drift_no_alarm(scored, tmp_path):
+def test_no_drift_no_alarm(write_scores, tmp_path):
     verdict = tmp_path / "verdict.json"
-    judge_set(scored(shift=0.0), verdict, tmp_path / "page.html", config=CONFIG)
+    judge_set(write_scores(shift=0.0), verdict, tmp_path / "page.html", config=CONFIG)
     alarm(verdict, fail=True)
     assert json.loads(verdict.read_text())["reason"] == "no distribution has changed"
 
 
-def test_too_few_pictures_say_nothing(scored, tmp_path):
+def test_too_few_pictures_say_nothing(write_scores, tmp_path):
     with pytest.raises(DriftError, match=r"5 scored pictures .*\(drift\.min_pictures\)"):
-        judge_set(scored(5), tmp_path / "verdict.json", tmp_path / "page.html", config=CONFIG)
+        judge_set(write_scores(5), tmp_path / "verdict.json", tmp_path / "page.html", config=CONFIG)
 
 
 @pytest.mark.parametrize("keep", [0, 100])
-def test_a_damaged_reference_is_named(scored, keep):
-    path = scored() / DRIFT_REFERENCE
+def test_a_damaged_reference_is_named(write_scores, keep):
+    path = write_scores() / DRIFT_REFERENCE
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(DriftError, match=r"drift\.npz: no readable reference"):
         read_reference(path.parent)

@@ -56,14 +56,14 @@ def to_html(request):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_in_markdown_a_name_is_text_and_nothing_else(name, to_html):
-    escaped = escape_markdown(name)
-    shown = escape_control(" ".join(name.split()))
-    assert text_of(to_html(f"{escaped}\n"), "p") == shown
-    assert text_of(to_html(f"- {escaped}\n"), "ul", "li") == shown
-    assert text_of(to_html(f"### {escaped}\n"), "h3") == shown
-    table = to_html(f"| name |\n|---|\n| {escaped} |\n")
-    assert text_of(table, "table", "thead", "tbody", "tr", "th", "td").split("\n")[-1].strip() == shown
-    assert "$" not in escaped
+    markdown = escape_markdown(name)
+    text = escape_control(" ".join(name.split()))
+    assert text_of(to_html(f"{markdown}\n"), "p") == text
+    assert text_of(to_html(f"- {markdown}\n"), "ul", "li") == text
+    assert text_of(to_html(f"### {markdown}\n"), "h3") == text
+    table = to_html(f"| name |\n|---|\n| {markdown} |\n")
+    assert text_of(table, "table", "thead", "tbody", "tr", "th", "td").split("\n")[-1].strip() == text
+    assert "$" not in markdown
 
 
 def text_of(page: str, *tags: str) -> str:

@@ -61,14 +61,14 @@ MANY = range(100_000)
     ids=["text", "parquet", "safetensors"],
 )
 def test_on_a_full_disk_the_file_is_named_and_the_old_one_stays(write, tmp_path):
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(tmp_path)], capture_output=True)
-    if mounted.returncode:
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(tmp_path)], capture_output=True)
+    if mount.returncode:
         pytest.skip("mounting a small file system needs root")
     try:
         path = tmp_path / "file"
         path.write_text("old")
-        told = rf"^{path}: no space left \(.+\); make room or choose another disk, and run again$"
-        with pytest.raises(DiskFull, match=told), write_aside(path) as aside:
+        message = rf"^{path}: no space left \(.+\); make room or choose another disk, and run again$"
+        with pytest.raises(DiskFull, match=message), write_aside(path) as aside:
             write(aside)
         assert path.read_text() == "old"
         assert list(tmp_path.iterdir()) == [path]
@@ -77,7 +77,7 @@ def test_on_a_full_disk_the_file_is_named_and_the_old_one_stays(write, tmp_path)
 
 
 def test_a_full_disk_behind_another_error_is_told_by_the_file_nearest_to_it(tmp_path):
-    def damaged() -> None:
+    def fail() -> None:
         with sqlite3.connect(":memory:") as database:
             database.execute("PRAGMA max_page_count = 2")
             try:
@@ -85,9 +85,9 @@ def test_a_full_disk_behind_another_error_is_told_by_the_file_nearest_to_it(tmp_
             except sqlite3.Error as error:
                 raise StorageError("a remote that is said to be damaged") from error
 
-    told = r"^near: no space left \(database or disk is full\)"
-    with pytest.raises(DiskFull, match=told), room(Path("far")), room(Path("near")):
-        damaged()
+    message = r"^near: no space left \(database or disk is full\)"
+    with pytest.raises(DiskFull, match=message), room(Path("far")), room(Path("near")):
+        fail()
 
 
 def test_another_error_is_left_as_it_is():
@@ -105,10 +105,10 @@ def test_a_folder_goes_to_s3_and_comes_back_equal(s3, tmp_path):
     assert upload(tmp_path / "from", url) == 3
     assert boto3.client("s3").head_object(Bucket="contrique", Key="round/trip/a.bin")["ETag"].endswith('-3"')
     assert download(f"{url}/", tmp_path / "to") == 3
-    back = {
+    copies = {
         p.relative_to(tmp_path / "to").as_posix(): p.read_bytes() for p in (tmp_path / "to").rglob("*") if p.is_file()
     }
-    assert back == files
+    assert copies == files
 
 
 def test_one_file_goes_to_s3(s3, tmp_path):

@@ -13,7 +13,7 @@ def test_the_examples_of_the_docstrings():
 
 
 @pytest.mark.parametrize(
-    ("raw", "shown"),
+    ("raw", "expected"),
     [
         ("\x1b]0;title\x07", r"\x1b]0;title\x07"),
         ("1\r99.9  ok.png", r"1\r99.9  ok.png"),
@@ -25,8 +25,8 @@ def test_the_examples_of_the_docstrings():
         ("\x00", r"\x00"),
     ],
 )
-def test_what_a_terminal_would_obey_is_shown(raw, shown):
-    assert escape_control(raw) == shown
+def test_what_a_terminal_would_obey_is_shown(raw, expected):
+    assert escape_control(raw) == expected
     escape_control(raw).encode()
 
 
@@ -40,7 +40,7 @@ def test_newlines_of_a_message_can_stay():
 
 
 @pytest.mark.parametrize(
-    ("raw", "shown"),
+    ("raw", "expected"),
     [
         ("http://people:s3cret@127.0.0.1:5000", "http://***@127.0.0.1:5000"),
         ("postgresql+psycopg2://people:s3cret/s3cret@db:5432/mlflow", "postgresql+psycopg2://***@db:5432/mlflow"),
@@ -61,12 +61,12 @@ def test_newlines_of_a_message_can_stay():
         ("?next=http%3A//h/%3Ftoken%3Ds3cret", "?next=http%3A//h/%3Ftoken%3D***"),
     ],
 )
-def test_secrets_are_hidden(raw, shown):
-    masked = mask_secrets(raw)
-    assert "3cret" not in masked
-    assert "cGVv" not in masked
-    assert shown is None or masked == shown
-    assert mask_secrets(masked) == masked
+def test_secrets_are_hidden(raw, expected):
+    output = mask_secrets(raw)
+    assert "3cret" not in output
+    assert "cGVv" not in output
+    assert expected is None or output == expected
+    assert mask_secrets(output) == output
 
 
 @pytest.mark.parametrize(

@@ -122,8 +122,8 @@ def test_any_folder_is_walked_to_its_end(tmp_path_factory, entries):
                 place.touch()
         except OSError:  # something stands there already, or the name is too long
             continue
-    walked = list(walk_pictures(folder))
-    places = [entry.path if isinstance(entry, Skipped) else entry for entry in walked]
+    results = list(walk_pictures(folder))
+    places = [entry.path if isinstance(entry, Skipped) else entry for entry in results]
     assert len(places) == len(set(places))
-    assert all(path.is_file() for path in walked if isinstance(path, Path))
-    assert "\n" not in summarize_skipped(e for e in walked if isinstance(e, Skipped))
+    assert all(path.is_file() for path in results if isinstance(path, Path))
+    assert "\n" not in summarize_skipped(e for e in results if isinstance(e, Skipped))

@@ -110,8 +110,8 @@ def add_attacks(trained: Trained, folder: Path) -> Trained:
     """The run with attacks on both models in its evaluation, and the verdict on that."""
     shutil.copytree(trained.evaluation, folder / "evaluation")
     rise = {"n": 4, "mean": 12.5, "low": 10.0, "high": 15.0, "share": 0.75, "values": [10.0] * 4, "fidelity": None}
-    undefined = rise | {"mean": None, "low": None, "high": None, "share": 0.0, "values": [None] * 4}
-    attacks = {"black_border": rise, "gradient": undefined}
+    void = rise | {"mean": None, "low": None, "high": None, "share": 0.0, "values": [None] * 4}
+    attacks = {"black_border": rise, "gradient": void}
     champion = dict.fromkeys(attacks, rise | {"mean": -3.0, "values": [-3.0] * 4})
     gaming = {"contents": list("abcd"), "side": 128, "challenger": attacks, "champion": champion}
     path = folder / "evaluation" / EVALUATION

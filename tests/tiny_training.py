@@ -45,7 +45,7 @@ def picture_sets(dataset: Path, distorted: Path, judged: int = 1) -> tuple[Path,
         (folder / name).write_bytes(images.encode_png(images.as_uint8(np.clip(picture, 0, 1))))
         return name
 
-    made, given = [], []
+    rows, originals = [], []
     for content in range(3 + judged):
         clean = scipy.ndimage.gaussian_filter(rng.random((96, 96, 3)), (2, 2, 0))
         clean = (clean - clean.min()) / np.ptp(clean)
@@ -59,12 +59,12 @@ def picture_sets(dataset: Path, distorted: Path, judged: int = 1) -> tuple[Path,
         for (name, level), picture in versions.items():
             file = write(distorted, f"{content}{name}{level}.png", picture)
             row = {"image": file, "reference": f"c{content}", "distortion": name, "level": level, "split": split}
-            made.append(row | {"kind": "distorted" if name else "pristine"})
+            rows.append(row | {"kind": "distorted" if name else "pristine"})
         if content < 3:
             file = write(dataset, f"a{content}.png", rng.random((96, 96, 3)))
-            given.append({"image": file, "reference": f"a{content}", "kind": "authentic", "split": "pretrain"})
-    write_manifest(pd.DataFrame(made), distorted)
-    write_manifest(pd.DataFrame(given), dataset)
+            originals.append({"image": file, "reference": f"a{content}", "kind": "authentic", "split": "pretrain"})
+    write_manifest(pd.DataFrame(rows), distorted)
+    write_manifest(pd.DataFrame(originals), dataset)
     return dataset, distorted
 
 
@@ -88,9 +88,9 @@ def gradients(sets: tuple[Path, Path], config: PretrainConfig) -> dict[str, torc
         trainer.model.double()
         trainer.encoder.conv1.register_forward_pre_hook(lambda conv, inputs: (inputs[0].double(),))
         update = trainer.update(views(sets, config, world)[0], lr=0.0)
-        found = {f"gradient of {name}": p.grad.contiguous() for name, p in trainer.model.named_parameters()}
-        found |= {name: buffer.double() for name, buffer in trainer.model.named_buffers()}
-        return found | {"loss": update.loss, "grad_norm": update.grad_norm}
+        tensors = {f"gradient of {name}": p.grad.contiguous() for name, p in trainer.model.named_parameters()}
+        tensors |= {name: buffer.double() for name, buffer in trainer.model.named_buffers()}
+        return tensors | {"loss": update.loss, "grad_norm": update.grad_norm}
 
 
 def wait_for_a_late_one() -> None:
@@ -114,11 +114,13 @@ def start(words: list[str], **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=variables, start_new_session=True)
 
 
-def kill_at_a_random_step(words: list[str], saved: Callable[[], bool], within: float = 1, **environment: str) -> None:
+def kill_at_a_random_step(
+    words: list[str], is_saved: Callable[[], bool], within: float = 1, **environment: str
+) -> None:
     """SIGKILL to the command and all that it started, at most `within` seconds after its first checkpoint."""
     child = start(words, **environment)
     deadline = time.monotonic() + 240
-    while not saved():
+    while not is_saved():
         assert child.poll() is None, child.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -138,8 +140,8 @@ def main(mode: str, dataset: str, distorted: str, out: str, settings: str) -> No
     elif mode == "gradients":
         from safetensors.torch import save_file
 
-        found = gradients(sets, config)
-        save_file(found, Path(out) / f"{os.environ['RANK']}.safetensors")
+        tensors = gradients(sets, config)
+        save_file(tensors, Path(out) / f"{os.environ['RANK']}.safetensors")
     else:
         pretrain(*sets, Path(out), config=config, seed=3)
 

@@ -25,15 +25,15 @@ def photograph():
 
 def test_features_are_those_that_the_librarys_score_is_made_of(photograph, monkeypatch):
     module = importlib.import_module("piq.brisque")  # the package's attribute of that name is the function
-    seen = []
-    monkeypatch.setattr(module, "_score_svr", lambda features: seen.append(features) or features[:, 0])
+    calls = []
+    monkeypatch.setattr(module, "_score_svr", lambda features: calls.append(features) or features[:, 0])
     monkeypatch.setattr(module, "_scale_features", lambda features: features)
     tensor = torch.from_numpy(photograph).permute(2, 0, 1)[None].double() / 255
     module.brisque(tensor)
     ours = brisque(photograph)
     assert ours.shape == (FEATURES,)
     # the library computes on pixels / 255 * 255: a rounding luminance may tip
-    np.testing.assert_allclose(ours, seen[0][0].numpy(), atol=2e-3)
+    np.testing.assert_allclose(ours, calls[0][0].numpy(), atol=2e-3)
 
 
 def test_noise_raises_the_variance_of_the_normalised_luminance_and_a_mirror_keeps_it(photograph):
@@ -59,7 +59,7 @@ def test_pictures_without_statistics_are_a_clear_error(picture):
         brisque(picture)
 
 
-def planted(n=90):
+def draw_sample(n=90):
     generator = np.random.default_rng(0)
     x = generator.normal(size=(n, 6)) * [1, 10, 100, 1, 1, 1]
     y = 50 + 10 * np.sin(x[:, 0]) + 2 * x[:, 1]
@@ -67,11 +67,11 @@ def planted(n=90):
 
 
 def test_the_learner_is_a_standardised_svr():
-    x, y, _ = planted()
+    x, y, _ = draw_sample()
     train, held_out = np.arange(60), np.arange(60, 90)
-    predicted = svr_learner([10.0, 1.0]).fit(x, y, [(train, held_out)])[0]
+    predictions = svr_learner([10.0, 1.0]).fit(x, y, [(train, held_out)])[0]
     scaler = StandardScaler().fit(x[train])
-    for cost, scores in zip([10.0, 1.0], predicted, strict=True):
+    for cost, scores in zip([10.0, 1.0], predictions, strict=True):
         model = SVR(C=cost, gamma="scale", epsilon=0.1)
         model.fit(scaler.transform(x[train]), (y[train] - y[train].mean()) / y[train].std())
         reference = model.predict(scaler.transform(x[held_out])) * y[train].std() + y[train].mean()
@@ -79,7 +79,7 @@ def test_the_learner_is_a_standardised_svr():
 
 
 def test_large_training_parts_are_sampled_the_same_way_each_time():
-    x, y, _ = planted()
+    x, y, _ = draw_sample()
     tasks = [(np.arange(60), np.arange(60, 90))]
     few = svr_learner([1.0], max_rows=20).fit(x, y, tasks)[0]
     np.testing.assert_array_equal(few, svr_learner([1.0], max_rows=20).fit(x, y, tasks)[0])
@@ -87,7 +87,7 @@ def test_large_training_parts_are_sampled_the_same_way_each_time():
 
 
 def test_it_runs_under_the_protocol():
-    x, y, contents = planted()
+    x, y, contents = draw_sample()
     result = cross_validate(
         x,
         Rated(y, contents, [""] * len(y)),
@@ -100,7 +100,7 @@ def test_it_runs_under_the_protocol():
 
 
 def test_features_that_are_not_finite_are_refused():
-    x, y, _ = planted()
+    x, y, _ = draw_sample()
     x[3, 2] = np.nan
     with pytest.raises(RegressorError, match="NaN"):
         svr_learner().fit(x, y, [(np.arange(60), np.arange(60, 90))])

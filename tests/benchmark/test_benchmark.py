@@ -68,7 +68,7 @@ def rated(folder: Path, contents: dict[str, Any], score: str = "mos") -> Path:
     return folder
 
 
-def weakly_labelled(folder: Path, names: list[str]) -> Path:
+def write_weak_set(folder: Path, names: list[str]) -> Path:
     """A picture set as `synthesize` makes it, with one photograph that a judged set shows too."""
     folder.mkdir()
     rows = []
@@ -79,8 +79,8 @@ def weakly_labelled(folder: Path, names: list[str]) -> Path:
             row = {"image": file, "reference": f"photo:{name}", "split": "pretrain", "kind": "pristine"}
             if j:
                 row |= {"kind": "distorted", "distortion": "white_noise", "level": j, "weak_label": 1 - strength / 60}
-            found = inspect_file(folder / file)
-            rows.append(row | found | ({"phash": ""} if j else {}))
+            description = inspect_file(folder / file)
+            rows.append(row | description | ({"phash": ""} if j else {}))
     write_manifest(as_manifest(rows), folder)
     return folder
 
@@ -100,12 +100,12 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     second["woman"] = photograph("astronaut", 50, 60)
     rated(folder / "first", first)
     rated(folder / "second", second, "dmos")
-    weakly_labelled(folder / "weak", ["coffee", "gravel", "hubble_deep_field"])
+    write_weak_set(folder / "weak", ["coffee", "gravel", "hubble_deep_field"])
     return folder
 
 
 @pytest.fixture(scope="module")
-def made(house: Path, encoder: Encoder) -> Benchmark:
+def benchmark(house: Path, encoder: Encoder) -> Benchmark:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(methods, "UNTRAINED_SEEDS", (1000,))  # one is enough here
         return run(
@@ -127,11 +127,11 @@ def by_hand(folder: Path, encoder: Encoder, score: str = "mos") -> tuple[Any, ..
 
 
 def figures(judgement: Judgement) -> dict[str, Any]:
-    return {name: (one.value, one.low, one.high) for name, one in judgement.metrics.items()}
+    return {name: (metric.value, metric.low, metric.high) for name, metric in judgement.metrics.items()}
 
 
-def test_own_set_is_the_protocol(house: Path, made: Benchmark, encoder: Encoder) -> None:
-    ours = next(iter(made.methods.values()))
+def test_own_set_is_the_protocol(house: Path, benchmark: Benchmark, encoder: Encoder) -> None:
+    ours = next(iter(benchmark.methods.values()))
     for name, folder, score in (("first", "first", "mos"), ("live", "second", "dmos")):
         features, labels, contents, kinds = by_hand(house / folder, encoder, score)
         learner = ridge_learner(ALPHAS)
@@ -147,8 +147,8 @@ def test_own_set_is_the_protocol(house: Path, made: Benchmark, encoder: Encoder)
         assert set(expected.slices) == {"noise", "grain"}
 
 
-def test_across_sets_what_both_show_is_left_out(house: Path, made: Benchmark, encoder: Encoder) -> None:
-    ours = next(iter(made.methods.values()))
+def test_across_sets_what_both_show_is_left_out(house: Path, benchmark: Benchmark, encoder: Encoder) -> None:
+    ours = next(iter(benchmark.methods.values()))
     features, labels, contents, _ = by_hand(house / "first", encoder)
     other, scores, names, kinds = by_hand(house / "second", encoder, "dmos")
     keep = np.array([content != "astronaut" for content in contents])
@@ -169,17 +169,17 @@ def test_across_sets_what_both_show_is_left_out(house: Path, made: Benchmark, en
     assert set(ours.across["first"]) == {"live"}
 
 
-def test_weak_labels_of_a_judged_photograph_are_not_fitted_to(made: Benchmark) -> None:
-    ours = next(iter(made.methods.values()))
+def test_weak_labels_of_a_judged_photograph_are_not_fitted_to(benchmark: Benchmark) -> None:
+    ours = next(iter(benchmark.methods.values()))
     assert {name: cell.left_out for name, cell in ours.across[WEAK].items()} == {"first": 1, "live": 0}
-    judged = ours.across[WEAK]["live"].judgement
-    assert judged.protocol == OPINION_UNAWARE
-    assert "rmse" not in judged.metrics
-    assert made.sets[WEAK]["notes"] == ["12 synthesized pictures of 3 photographs"]
+    judgement = ours.across[WEAK]["live"].judgement
+    assert judgement.protocol == OPINION_UNAWARE
+    assert "rmse" not in judgement.metrics
+    assert benchmark.sets[WEAK]["notes"] == ["12 synthesized pictures of 3 photographs"]
 
 
-def test_baselines_are_judged_alike(house: Path, made: Benchmark) -> None:
-    assert [name.partition(",")[0] for name in made.methods] == ["CONTRIQUE", "resnet18", "BRISQUE + SVR"]
+def test_baselines_are_judged_alike(house: Path, benchmark: Benchmark) -> None:
+    assert [name.partition(",")[0] for name in benchmark.methods] == ["CONTRIQUE", "resnet18", "BRISQUE + SVR"]
     folder = house / "first"
     table = pd.read_csv(folder / "labels.csv")
     features = brisque_features(np.array(Image.open(folder / name)) for name in table["image"])
@@ -190,30 +190,30 @@ def test_baselines_are_judged_alike(house: Path, made: Benchmark) -> None:
         config=CONFIG.evaluation,
         seed=0,
     )
-    assert made.methods["BRISQUE + SVR"].own["first"] == expected
-    values = [one.own["first"].metrics["plcc"].value for one in made.methods.values()]
+    assert benchmark.methods["BRISQUE + SVR"].own["first"] == expected
+    values = [method.own["first"].metrics["plcc"].value for method in benchmark.methods.values()]
     assert len(set(values)) == len(values)
 
 
-def test_files_hold_what_was_returned(house: Path, made: Benchmark) -> None:
+def test_files_hold_what_was_returned(house: Path, benchmark: Benchmark) -> None:
     out = house / "out"
-    told = read(out / RESULT)
-    assert told == made.as_dict()
+    result = read(out / RESULT)
+    assert result == benchmark.as_dict()
     text, page = ((out / name).read_text() for name in (MARKDOWN, PAGE))
-    assert text == tables_module.render_markdown(told)
-    assert tables_module.render_section(told) in page
-    srcc = next(iter(made.methods.values())).own["live"].metrics["srcc"]
-    for written in (text, page):
-        assert f"{srcc.value:.3f} [{srcc.low:.3f}, {srcc.high:.3f}]" in written
-        assert "BRISQUE (published)" in written
-        assert "20 of the 779 pictures of LIVE-IQA" in written
-        assert "1 contents that both show were left out of the fit" in written
+    assert text == tables_module.render_markdown(result)
+    assert tables_module.render_section(result) in page
+    srcc = next(iter(benchmark.methods.values())).own["live"].metrics["srcc"]
+    for document in (text, page):
+        assert f"{srcc.value:.3f} [{srcc.low:.3f}, {srcc.high:.3f}]" in document
+        assert "BRISQUE (published)" in document
+        assert "20 of the 779 pictures of LIVE-IQA" in document
+        assert "1 contents that both show were left out of the fit" in document
     assert not re.search(r"https?:|src=|href=|<script|@import|url\(", page)
     assert chromium.inspect(out / PAGE) == []
 
 
-def test_every_row_of_a_table_is_as_wide_as_its_header(made: Benchmark) -> None:
-    tables = tables_module.build_tables(made.as_dict())
+def test_every_row_of_a_table_is_as_wide_as_its_header(benchmark: Benchmark) -> None:
+    tables = tables_module.build_tables(benchmark.as_dict())
     assert [table.title for table in tables[:2]] == ["first: own set", "LIVE-IQA: own set"]
     assert len(tables) == 2 + 3 + 2
     assert [len(table.published) for table in tables[:2]] == [0, 5]
@@ -222,10 +222,10 @@ def test_every_row_of_a_table_is_as_wide_as_its_header(made: Benchmark) -> None:
     assert tables[1].published[1][1:5] == ["0.960", "", "0.961", ""]
 
 
-def test_markup_in_a_name_stays_text(house: Path, encoder: Encoder, made: Benchmark) -> None:
-    told = json.loads(json.dumps(made.as_dict()).replace("LIVE-IQA", "<script>x|y</script>"))
-    assert "<script>" not in tables_module.render_section(told)
-    for line in tables_module.render_markdown(told).splitlines():
+def test_markup_in_a_name_stays_text(house: Path, encoder: Encoder, benchmark: Benchmark) -> None:
+    result = json.loads(json.dumps(benchmark.as_dict()).replace("LIVE-IQA", "<script>x|y</script>"))
+    assert "<script>" not in tables_module.render_section(result)
+    for line in tables_module.render_markdown(result).splitlines():
         if "x" in line and line.startswith("|"):
             assert "x\\|y" in line
 
@@ -250,10 +250,10 @@ def test_published_figures_are_those_of_the_papers() -> None:
 # -------------------------------------------------------------------------------------------------------- cache
 
 
-def counting(key: str, seen: list[int]) -> Method:
+def build_counter(key: str, counts: list[int]) -> Method:
     def describe(pictures: Any) -> Any:
         values = np.array([[picture.mean(), picture.std()] for picture in pictures])
-        seen.append(len(values))
+        counts.append(len(values))
         return values
 
     return Method("mean and deviation", key, describe, ridge_learner(ALPHAS))
@@ -261,10 +261,10 @@ def counting(key: str, seen: list[int]) -> Method:
 
 def test_a_second_run_computes_only_what_is_new(house: Path, tmp_path: Path) -> None:
     first, second = (open_set(str(house / name), bits=6) for name in ("first", "second"))
-    seen: list[int] = []
-    values = compute_features(first, counting("a", seen), tmp_path)
-    np.testing.assert_array_equal(compute_features(first, counting("a", seen), tmp_path), values)
-    assert seen == [20]
+    counts: list[int] = []
+    values = compute_features(first, build_counter("a", counts), tmp_path)
+    np.testing.assert_array_equal(compute_features(first, build_counter("a", counts), tmp_path), values)
+    assert counts == [20]
     assert values[3, 0] == images.read(first.folder / first.rows["image"][3]).mean()
     copy = Path(tmp_path / "copy")
     copy.mkdir()
@@ -272,46 +272,46 @@ def test_a_second_run_computes_only_what_is_new(house: Path, tmp_path: Path) -> 
         (copy / f"{i}.png").write_bytes((first.folder / first.rows["image"][i]).read_bytes())
     (copy / "new.png").write_bytes((second.folder / second.rows["image"][0]).read_bytes())
     (copy / "labels.csv").write_text("image,mos\n7.png,1\nnew.png,2\n2.png,3\n")
-    moved = compute_features(open_set(str(copy), bits=0), counting("a", seen), tmp_path)
-    assert seen == [20, 1]
-    np.testing.assert_array_equal(moved[[0, 2]], values[[7, 2]])
-    compute_features(first, counting("b", seen), tmp_path)
-    assert seen == [20, 1, 20]
+    again = compute_features(open_set(str(copy), bits=0), build_counter("a", counts), tmp_path)
+    assert counts == [20, 1]
+    np.testing.assert_array_equal(again[[0, 2]], values[[7, 2]])
+    compute_features(first, build_counter("b", counts), tmp_path)
+    assert counts == [20, 1, 20]
 
 
 def test_a_damaged_cache_is_named(house: Path, tmp_path: Path) -> None:
     first = open_set(str(house / "first"), bits=6)
-    compute_features(first, counting("a", []), tmp_path)
+    compute_features(first, build_counter("a", []), tmp_path)
     (path,) = (tmp_path / "a").iterdir()
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(BenchmarkError, match=rf"{path.name}: damaged cache .* delete it"):
-        compute_features(first, counting("a", []), tmp_path)
+        compute_features(first, build_counter("a", []), tmp_path)
 
 
 def test_an_encoder_is_known_by_its_weights(encoder: Encoder, tmp_path: Path) -> None:
     save_encoder(encoder, tmp_path / "e.safetensors")
-    loaded = load_encoder(tmp_path / "e.safetensors")
-    assert hash_encoder(loaded) == hash_encoder(encoder)
+    copy = load_encoder(tmp_path / "e.safetensors")
+    assert hash_encoder(copy) == hash_encoder(encoder)
     with torch.no_grad():
-        next(loaded.parameters())[0, 0, 0, 0] += 1e-3
-    assert hash_encoder(loaded) != hash_encoder(encoder)
+        next(copy.parameters())[0, 0, 0, 0] += 1e-3
+    assert hash_encoder(copy) != hash_encoder(encoder)
 
 
 def test_interrupted_extraction_keeps_what_it_has(house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(methods, "_CHUNK", 8)
     first = open_set(str(house / "first"), bits=6)
-    seen: list[int] = []
-    good = counting("a", seen)
+    counts: list[int] = []
+    good = build_counter("a", counts)
 
     def failing(pictures: Any) -> Any:
-        if len(seen) == 2:
+        if len(counts) == 2:
             raise KeyboardInterrupt
         return good.describe(pictures)
 
     with pytest.raises(KeyboardInterrupt):
         compute_features(first, Method("x", "a", failing, good.learner), tmp_path)
     compute_features(first, good, tmp_path)
-    assert seen == [8, 8, 4]
+    assert counts == [8, 8, 4]
 
 
 # --------------------------------------------------------------------------------------------------------- sets
@@ -322,9 +322,9 @@ def test_contents_that_share_a_picture_are_one(house: Path, tmp_path: Path) -> N
     Image.fromarray(photograph("coffee")[:, ::-1]).save(folder / "z.png")
     with (folder / "labels.csv").open("a") as file:
         file.write("z.png,zebra,,50\n")
-    opened = open_set(str(folder), bits=6)
-    assert sorted(set(opened.contents)) == ["twins:astronaut", "twins:coffee", "twins:rocket"]
-    assert opened.notes == ("1 contents share a picture with another and are taken as one with it",)
+    dataset = open_set(str(folder), bits=6)
+    assert sorted(set(dataset.contents)) == ["twins:astronaut", "twins:coffee", "twins:rocket"]
+    assert dataset.notes == ("1 contents share a picture with another and are taken as one with it",)
 
 
 def test_a_picture_set_is_judged_by_its_human_scores(house: Path, tmp_path: Path) -> None:
@@ -335,8 +335,8 @@ def test_a_picture_set_is_judged_by_its_human_scores(house: Path, tmp_path: Path
     for name in rows["image"]:
         (tmp_path / "set" / name).write_bytes((house / "first" / name).read_bytes())
     write_manifest(rows, tmp_path / "set")
-    opened = open_set(f"mine:{tmp_path / 'set'}", bits=6)
-    assert (opened.name, len(opened.rows), opened.official) == ("mine", 14, ())
+    dataset = open_set(f"mine:{tmp_path / 'set'}", bits=6)
+    assert (dataset.name, len(dataset.rows), dataset.official) == ("mine", 14, ())
 
 
 @pytest.mark.parametrize("name", ["flive", "kadid10k"])
@@ -345,13 +345,13 @@ def test_a_public_set_is_read_as_distributed(name: str, tmp_path: Path, monkeypa
     build(tmp_path)
     with pytest.raises(public_sets.PublicSetError, match="has"):
         open_set(f"{name}:{tmp_path}", bits=0)
-    known = replace(public_sets.SETS[name], pictures=pictures, contents=contents)
-    monkeypatch.setitem(public_sets.SETS, name, known)
-    opened = open_set(f"{name}:{tmp_path}", bits=0)
-    assert (opened.title, len(opened.rows)) == (known.title, pictures)
-    assert set(opened.official) == ({"train", "validation", "test"} if name == "flive" else set())
+    public_set = replace(public_sets.SETS[name], pictures=pictures, contents=contents)
+    monkeypatch.setitem(public_sets.SETS, name, public_set)
+    dataset = open_set(f"{name}:{tmp_path}", bits=0)
+    assert (dataset.title, len(dataset.rows)) == (public_set.title, pictures)
+    assert set(dataset.official) == ({"train", "validation", "test"} if name == "flive" else set())
     spread = "1 contents are in more than one part of its official split"  # its pictures are one and the same here
-    assert (spread in opened.notes) == (name == "flive")
+    assert (spread in dataset.notes) == (name == "flive")
 
 
 def test_where_there_are_references_the_anchored_variant_is_judged_too(
@@ -374,17 +374,17 @@ def test_where_there_are_references_the_anchored_variant_is_judged_too(
     (folder / "dmos.csv").write_text("\n".join(lines))
     sets = public_sets.SETS
     monkeypatch.setitem(sets, "kadid10k", replace(sets["kadid10k"], pictures=15, contents=3))
-    made = run([f"kadid10k:{folder}"], encoder, tmp_path / "out", config=CONFIG)
+    benchmark = run([f"kadid10k:{folder}"], encoder, tmp_path / "out", config=CONFIG)
 
     def learn(features: Any, y: Any, tasks: Any) -> Any:
-        found = []
+        predictions = []
         for train, held_out in tasks:
             nothing = np.zeros_like(features)
             models = [
                 fit_full_reference(features[train], nothing[train], y[train], alpha, perfect=5.0) for alpha in ALPHAS
             ]
-            found.append(np.stack([model.predict(features[held_out], nothing[held_out]) for model in models]))
-        return found
+            predictions.append(np.stack([model.predict(features[held_out], nothing[held_out]) for model in models]))
+        return predictions
 
     distances = np.abs(extract(references, encoder) - extract(pictures, encoder))
     expected = cross_validate(
@@ -394,38 +394,38 @@ def test_where_there_are_references_the_anchored_variant_is_judged_too(
         config=CONFIG.evaluation,
         seed=0,
     )
-    (one,) = made.methods.values()
-    found = figures(one.full_reference["kadid10k"])
-    np.testing.assert_allclose(list(found.values()), list(figures(expected).values()), atol=1e-9)
-    table = tables_module.build_tables(made.as_dict())[0]
+    (method,) = benchmark.methods.values()
+    actual = figures(method.full_reference["kadid10k"])
+    np.testing.assert_allclose(list(actual.values()), list(figures(expected).values()), atol=1e-9)
+    table = tables_module.build_tables(benchmark.as_dict())[0]
     assert [row[0] for row in table.rows] == ["CONTRIQUE, this encoder", "CONTRIQUE, this encoder, full-reference"]
     assert table.published[0][:2] == ["CONTRIQUE-FR, paper, full-reference (published)", "0.946"]
-    assert one.across == {"kadid10k": {}}
+    assert method.across == {"kadid10k": {}}
 
 
 def test_refusals(house: Path, encoder: Encoder, tmp_path: Path) -> None:
-    def refused(*data: str, **options: Any) -> str:
+    def refusal(*data: str, **options: Any) -> str:
         with pytest.raises(BenchmarkError) as error:
             run(data, encoder, tmp_path / "out", config=CONFIG, **options)
         assert "\n" not in str(error.value)
         return str(error.value)
 
     first = str(house / "first")
-    assert "live:none: no folder 'none'" in refused("live:none")
+    assert "live:none: no folder 'none'" in refusal("live:none")
     (tmp_path / "empty").mkdir()
-    assert "neither a labels.csv nor a manifest.parquet" in refused(str(tmp_path / "empty"))
-    assert "no human scores in it; a benchmark needs them" in refused(str(house / "weak"))
-    assert "the sets are called first, first" in refused(first, first)
-    assert "unknown baseline 'niqe'; choose one of untrained, brisque" in refused(first, baselines=["niqe"])
-    assert "weak labels of 0 photographs" in refused(first, distorted=_unlabelled(house / "weak", tmp_path / "w"))
+    assert "neither a labels.csv nor a manifest.parquet" in refusal(str(tmp_path / "empty"))
+    assert "no human scores in it; a benchmark needs them" in refusal(str(house / "weak"))
+    assert "the sets are called first, first" in refusal(first, first)
+    assert "unknown baseline 'niqe'; choose one of untrained, brisque" in refusal(first, baselines=["niqe"])
+    assert "weak labels of 0 photographs" in refusal(first, distorted=_unlabelled(house / "weak", tmp_path / "w"))
     few = rated(tmp_path / "few", {name: photograph(name) for name in ("astronaut", "coffee", "rocket")})
     lines = (few / "labels.csv").read_text().splitlines()
     same = [line.replace(",coffee,", ",astronaut,") for line in lines]
     dataset_rows = [line + (",split" if i == 0 else ",train") for i, line in enumerate(same)]
     (few / "labels.csv").write_text("\n".join(dataset_rows))
-    assert "few: CONTRIQUE, this encoder cannot be judged on it: 2 contents" in refused(str(few))
+    assert "few: CONTRIQUE, this encoder cannot be judged on it: 2 contents" in refusal(str(few))
     Image.fromarray(photograph("moon")[:40]).save(few / "coffee1.png")
-    assert f"{few / 'coffee1.png'}: no features for CONTRIQUE, this encoder: 190x40 is under 64" in refused(str(few))
+    assert f"{few / 'coffee1.png'}: no features for CONTRIQUE, this encoder: 190x40 is under 64" in refusal(str(few))
 
 
 def _unlabelled(source: Path, target: Path) -> Path:
@@ -451,8 +451,8 @@ def test_the_command(house: Path, encoder: Encoder, tmp_path: Path, capsys: pyte
     options = ["--encoder", str(tmp_path / "e.safetensors"), "--out", str(tmp_path / "out")]
     settings = ["--set", "evaluation.resamples=20", "--cache", str(house / "out" / "features")]
     assert main(["benchmark", "--data", f"mine:{house / 'first'}", *options, *settings]) == 0
-    told = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r"mine: CONTRIQUE, this encoder: SRCC -?0\.\d{3} \[.*\], 20 pictures", told[0])
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"mine: CONTRIQUE, this encoder: SRCC -?0\.\d{3} \[.*\], 20 pictures", lines[0])
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "benchmark.md",
         "benchmark.json",
@@ -465,8 +465,8 @@ def test_the_command(house: Path, encoder: Encoder, tmp_path: Path, capsys: pyte
 @pytest.mark.parametrize(
     "name", ["# a <img src=x onerror=alert(1)>", "[a](https://evil.test) | b\n\n# c", "www.evil.test $x$"]
 )
-def test_names_are_no_markdown(made: Benchmark, name: str) -> None:
-    result = json.loads(json.dumps(made.as_dict()).replace("LIVE-IQA", json.dumps(name)[1:-1]))
+def test_names_are_no_markdown(benchmark: Benchmark, name: str) -> None:
+    result = json.loads(json.dumps(benchmark.as_dict()).replace("LIVE-IQA", json.dumps(name)[1:-1]))
     text = tables_module.render_markdown(result)
     render = mistune.create_markdown(escape=False, plugins=["url", "table", "math"])
     tags = re.findall(r"<(\w+)", render(text))

@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[2]
 def test_it_measures_trains_and_brings_the_encoder_back(tmp_path: Path) -> None:
     variables = os.environ | {"PYTHON": sys.executable, "MINUTES": "2", "OMP_NUM_THREADS": "1"}
     script = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), "", str(tmp_path)]
-    done = subprocess.run(script, env=variables, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run(script, env=variables, capture_output=True, text=True, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
     results = json.loads((tmp_path / "results.json").read_text())
     assert ("CPU smoke" in results["device"]) != torch.cuda.is_available()
     same = results["agreement with the CPU"]
@@ -37,9 +37,9 @@ def test_it_measures_trains_and_brings_the_encoder_back(tmp_path: Path) -> None:
     for name in results["encoder"]:
         assert (tmp_path / name).stat().st_size <= 16 * 2**20
     assert len((tmp_path / "history.jsonl").read_text().splitlines()) >= 1
-    joined = tmp_path / "encoder.safetensors"
-    command = [sys.executable, "benchmarks/gpu.py", "--join", str(tmp_path), "--out", str(joined)]
+    encoder = tmp_path / "encoder.safetensors"
+    command = [sys.executable, "benchmarks/gpu.py", "--join", str(tmp_path), "--out", str(encoder)]
     subprocess.run(command, cwd=ROOT, env=variables | {"PYTHONPATH": str(ROOT)}, check=True)
-    weights = load_encoder(joined).state_dict()
+    weights = load_encoder(encoder).state_dict()
     assert all(value.dtype == torch.float32 for value in weights.values() if value.is_floating_point())
     assert all(value.isfinite().all() for value in weights.values())

@@ -13,8 +13,8 @@ from contrique.config import resolve
 
 
 def test_every_recipe_is_one_of_the_demo_profile() -> None:
-    for name, changed in recipes.RECIPES.items():
-        options = {f"pretrain.{key}": value for key, value in changed.items() if key not in ("seed", "normalised")}
+    for name, overrides in recipes.RECIPES.items():
+        options = {f"pretrain.{key}": value for key, value in overrides.items() if key not in ("seed", "normalised")}
         assert resolve("demo", options), name
 
 
@@ -24,15 +24,17 @@ def test_a_recipe_costs_what_it_may_and_is_probed(name: str, steps: int, tmp_pat
     for folder in folders:
         folder.mkdir()
     sets = tiny_training.picture_sets(*folders, judged=6)
-    found = recipes.one(name, *sets, tmp_path / "out", crops=240, workers=0)
-    assert found["steps"] == steps
-    assert 0 <= found["last"]["probe_type"] <= 1
+    result = recipes.run_recipe(name, *sets, tmp_path / "out", crops=240, workers=0)
+    assert result["steps"] == steps
+    assert 0 <= result["last"]["probe_type"] <= 1
 
 
 def test_untrained_encoders_are_probed_too(tmp_path: Path) -> None:
     folders = tmp_path / "dataset", tmp_path / "distorted"
     for folder in folders:
         folder.mkdir()
-    found = recipes.one("untrained, seed 1", *tiny_training.picture_sets(*folders, judged=6), tmp_path / "out", 240, 0)
-    assert found["steps"] == 0
-    assert 0 <= found["last"]["probe_type"] <= 1
+    result = recipes.run_recipe(
+        "untrained, seed 1", *tiny_training.picture_sets(*folders, judged=6), tmp_path / "out", 240, 0
+    )
+    assert result["steps"] == 0
+    assert 0 <= result["last"]["probe_type"] <= 1

@@ -164,12 +164,12 @@ def test_standard_output_that_cannot_be_written(redirection, tmp_path):
     command = f'exec "$0" -m contrique.cli models {redirection}'
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     environment.pop("MLFLOW_TRACKING_URI", None)
-    done = subprocess.run(
+    process = subprocess.run(
         ["bash", "-c", command, sys.executable], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
     )
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith("contrique: ")
+    assert process.returncode == 2
+    assert process.stderr.count("\n") == 1
+    assert process.stderr.startswith("contrique: ")
 
 
 def test_children_do_not_see_ctrl_c():

@@ -65,9 +65,9 @@ def call(*arguments):
 
 def test_help_is_instant_because_it_imports_nothing_heavy():
     script = "import sys; from contrique.cli.main import main\ntry: main(['--help'])\nfinally: print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert "score pictures" in done.stdout
-    assert not HEAVY & set(done.stdout.split())
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "score pictures" in process.stdout
+    assert not HEAVY & set(process.stdout.split())
 
 
 @pytest.mark.parametrize(
@@ -89,9 +89,9 @@ def test_help_is_instant_because_it_imports_nothing_heavy():
     ],
 )
 def test_each_command_explains_itself_with_an_example(command, capsys):
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as error:
         call(command, "--help")
-    assert ended.value.code == 0
+    assert error.value.code == 0
     assert f"example:\n  contrique {command}" in capsys.readouterr().out
 
 
@@ -158,21 +158,21 @@ def test_without_a_champion(tmp_path, monkeypatch, photographs, capsys):
 def test_a_reader_that_goes_away_is_no_error(home, photographs):
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "contrique.cli", "score", str(photographs)],
         stdout=writing,
         stderr=subprocess.PIPE,
         text=True,
     )
     os.close(writing)
-    assert done.returncode == 141
-    assert "Traceback" not in done.stderr
+    assert process.returncode == 141
+    assert "Traceback" not in process.stderr
 
 
 def test_the_registry_commands(home, capsys):
     assert call("models", "--format", "json") == 0
-    listed = json.loads(capsys.readouterr().out)
-    assert [(item["version"], item["aliases"]) for item in listed] == [("2", ["champion"]), ("1", ["previous"])]
+    versions = json.loads(capsys.readouterr().out)
+    assert [(item["version"], item["aliases"]) for item in versions] == [("2", ["champion"]), ("1", ["previous"])]
     assert call("rollback", "--reason", "drifts") == 0
     assert capsys.readouterr().out == "version 1 of 'contrique' is champion again\n"
     assert call("promote", "2", "--reason", "better after all") == 0
@@ -199,7 +199,7 @@ def test_where_to_publish_is_checked_before_training(home, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("arguments", "message"),
     [
         ([], "give --pristine and --authentic folders of photographs, or else a --dataset"),
         (["--pristine", "p"], "give both --pristine and --authentic"),
@@ -208,8 +208,8 @@ def test_where_to_publish_is_checked_before_training(home, tmp_path, capsys):
         (["--pristine", "p", "--authentic", "a", "--minutes", "0"], "argument --minutes: 0: give more than 0"),
     ],
 )
-def test_what_to_pretrain_on_is_one_or_the_other(home, tmp_path, capsys, given, message):
-    assert call("pretrain", *given, "--out", str(tmp_path / "run")) == 2
+def test_what_to_pretrain_on_is_one_or_the_other(home, tmp_path, capsys, arguments, message):
+    assert call("pretrain", *arguments, "--out", str(tmp_path / "run")) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
@@ -235,8 +235,8 @@ def test_features(photographs, parts, tmp_path):
 def test_features_names_the_file_that_cannot_be_used(photographs, parts, tmp_path, capsys):
     out = tmp_path / "features.npz"
     (photographs / "1.png").write_bytes(images.encode_png(tiny_model.picture(0, 40, 100)))
-    for given, why in ((photographs, "1.png: 100x40 is under 64"), (photographs / "7.png", "7.png: no such file")):
-        assert call("features", given, "--encoder", parts.encoder, "--out", out) == 2
+    for path, why in ((photographs, "1.png: 100x40 is under 64"), (photographs / "7.png", "7.png: no such file")):
+        assert call("features", path, "--encoder", parts.encoder, "--out", out) == 2
         assert why in capsys.readouterr().err
     assert call("features", photographs / "0.png", "--encoder", photographs / "0.png", "--out", out) == 2
     assert "0.png: not a readable safetensors file" in capsys.readouterr().err
@@ -252,9 +252,9 @@ def test_distort(photographs, tmp_path, capsys):
     difference = images.read(outs[0]).astype(float) - images.read(picture)
     assert 5 < difference.std() < 15  # variance .003 of the unit range is 14 grey levels, less what is clipped
     assert call("distort", picture, "--name", "wobble", "--level", 3, "--out", outs[0]) == 2
-    told = capsys.readouterr().err
-    assert "wobble" in told
-    assert all(name in told for name in NAMES)
+    error = capsys.readouterr().err
+    assert "wobble" in error
+    assert all(name in error for name in NAMES)
     assert call("distort", picture, "--name", "jpeg", "--level", 6, "--out", outs[0]) == 2
     assert call("distort", picture, "--name", "jpeg") == 2
     assert "give --name, --level and --out" in capsys.readouterr().err
@@ -314,13 +314,13 @@ def test_validate(photographs, tmp_path, capsys):
     for i in range(10, 20):
         Image.fromarray(tiny_model.picture(i)).save(folder / f"{i}.png")
     (folder / "labels.csv").write_text("image,mos\n" + "".join(f"{i}.png,{i}\n" for i in range(10, 20)))
-    given = ["validate", folder, "--pristine", photographs, "--report", tmp_path / "report.html"]
-    assert call(*given) == 0
+    arguments = ["validate", folder, "--pristine", photographs, "--report", tmp_path / "report.html"]
+    assert call(*arguments) == 0
     assert "valid, 13 pictures" in capsys.readouterr().out
     assert "<html" in (tmp_path / "report.html").read_text().lower()
     assert json.loads((tmp_path / "report.json").read_text())["failures"] == []
     (folder / "13.png").write_bytes((folder / "13.png").read_bytes()[:200])
-    assert call(*given) == 2
+    assert call(*arguments) == 2
     error = capsys.readouterr().err
     assert "13.png" in error
     assert error.count("\n") == 1
@@ -350,10 +350,10 @@ def test_pretrain(tmp_path, capsys):
     assert "2 steps" in capsys.readouterr().out
     assert load_encoder(tmp_path / "run" / "encoder.safetensors").arch == "resnet18"
     sets = [word for name in ("dataset", "distorted") for word in (f"--{name}", tmp_path / "run" / name)]
-    again = [*sets, "--out", tmp_path / "again"]
-    assert call("pretrain", *again, *(word for setting in settings for word in ("--set", setting))) == 0
+    arguments = [*sets, "--out", tmp_path / "again"]
+    assert call("pretrain", *arguments, *(word for setting in settings for word in ("--set", setting))) == 0
     encoders = [(tmp_path / run / "encoder.safetensors").read_bytes() for run in ("run", "again")]
     assert encoders[0] == encoders[1], "the same pictures, as a picture set"
-    timed = [*sets, "--out", tmp_path / "timed", "--minutes", "0.1"]
-    assert call("pretrain", *timed, *(word for setting in settings for word in ("--set", setting))) == 0
+    arguments = [*sets, "--out", tmp_path / "timed", "--minutes", "0.1"]
+    assert call("pretrain", *arguments, *(word for setting in settings for word in ("--set", setting))) == 0
     assert read_metadata(tmp_path / "timed" / "encoder.safetensors")["steps"] > 2

@@ -42,7 +42,7 @@ def test_runs_in_the_image_as_it_is(name):
 def test_is_described_with_every_input(name):
     spec = component(name).component_spec
     assert spec.description
-    assert not [key for key, one in (spec.inputs or {}).items() if not one.description]
+    assert not [key for key, parameter in (spec.inputs or {}).items() if not parameter.description]
 
 
 def folder_of_pictures(folder: Path, seeds: range) -> str:
@@ -54,7 +54,7 @@ def folder_of_pictures(folder: Path, seeds: range) -> str:
 
 
 @pytest.fixture
-def fetched(tmp_path):
+def dataset(tmp_path):
     """Ten rated pictures, each a scene of its own, and two to pretrain on."""
     pictures = artifact(dsl.Dataset, tmp_path / "out" / "dataset")
     rated, clean = (
@@ -69,34 +69,34 @@ def fetched(tmp_path):
     return pictures
 
 
-def test_fetch_data_records_the_lineage(fetched):
-    lineage = json.loads(Path(fetched.path, "lineage.json").read_text())
+def test_fetch_data_records_the_lineage(dataset):
+    lineage = json.loads(Path(dataset.path, "lineage.json").read_text())
     assert sum(lineage["counts"].values()) == sum(lineage["licences"].values()) == lineage["rows"] == 12
-    assert (fetched.metadata["hash"], fetched.metadata["counts.pretrain/pristine"]) == (lineage["hash"], 2)
+    assert (dataset.metadata["hash"], dataset.metadata["counts.pretrain/pristine"]) == (lineage["hash"], 2)
 
 
-def validated(fetched: dsl.Artifact, tmp_path: Path, overrides: dict) -> dict[str, dsl.Artifact]:
+def run_validation(dataset: dsl.Artifact, tmp_path: Path, overrides: dict) -> dict[str, dsl.Artifact]:
     """What validate_data made."""
     kinds = {"report": dsl.HTML, "summary": dsl.Metrics, "findings": dsl.Artifact}
-    made = {name: artifact(kind, tmp_path / name) for name, kind in kinds.items()}
-    component("validate_data").python_func(dataset=fetched, start="", profile="demo", overrides=overrides, **made)
-    return made
+    outputs = {name: artifact(kind, tmp_path / name) for name, kind in kinds.items()}
+    component("validate_data").python_func(dataset=dataset, start="", profile="demo", overrides=overrides, **outputs)
+    return outputs
 
 
-def test_validate_data_reports_and_counts(fetched, tmp_path):
-    made = validated(fetched, tmp_path, {})
-    assert "<html" in Path(made["report"].path).read_text()
-    assert made["summary"].metadata["rows"] == 12
-    json.dumps(made["summary"].metadata, allow_nan=False)
-    component("accept_data").python_func(findings=made["findings"])
+def test_validate_data_reports_and_counts(dataset, tmp_path):
+    outputs = run_validation(dataset, tmp_path, {})
+    assert "<html" in Path(outputs["report"].path).read_text()
+    assert outputs["summary"].metadata["rows"] == 12
+    json.dumps(outputs["summary"].metadata, allow_nan=False)
+    component("accept_data").python_func(findings=outputs["findings"])
 
 
-def test_bad_data_have_a_report_before_they_are_refused(fetched, tmp_path):
+def test_bad_data_have_a_report_before_they_are_refused(dataset, tmp_path):
     """With the overrides that it was given: numbers come as floats from a cluster."""
-    made = validated(fetched, tmp_path, {"validation.min_side": 90.0})
-    assert "expectations failed" in Path(made["report"].path).read_text()
+    outputs = run_validation(dataset, tmp_path, {"validation.min_side": 90.0})
+    assert "expectations failed" in Path(outputs["report"].path).read_text()
     with pytest.raises(ContriqueError, match=r"0\.png"):
-        component("accept_data").python_func(findings=made["findings"])
+        component("accept_data").python_func(findings=outputs["findings"])
 
 
 @pytest.fixture
@@ -116,14 +116,14 @@ def evaluation(tmp_path):
 @pytest.mark.parametrize(("floor", "answer"), [(1, "promote"), (1.01, "hold")])
 def test_decide_promotion_answers_in_one_word(evaluation, floor, answer, tmp_path):
     verdict = artifact(dsl.Artifact, tmp_path / "verdict")
-    said = component("decide_promotion").python_func(
+    decision = component("decide_promotion").python_func(
         evaluation=evaluation, verdict=verdict, profile="demo", overrides={"gate.floor": floor}
     )
-    assert said == answer
+    assert decision == answer
     assert json.loads(Path(verdict.path).read_text())["promote"] is (answer == "promote")
 
 
-def test_keep_champion_leaves_the_registry_alone(fetched, evaluation, tmp_path, monkeypatch):
+def test_keep_champion_leaves_the_registry_alone(dataset, evaluation, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("CONTRIQUE_RUN", "a-run")
@@ -132,16 +132,16 @@ def test_keep_champion_leaves_the_registry_alone(fetched, evaluation, tmp_path, 
         evaluation=evaluation, verdict=verdict, profile="demo", overrides=overrides
     )
     tracking = artifact(dsl.Markdown, tmp_path / "tracking")
-    kept = component("keep_champion").python_func(
-        extract=fetched, verdict=verdict, profile="demo", overrides=overrides, tracking=tracking
+    outputs = component("keep_champion").python_func(
+        extract=dataset, verdict=verdict, profile="demo", overrides=overrides, tracking=tracking
     )
-    assert kept == {}
+    assert outputs == {}
     assert re.match(r"MLflow run `[0-9a-f]{32}` in `sqlite:///", Path(tracking.path).read_text())
     from contrique.config import RegistryConfig
 
     assert Registry(RegistryConfig()).list_versions() == []
     (event,) = read_history(Registry(RegistryConfig()))
-    assert (event.action, event.run, event.data_hash) == ("hold", "a-run", fetched.metadata["hash"])
+    assert (event.action, event.run, event.data_hash) == ("hold", "a-run", dataset.metadata["hash"])
 
 
 STATES = {  # how a pipeline ended, as close_run is told -> what becomes of a run that is open
@@ -162,12 +162,12 @@ def test_close_run_leaves_a_finished_run_alone(state, tmp_path, monkeypatch):
     monkeypatch.setenv("CONTRIQUE_RUN", "a-run")
     from contrique.config import RegistryConfig
 
-    opened = Runs(RegistryConfig()).open("a-run")
-    opened.close()
-    ended = dsl.PipelineTaskFinalStatus(state, "job", "training", 1, "")
-    component("close_run").python_func(status=ended, **SETTINGS)
-    found = Store(RegistryConfig()).client.get_run(opened.id)
-    assert (found.info.status, "pipeline.state" in found.data.tags) == ("FINISHED", False)
+    run = Runs(RegistryConfig()).open("a-run")
+    run.close()
+    final_status = dsl.PipelineTaskFinalStatus(state, "job", "training", 1, "")
+    component("close_run").python_func(status=final_status, **SETTINGS)
+    record = Store(RegistryConfig()).client.get_run(run.id)
+    assert (record.info.status, "pipeline.state" in record.data.tags) == ("FINISHED", False)
 
 
 @pytest.mark.parametrize(("state", "status"), STATES.items())
@@ -175,14 +175,14 @@ def test_close_run_closes_what_was_left_open(state, status, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("CONTRIQUE_RUN", "a-run")
-    ended = dsl.PipelineTaskFinalStatus(state, "job", "training", 1, "")
-    component("close_run").python_func(status=ended, **SETTINGS)
+    final_status = dsl.PipelineTaskFinalStatus(state, "job", "training", 1, "")
+    component("close_run").python_func(status=final_status, **SETTINGS)
     assert not (tmp_path / "mlruns").exists(), "nothing was open, and nothing is made"
     from contrique.config import RegistryConfig
 
-    opened = Runs(RegistryConfig()).open("a-run")
-    component("close_run").python_func(status=ended, **SETTINGS)
-    assert Store(RegistryConfig()).client.get_run(opened.id).info.status == status
+    run = Runs(RegistryConfig()).open("a-run")
+    component("close_run").python_func(status=final_status, **SETTINGS)
+    assert Store(RegistryConfig()).client.get_run(run.id).info.status == status
 
 
 def test_a_step_without_its_run_says_so(monkeypatch):

@@ -32,7 +32,7 @@ def picture(path, seed=0, shape=(64, 70)):
     return pixels
 
 
-def labelled(folder, **columns):
+def write_labelled(folder, **columns):
     names = [f"{letter}.png" for letter in "abcdef"]
     for seed, name in enumerate(names):
         picture(folder / name, seed)
@@ -99,15 +99,15 @@ def test_pictures_are_read_from_files_and_from_shards(tmp_path):
         {"image": "absent.png"},
         {"image": "w", "shard": "absent.tar"},
     ]
-    *good, beyond, absent, absent_shard = as_manifest(rows).itertuples()
+    *good, beyond, no_file, no_shard = as_manifest(rows).itertuples()
     for row, expected in zip(good, (first, first, second), strict=True):
         np.testing.assert_array_equal(read_picture(tmp_path, row), expected)
     with pytest.raises(images.BadImage, match=r"s\.tar: ends before z"):
         read_picture(tmp_path, beyond)
     with pytest.raises(images.BadImage, match=r"absent\.png: cannot be read"):
-        read_picture(tmp_path, absent)
+        read_picture(tmp_path, no_file)
     with pytest.raises(images.BadImage, match=r"absent\.tar: cannot be read"):
-        read_picture(tmp_path, absent_shard)
+        read_picture(tmp_path, no_shard)
 
 
 def test_a_picture_is_described_and_a_bad_one_carries_its_reason(tmp_path):
@@ -122,7 +122,7 @@ def test_a_picture_is_described_and_a_bad_one_carries_its_reason(tmp_path):
 
 
 def test_a_labelled_folder_is_imported(tmp_path):
-    source = labelled(
+    source = write_labelled(
         tmp_path / "set",
         mos=SCORES,
         reference=["r1", "r1", "r2", "r2", "r3", None],
@@ -143,22 +143,22 @@ def test_a_labelled_folder_is_imported(tmp_path):
 
 
 def test_dmos_is_mirrored_so_that_higher_is_better(tmp_path):
-    frame = import_folder(labelled(tmp_path / "set", dmos=SCORES))
+    frame = import_folder(write_labelled(tmp_path / "set", dmos=SCORES))
     assert list(frame["mos"]) == [7, 6, 5, 4, 3, 1]
 
 
 def test_without_references_each_image_is_a_content(tmp_path):
-    frame = import_folder(labelled(tmp_path / "set", mos=SCORES))
+    frame = import_folder(write_labelled(tmp_path / "set", mos=SCORES))
     assert frame["reference"].nunique() == 6
 
 
 def test_given_splits_are_kept(tmp_path):
     splits = ["train", "train", "validation", "test", "test", "train"]
-    assert list(import_folder(labelled(tmp_path / "set", mos=SCORES, split=splits))["split"]) == splits
+    assert list(import_folder(write_labelled(tmp_path / "set", mos=SCORES, split=splits))["split"]) == splits
 
 
 def test_a_score_that_is_missing_stays_for_validation_to_name(tmp_path):
-    frame = import_folder(labelled(tmp_path / "set", mos=["1", "n/a", "NaN", "4", "", "6"]))
+    frame = import_folder(write_labelled(tmp_path / "set", mos=["1", "n/a", "NaN", "4", "", "6"]))
     assert list(frame["mos"].isna()) == [False, True, True, False, True, False]
 
 
@@ -184,14 +184,14 @@ def test_unlabelled_folders_take_every_image_below_them(tmp_path):
 
 
 def test_folders_that_cannot_be_imported_say_why(tmp_path):
-    def refused(role, words):
+    def check_refusal(role, words):
         with pytest.raises(DatasetError, match=words) as error:
             import_folder(Source(tmp_path / "set", role))
         assert str(tmp_path / "set") in str(error.value)
 
-    refused("labelled", "no such folder")
+    check_refusal("labelled", "no such folder")
     picture(tmp_path / "set" / "a.png")
-    refused("labelled", r"labels\.csv: not found")
+    check_refusal("labelled", r"labels\.csv: not found")
     labels = tmp_path / "set" / "labels.csv"
     for text, words in {
         "": "not a readable CSV",
@@ -201,11 +201,11 @@ def test_folders_that_cannot_be_imported_say_why(tmp_path):
         'image,mos\n"a.png,1\n': "not a readable CSV",
     }.items():
         labels.write_text(text)
-        refused("labelled", words)
+        check_refusal("labelled", words)
     labels.write_bytes(b"image,mos\n\x81,1\n")
-    refused("labelled", "line 2 is neither UTF-8 nor Latin-1")
+    check_refusal("labelled", "line 2 is neither UTF-8 nor Latin-1")
     (tmp_path / "set" / "a.png").unlink()
-    refused("pristine", "no image files below it")
+    check_refusal("pristine", "no image files below it")
 
 
 @settings(max_examples=50, deadline=None)
@@ -216,9 +216,9 @@ def test_splits_are_by_content_and_do_not_depend_on_the_order(contents, random):
     assert set(splits) == {"train", "validation", "test"}
     part = dict(zip(references, splits, strict=True))
     assert all(part[reference] == split for reference, split in zip(references, splits, strict=True))
-    shuffled = list(references)
-    random.shuffle(shuffled)
-    assert dict(zip(shuffled, assign_splits(pd.Series(shuffled)), strict=True)) == part
+    permutation = list(references)
+    random.shuffle(permutation)
+    assert dict(zip(permutation, assign_splits(pd.Series(permutation)), strict=True)) == part
 
 
 def test_splits_have_about_the_sizes_asked_for():
@@ -285,11 +285,11 @@ def test_near_duplicates_are_what_comparing_each_pair_finds(a, b, bits):
 @pytest.mark.parametrize(("flip", "axes"), [("", ()), ("horizontal", (1,)), ("vertical", (0,)), ("both", (0, 1))])
 def test_a_flipped_photograph_is_found_by_its_hash_alone(photographs, flip, axes):
     manifest = read_manifest(photographs)
-    flipped = [
+    mirrors = [
         images.perceptual_hash(np.ascontiguousarray(np.flip(images.read(photographs / name), axes))) if axes else code
         for name, code in zip(manifest["image"], manifest["phash"], strict=True)
     ]
-    pairs = leaks.near_duplicates(list(manifest["phash"]), flipped, 12, flip=flip)
+    pairs = leaks.near_duplicates(list(manifest["phash"]), mirrors, 12, flip=flip)
     assert pairs == [(i, i) for i in range(len(manifest))]
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from processes import VARIABLE, marked, survivors
+from processes import VARIABLE, find_processes, survivors
 from skimage import data
 
 from contrique import distortions, images
@@ -78,15 +78,15 @@ def test_makes_every_version_of_every_photograph(source, tmp_path):
     for row in manifest.itertuples():
         assert images.content_hash(read_picture_bytes(tmp_path, row)) == row.sha256
         photograph = images.fit_within(images.read(source / pristine["image"][row.reference]), 64)
-        found = read_picture(tmp_path, row)
-        assert found.shape == photograph.shape == (row.height, row.width, 3)
+        pixels = read_picture(tmp_path, row)
+        assert pixels.shape == photograph.shape == (row.height, row.width, 3)
         if row.kind == "pristine":
             expected = photograph
         else:
             content = pristine["sha256"][row.reference]
             rng = distortions.generator(content, row.distortion, row.level, 0)
             expected = images.as_uint8(distortions.distort(images.as_float(photograph), row.distortion, row.level, rng))
-        assert (found == expected).all()
+        assert (pixels == expected).all()
 
 
 def test_weak_labels_are_the_full_reference_scores(source, tmp_path):
@@ -97,19 +97,19 @@ def test_weak_labels_are_the_full_reference_scores(source, tmp_path):
     pristine = {
         row.reference: read_picture(tmp_path, row) for row in manifest[manifest["kind"] == "pristine"].itertuples()
     }
-    labelled = manifest[manifest["weak_label"].notna()]
-    for row in labelled.itertuples():
+    rows = manifest[manifest["weak_label"].notna()]
+    for row in rows.itertuples():
         assert row.weak_label == weak_label(read_picture(tmp_path, row), pristine[row.reference])
-    assert (labelled["kind"] == "pristine").sum() == 4
+    assert (rows["kind"] == "pristine").sum() == 4
 
 
 def test_weak_labels_are_balanced_over_distortions():
     config = SynthesisConfig(weak_labels_per_photograph=1 + 25 * 2 + 5)
     for content in ("aa", "bb"):
-        chosen = draw_weakly_labelled(content, 0, config)
-        assert Version("", 0) in chosen
-        counts = Counter(version.distortion for version in chosen if version.distortion)
-        assert len(chosen) == 56
+        versions = draw_weakly_labelled(content, 0, config)
+        assert Version("", 0) in versions
+        counts = Counter(version.distortion for version in versions if version.distortion)
+        assert len(versions) == 56
         assert set(counts.values()) == {2, 3}
     assert draw_weakly_labelled("aa", 0, config) != draw_weakly_labelled("bb", 0, config)
     assert draw_weakly_labelled("aa", 0, config) != draw_weakly_labelled("aa", 1, config)
@@ -135,11 +135,11 @@ def test_seed_and_order_of_rows(source, tmp_path):
     assert same[a["distortion"].isin(["", "jpeg"])].all()
     assert not same[a["distortion"] == "white_noise"].any()
     assert (tmp_path / "a/shards/000000.tar").read_bytes().find(b"ustar") > 0
-    shuffled = read_manifest(source).iloc[::-1]
-    turned = tmp_path / "turned"
-    shutil.copytree(source, turned)
-    write_manifest(shuffled, turned)
-    synthesize(turned, tmp_path / "c")
+    backwards = read_manifest(source).iloc[::-1]
+    copy = tmp_path / "turned"
+    shutil.copytree(source, copy)
+    write_manifest(backwards, copy)
+    synthesize(copy, tmp_path / "c")
     c = read_manifest(tmp_path / "c").set_index("image")
     assert (c["sha256"].sort_index() == a["sha256"].sort_index()).all()
 
@@ -244,8 +244,8 @@ def test_killed_run_goes_on_to_the_same_bytes(tmp_path, workers):
         time.sleep(0.005)
     run.send_signal(signal.SIGKILL)
     run.wait()
-    done = len(list(shards.glob("*.json")))
-    assert 2 <= done < 8
+    count = len(list(shards.glob("*.json")))
+    assert 2 <= count < 8
     assert not (tmp_path / "out" / MANIFEST).exists()
     (shards / ".000007.tar.0123abcd.tmp").write_bytes(b"half")  # whatever the moment of the kill, such a one goes
     subprocess.run(command(*arguments), check=True, capture_output=True)
@@ -265,7 +265,7 @@ def test_workers_die_with_a_killed_parent(tmp_path):
     while not list(out.glob("shards/*.json")):
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    assert len(marked(mark)) >= 3
+    assert len(find_processes(mark)) >= 3
     run.send_signal(signal.SIGKILL)
     run.wait()
     assert survivors(mark) == []
@@ -276,15 +276,15 @@ def test_full_disk_is_one_clear_error(source, tmp_path, workers):
     """On a real file system with room for about two of the four shards."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=120k", "tmpfs", str(disk)], capture_output=True)
-    if mounted.returncode:
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=120k", "tmpfs", str(disk)], capture_output=True)
+    if mount.returncode:
         pytest.skip("mounting a small file system needs root")
     try:
         with pytest.raises(DiskFull, match=r"\.tar: no space left \(No space left on device\); make room .* run again"):
             synthesize(source, disk / "out", workers=workers)
-        left = {path.name for path in (disk / "out/shards").iterdir()}
-        assert not any(name.endswith(".tmp") for name in left)
-        for name in left:  # what is there is whole
+        names = {path.name for path in (disk / "out/shards").iterdir()}
+        assert not any(name.endswith(".tmp") for name in names)
+        for name in names:  # what is there is whole
             if name.endswith(".json"):
                 sidecar = json.loads((disk / "out/shards" / name).read_text())
                 assert (disk / "out/shards" / name).with_suffix(".tar").stat().st_size == sidecar["bytes"]
@@ -327,8 +327,8 @@ def test_memory_stays_flat(tmp_path):
         source = write_photographs(tmp_path / f"source{count}", count, side=320)
         arguments = [sys.executable, "-c", PEAK, str(source), str(tmp_path / f"out{count}")]
         peaks.append(int(subprocess.run(arguments, check=True, capture_output=True, text=True).stdout))
-    made = sum(path.stat().st_size for path in (tmp_path / "out40/shards").glob("*.tar")) / 1024
-    assert made > 3 * 12_000  # kilobytes: keeping the pictures would show
+    kilobytes = sum(path.stat().st_size for path in (tmp_path / "out40/shards").glob("*.tar")) / 1024
+    assert kilobytes > 3 * 12_000  # kilobytes: keeping the pictures would show
     assert peaks[1] < peaks[0] + 12_000
 
 
@@ -355,11 +355,11 @@ def test_too_small_photograph_is_named(tmp_path):
 
 
 def test_missing_photograph_is_named(source, tmp_path):
-    gone = tmp_path / "gone"
-    shutil.copytree(source, gone)
-    (gone / "photo00.png").unlink()
+    copy = tmp_path / "gone"
+    shutil.copytree(source, copy)
+    (copy / "photo00.png").unlink()
     with pytest.raises(images.BadImage, match=r"photo00.png: cannot be read"):
-        synthesize(gone, tmp_path / "out")
+        synthesize(copy, tmp_path / "out")
 
 
 def test_nothing_to_distort(source, tmp_path):
@@ -382,12 +382,12 @@ def test_parts_gathered_are_the_whole(source, tmp_path, parts):
     """To the byte, also with more parts than photographs; what a part lacks is made."""
     summary = synthesize(source, tmp_path / "whole")
     folders = [tmp_path / f"part{k}" for k in range(parts)]
-    made = [
+    summaries = [
         synthesis.synthesize(source, folder, seed=0, config=SMALL, part=(k, parts)) for k, folder in enumerate(folders)
     ]
-    assert sum(one.pictures for one in made) == summary.pictures
-    gathered = join_parts(source, folders, tmp_path / "gathered", seed=0, config=SMALL)
+    assert sum(part.pictures for part in summaries) == summary.pictures
+    whole = join_parts(source, folders, tmp_path / "gathered", seed=0, config=SMALL)
     assert digest(tmp_path / "gathered") == digest(tmp_path / "whole")
-    assert (gathered.photographs, gathered.resumed) == (summary.photographs, summary.shards)
+    assert (whole.photographs, whole.resumed) == (summary.photographs, summary.shards)
     join_parts(source, folders[1:], tmp_path / "mended", seed=0, config=SMALL)
     assert digest(tmp_path / "mended") == digest(tmp_path / "whole")

@@ -226,14 +226,14 @@ def near(pixels: images.Picture, change: str) -> bytes:
 
 
 @pytest.mark.parametrize("change", [*FLIPS, "resized", "brighter"])
-@pytest.mark.parametrize("judged", ["chelsea", "astronaut", "grace_hopper"])
-def test_a_judged_picture_in_the_pretraining_part_is_named(sample, tmp_path, change, judged):
-    replace(sample, "moon", near(images.read(sample / "images" / f"{judged}.png"), change))
+@pytest.mark.parametrize("name", ["chelsea", "astronaut", "grace_hopper"])
+def test_a_judged_picture_in_the_pretraining_part_is_named(sample, tmp_path, change, name):
+    replace(sample, "moon", near(images.read(sample / "images" / f"{name}.png"), change))
     only(
         sample,
         tmp_path,
         "in another part or content too, as they are or flipped, by perceptual hash (1)",
-        f"images/{judged}.png (as images/moon.png in pretrain)",
+        f"images/{name}.png (as images/moon.png in pretrain)",
     )
 
 
@@ -273,8 +273,8 @@ def test_each_of_several_faults_has_its_line(rated, tmp_path):
     put(rated, "flower", mos=np.nan)
     put(rated, "rocket", reference="astronaut")
     messages = failures(rated, tmp_path)
-    found = [message.split(" (")[0] for message in messages]
-    assert found == [
+    faults = [message.split(" (")[0] for message in messages]
+    assert faults == [
         "pictures that cannot be decoded",
         "pictures whose reference is on both sides of a split",
         "judged pictures without a score",

@@ -15,9 +15,9 @@ def test_falls_as_blur_and_noise_grow() -> None:
     picture = skimage.data.chelsea()
     rng = np.random.default_rng(0)
     noise = rng.standard_normal(picture.shape)
-    blurred = [weak_label(cv2.GaussianBlur(picture, (0, 0), s), picture) for s in (0.5, 1, 2, 4)]
+    blur_labels = [weak_label(cv2.GaussianBlur(picture, (0, 0), s), picture) for s in (0.5, 1, 2, 4)]
     noisy = [weak_label(np.clip(picture + s * noise, 0, 255).astype(np.uint8), picture) for s in (4, 10, 25)]
-    for labels in (blurred, noisy):
+    for labels in (blur_labels, noisy):
         assert labels == sorted(labels, reverse=True)
         assert all(0 <= label < 1 for label in labels)
 

@@ -28,10 +28,10 @@ class SameDraws:
         self.device = device
 
     def _stack(self, kind, shape):
-        one = shape[1:]
-        planar = len(one) == 3 and one[0] == 3  # a picture: the CPU bank draws it as H, W, 3
-        drawn = np.stack([getattr(draws, kind)((*one[1:], 3) if planar else one) for draws in self.draws])
-        return torch.from_numpy(np.moveaxis(drawn, -1, 1).copy() if planar else drawn).to(self.device)
+        size = shape[1:]
+        planar = len(size) == 3 and size[0] == 3  # a picture: the CPU bank draws it as H, W, 3
+        values = np.stack([getattr(draws, kind)((*size[1:], 3) if planar else size) for draws in self.draws])
+        return torch.from_numpy(np.moveaxis(values, -1, 1).copy() if planar else values).to(self.device)
 
     def normal(self, shape):
         return self._stack("normal", shape)
@@ -65,9 +65,9 @@ def test_agrees_with_distort(name, device):
     pictures = photographs()
     for level in range(1, 6):
         draws = SameDraws(range(3), device)
-        found = batch.BATCHED[name](tensor(pictures, device), distortions.parameter(name, level), draws).clamp(0, 1)
+        actual = batch.BATCHED[name](tensor(pictures, device), distortions.parameter(name, level), draws).clamp(0, 1)
         expected = [distortions.distort(x, name, level, np.random.default_rng(k)) for k, x in enumerate(pictures)]
-        assert np.abs(arrays(found) - expected).max() < TOLERANCE.get(name, 1e-5), level
+        assert np.abs(arrays(actual) - expected).max() < TOLERANCE.get(name, 1e-5), level
 
 
 def test_banks_cover_the_same_25():
@@ -83,18 +83,18 @@ def test_mixed_batch_is_each_picture_alone(device):
     names, levels = zip(*(keys[i] for i in order), strict=True)
     inputs = tensor([pictures[i % 3] for i in range(len(keys))], device)
     before = inputs.clone()
-    found = distortions.distort_batch(inputs, names, levels, generator(device))
+    actual = distortions.distort_batch(inputs, names, levels, generator(device))
     assert torch.equal(inputs, before)
-    assert found.shape == inputs.shape
-    assert found.device == inputs.device
-    assert found.min() >= 0
-    assert found.max() <= 1
-    drawn = {"motion_blur", "color_shift", "white_noise", "color_noise", "impulse_noise", "multiplicative_noise",
+    assert actual.shape == inputs.shape
+    assert actual.device == inputs.device
+    assert actual.min() >= 0
+    assert actual.max() <= 1
+    stochastic = {"motion_blur", "color_shift", "white_noise", "color_noise", "impulse_noise", "multiplicative_noise",
              "denoise", "jitter", "non_eccentricity", "color_block"}  # fmt: skip
     for i, (name, level) in enumerate(zip(names, levels, strict=True)):
-        if name not in drawn:
+        if name not in stochastic:
             alone = distortions.distort(pictures[i % 3], name, level, np.random.default_rng(0))
-            assert np.abs(arrays(found[i : i + 1])[0] - alone).max() < TOLERANCE.get(name, 1e-5), (name, level)
+            assert np.abs(arrays(actual[i : i + 1])[0] - alone).max() < TOLERANCE.get(name, 1e-5), (name, level)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -111,8 +111,8 @@ def test_generator_decides_everything(device):
 def test_pictures_of_a_batch_get_their_own_draws():
     inputs = tensor([photographs(40, 40)[0]] * 2)
     for name in ("white_noise", "motion_blur", "jitter", "color_block", "non_eccentricity", "denoise"):
-        found = distortions.distort_batch(inputs, [name] * 2, [5] * 2, generator())
-        assert not torch.equal(found[0], found[1]), name
+        outputs = distortions.distort_batch(inputs, [name] * 2, [5] * 2, generator())
+        assert not torch.equal(outputs[0], outputs[1]), name
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -133,8 +133,8 @@ def test_any_size_and_content(side):
     noise = np.random.default_rng(0).random((*side, 3), dtype=np.float32)
     inputs = tensor([noise, *(np.full((*side, 3), grey, np.float32) for grey in (0, 0.4, 1))])
     for name, level in itertools.product(distortions.NAMES, (1, 5)):
-        found = distortions.distort_batch(inputs, [name] * 4, [level] * 4, generator())
-        assert torch.isfinite(found).all(), (name, level)
+        outputs = distortions.distort_batch(inputs, [name] * 4, [level] * 4, generator())
+        assert torch.isfinite(outputs).all(), (name, level)
 
 
 def test_empty_batch():

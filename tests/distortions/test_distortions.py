@@ -27,7 +27,7 @@ TOLERANCE = {
     "color_shift": 1e-4,
     "jitter": 1e-4,
 }
-MEASURED = {"color_quantization", "jpeg2000", "jpeg", "impulse_noise", "denoise"}
+CODECS = {"color_quantization", "jpeg2000", "jpeg", "impulse_noise", "denoise"}
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -51,13 +51,13 @@ def distort(image, name, level, seed=0):
 # against the definitions
 
 
-@pytest.mark.parametrize(("name", "level"), [key for key in EVERY if key[0] not in MEASURED])
+@pytest.mark.parametrize(("name", "level"), [key for key in EVERY if key[0] not in CODECS])
 def test_agrees_with_the_definition(photos, name, level):
     for image in photos:
         draws = kernels.Draws(rng(level))
         expected = getattr(reference, name)(image.astype(float), distortions.parameter(name, level), draws)
-        found = distort(image, name, level, seed=level)
-        assert np.abs(found - np.clip(expected, 0, 1)).max() < TOLERANCE.get(name, 1e-6)
+        actual = distort(image, name, level, seed=level)
+        assert np.abs(actual - np.clip(expected, 0, 1)).max() < TOLERANCE.get(name, 1e-6)
 
 
 def test_names_and_levels_are_those_of_kadis():
@@ -108,8 +108,8 @@ def test_contrast_and_midtone_curves_pass_their_control_points():
 def test_brighten_of_grey_mixes_the_two_curves():
     mid = np.full((32, 32, 3), 0.5, np.float32)
     lightness = 53.389  # L of sRGB 0.5
-    lifted = lightness / 100 * (1 + 2 * 0.4 * (1 - lightness / 100))
-    linear = ((lifted * 100 + 16) / 116) ** 3
+    curve = lightness / 100 * (1 + 2 * 0.4 * (1 - lightness / 100))
+    linear = ((curve * 100 + 16) / 116) ** 3
     lab = 1.055 * linear ** (1 / 2.4) - 0.055
     assert distort(mid, "brighten", 3)[0, 0] == pytest.approx([(2 * 0.7 + lab) / 3] * 3, abs=1e-4)
 
@@ -121,14 +121,14 @@ def test_jpeg_is_libjpeg_at_that_quality_with_half_chroma():
     pixels = data.astronaut()
     for level in range(1, 6):
         quality = int(distortions.parameter("jpeg", level))
-        encoded = kernels.encode_jpeg(pixels, quality)
+        jpeg = kernels.encode_jpeg(pixels, quality)
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
-        assert simplejpeg.decode_jpeg_header(encoded)[3] == "420"
-        assert len(encoded) == pytest.approx(buffer.tell(), rel=0.01)
+        assert simplejpeg.decode_jpeg_header(jpeg)[3] == "420"
+        assert len(jpeg) == pytest.approx(buffer.tell(), rel=0.01)
         expected = cv2.PSNR(np.asarray(Image.open(buffer)), pixels)
-        found = distort(images.as_float(pixels), "jpeg", level)
-        assert cv2.PSNR(images.as_uint8(found), pixels) == pytest.approx(expected, abs=0.05)
+        actual = distort(images.as_float(pixels), "jpeg", level)
+        assert cv2.PSNR(images.as_uint8(actual), pixels) == pytest.approx(expected, abs=0.05)
 
 
 @pytest.mark.parametrize("level", range(1, 6))
@@ -148,10 +148,10 @@ def test_jpeg2000_is_openjpeg_at_that_ratio(level):
         buffer = io.BytesIO()
         options = {"quality_mode": "rates", "quality_layers": [ratio], "irreversible": True, "mct": 1, "no_jp2": True}
         Image.fromarray(pixels).save(buffer, "JPEG2000", **options)
-        found = kernels.encode_jpeg2000(pixels, ratio)
-        assert len(found) == pytest.approx(pixels.nbytes / ratio, rel=0.03)
-        decoded = (np.asarray(Image.open(io.BytesIO(data))) for data in (found, buffer.getvalue()))
-        losses.append(np.subtract(*(cv2.PSNR(each, pixels) for each in decoded)))
+        codestream = kernels.encode_jpeg2000(pixels, ratio)
+        assert len(codestream) == pytest.approx(pixels.nbytes / ratio, rel=0.03)
+        pictures = (np.asarray(Image.open(io.BytesIO(data))) for data in (codestream, buffer.getvalue()))
+        losses.append(np.subtract(*(cv2.PSNR(each, pixels) for each in pictures)))
     assert np.mean(losses) > -0.1
     assert min(losses) > -0.3
 
@@ -167,25 +167,25 @@ def test_jpeg2000_of_coarser_steps_is_the_scaled_picture(planes):
     error = np.asarray(Image.open(buffer)) - scaled
     by_pillow = np.asarray(Image.open(io.BytesIO(codestream)))
     by_opencv = cv2.imdecode(np.frombuffer(codestream, np.uint8), cv2.IMREAD_COLOR_RGB)
-    for decoded in (by_pillow, by_opencv):
-        found = decoded - ((scaled - 128) * 2**planes + 128)
-        assert found.std() < 2**planes * error.std()
+    for actual in (by_pillow, by_opencv):
+        residual = actual - ((scaled - 128) * 2**planes + 128)
+        assert residual.std() < 2**planes * error.std()
 
 
 def test_jpeg2000_keeps_flat_pictures():
     for grey in (0, 77, 255):
         flat = np.full((200, 300, 3), grey, np.uint8)
         for level in range(1, 6):
-            found = images.as_uint8(distort(images.as_float(flat), "jpeg2000", level))
-            assert np.abs(found.astype(int) - grey).max() <= 1
+            actual = images.as_uint8(distort(images.as_float(flat), "jpeg2000", level))
+            assert np.abs(actual.astype(int) - grey).max() <= 1
 
 
 def test_jpeg2000_beats_jpeg_at_the_same_size():
     image = images.as_float(data.astronaut())
-    encoded = simplejpeg.encode_jpeg(data.astronaut(), 24, "RGB", "420")
-    ratio = image.size / len(encoded)
-    found = kernels.jpeg2000(image, ratio, kernels.Draws(rng()))
-    assert cv2.PSNR(found, image, 1) > cv2.PSNR(distort(image, "jpeg", 3), image, 1)
+    jpeg = simplejpeg.encode_jpeg(data.astronaut(), 24, "RGB", "420")
+    ratio = image.size / len(jpeg)
+    actual = kernels.jpeg2000(image, ratio, kernels.Draws(rng()))
+    assert cv2.PSNR(actual, image, 1) > cv2.PSNR(distort(image, "jpeg", 3), image, 1)
 
 
 def noise_of(name, level, grey=0.5):
@@ -218,8 +218,8 @@ def test_multiplicative_noise_is_uniform_and_scales_with_the_pixel(level):
     for grey in (0.5, 0.25):
         gain = noise_of("multiplicative_noise", level, grey) / grey
         assert gain.var() == pytest.approx(variance, rel=0.02)
-        bound = math.sqrt(3 * variance)
-        assert stats.kstest(gain.ravel()[::7], "uniform", (-bound, 2 * bound)).pvalue > 1e-3
+        limit = math.sqrt(3 * variance)
+        assert stats.kstest(gain.ravel()[::7], "uniform", (-limit, 2 * limit)).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("level", range(1, 6))
@@ -239,9 +239,9 @@ def test_denoise_removes_most_of_its_noise(level):
     image = images.as_float(data.astronaut())[::2, ::2]
     variance = distortions.parameter("denoise", level)
     noisy = np.clip(kernels.white_noise(image, variance, kernels.Draws(rng())), 0, 1)
-    found = distort(image, "denoise", level)
-    assert cv2.PSNR(found, image, 1) > cv2.PSNR(noisy, image, 1) + 4
-    assert cv2.PSNR(found, image, 1) < 32
+    actual = distort(image, "denoise", level)
+    assert cv2.PSNR(actual, image, 1) > cv2.PSNR(noisy, image, 1) + 4
+    assert cv2.PSNR(actual, image, 1) < 32
 
 
 @pytest.mark.parametrize("level", range(1, 6))
@@ -254,15 +254,15 @@ def test_palette_has_its_size_and_nearly_the_least_variance(level):
     flat = pixels.reshape(-1, 3).astype(float)
     error = ((flat[:, None] - palette.astype(float)) ** 2).sum(axis=2).min(axis=1).sum()
     assert error < 1.5 * KMeans(colours, n_init=1, random_state=0).fit(flat).inertia_
-    used = np.unique(images.as_uint8(distort(image, "color_quantization", level)).reshape(-1, 3), axis=0)
-    assert len(used) <= colours
-    assert {tuple(colour) for colour in used} <= {tuple(colour) for colour in palette}
+    actual = np.unique(images.as_uint8(distort(image, "color_quantization", level)).reshape(-1, 3), axis=0)
+    assert len(actual) <= colours
+    assert {tuple(colour) for colour in actual} <= {tuple(colour) for colour in palette}
 
 
 def test_palette_is_dithered():
     ramp = np.linspace(0, 1, 256, dtype=np.float32)[None, :, None] * np.ones((64, 1, 3), np.float32)
-    found = distort(ramp, "color_quantization", 5)
-    assert np.abs(cv2.GaussianBlur(found, (0, 0), 6) - ramp)[16:-16, 24:-24].max() < 0.03
+    actual = distort(ramp, "color_quantization", 5)
+    assert np.abs(cv2.GaussianBlur(actual, (0, 0), 6) - ramp)[16:-16, 24:-24].max() < 0.03
 
 
 def test_palette_of_few_colours_is_exact():
@@ -279,10 +279,10 @@ def test_quantization_keeps_pictures_of_few_values():
 
 def test_quantization_leaves_thresholds_plus_one_values(photos):
     for level in range(1, 6):
-        found = np.unique(distort(photos[0], "quantization", level))
-        assert len(found) == distortions.parameter("quantization", level) + 1
-        assert found[0] == 0
-        assert found[-1] == 1
+        values = np.unique(distort(photos[0], "quantization", level))
+        assert len(values) == distortions.parameter("quantization", level) + 1
+        assert values[0] == 0
+        assert values[-1] == 1
 
 
 # what holds for all of them
@@ -295,13 +295,13 @@ def test_any_size_and_content(name, level):
     for image in (*extremes, rng().random((57, 32, 3)), photograph(64, 64)):
         image = image.astype(np.float32)
         before = image.copy()
-        found = distort(image, name, level)
-        assert found.shape == image.shape
-        assert found.dtype == np.float32
-        assert found.min() >= 0
-        assert found.max() <= 1
+        actual = distort(image, name, level)
+        assert actual.shape == image.shape
+        assert actual.dtype == np.float32
+        assert actual.min() >= 0
+        assert actual.max() <= 1
         assert (image == before).all()
-        assert not np.shares_memory(found, image)
+        assert not np.shares_memory(actual, image)
 
 
 @pytest.mark.parametrize("name", distortions.NAMES)
@@ -312,8 +312,8 @@ def test_same_generator_same_picture(name):
 
 def test_random_distortions_differ_with_the_generator():
     image = photograph(64, 80)
-    fixed = {name for name in distortions.NAMES if (distort(image, name, 4, 1) == distort(image, name, 4, 2)).all()}
-    assert set(distortions.NAMES) - fixed == {
+    constant = {name for name in distortions.NAMES if (distort(image, name, 4, 1) == distort(image, name, 4, 2)).all()}
+    assert set(distortions.NAMES) - constant == {
         "motion_blur", "color_shift", "white_noise", "color_noise", "impulse_noise", "multiplicative_noise",
         "denoise", "jitter", "non_eccentricity", "color_block",
     }  # fmt: skip
@@ -378,8 +378,8 @@ def test_class_ids():
     assert distortions.class_id("", 0) == 0
     ids = [distortions.class_id(name, level, merge_identity=False) for name, level in EVERY]
     assert ids == list(range(1, 126))
-    merged = {key for key in EVERY if distortions.class_id(*key) == 0}
-    assert merged == distortions.IDENTITY == {
+    identities = {key for key in EVERY if distortions.class_id(*key) == 0}
+    assert identities == distortions.IDENTITY == {
         ("gaussian_blur", 1), ("motion_blur", 1), ("saturation_lab", 1), ("mean_shift", 3)
     }  # fmt: skip
 

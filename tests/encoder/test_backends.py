@@ -66,9 +66,9 @@ def test_features_agree_with_pytorch_at_any_size_and_in_any_batch(parts, name):
 def test_answers_are_not_overwritten_by_the_next_picture(parts, name):
     backend = create_backend(name, EncoderFile(parts.encoder), "float32")
     first = backend(tiny_model.picture(0)[None])
-    kept = first.copy()
+    copy = first.copy()
     backend(tiny_model.picture(1)[None])
-    np.testing.assert_array_equal(first, kept)
+    np.testing.assert_array_equal(first, copy)
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -92,15 +92,15 @@ def test_the_graph_is_exported_once_for_an_encoder(parts, cache, monkeypatch, tm
         export(EncoderFile(tmp_path / "other.safetensors"))
 
 
-@pytest.mark.parametrize("compared", [False, True])
+@pytest.mark.parametrize("is_compared", [False, True])
 @pytest.mark.parametrize("name", OTHERS)
-def test_a_graph_of_another_encoder_is_refused(parts, name, compared, tmp_path, monkeypatch):
+def test_a_graph_of_another_encoder_is_refused(parts, name, is_compared, tmp_path, monkeypatch):
     """As a damaged or exchanged file in the cache would be, before and after the right one was compared."""
     monkeypatch.setenv("CONTRIQUE_CACHE", str(tmp_path / "cache"))
     save_encoder(Encoder("resnet18", seed=5), tmp_path / "stranger.safetensors")
     stranger = export(EncoderFile(tmp_path / "stranger.safetensors"))
     scorer = Scorer(parts.encoder, parts.regressor)
-    if compared:
+    if is_compared:
         scorer.use(name)
     stranger.rename(graph_path(sha256(parts.encoder)))
     with pytest.raises(BackendError, match=rf"backend {name} in float32 differs from PyTorch .* use --backend torch"):
@@ -155,14 +155,14 @@ def test_bfloat16_is_bounded_by_scores(parts):
 
 def test_parity_says_of_each_backend_how_near_it_comes_or_why_it_is_refused(parts, cache):
     file = EncoderFile(parts.encoder)
-    kept = set(cache.iterdir())
+    files = set(cache.iterdir())
     weights = np.random.default_rng(0).normal(size=1024)
     gentle = measure_parity(file, lambda f: 1e-3 * f @ weights)
     assert set(gentle) == {"torch.bfloat16", "onnx.float32", "openvino.float32", "openvino.bfloat16"}
     assert all(text.startswith("within ") for text in gentle.values())
     steep = measure_parity(file, lambda f: 1e8 * f @ weights)
     assert all(text.startswith("refused: backend ") for text in steep.values())
-    assert set(cache.iterdir()) == kept
+    assert set(cache.iterdir()) == files
 
 
 def test_signals_are_survived_after_backends_have_gone(parts, tmp_path):
@@ -179,72 +179,72 @@ del backend
 signal.signal(signal.SIGCHLD, lambda *_: print("survived"))
 signal.raise_signal(signal.SIGCHLD)
 """
-    done = subprocess.run([sys.executable, "-c", program, parts.encoder], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, "survived\n"), done.stderr
+    process = subprocess.run([sys.executable, "-c", program, parts.encoder], capture_output=True, text=True)
+    assert (process.returncode, process.stdout) == (0, "survived\n"), process.stderr
 
 
 def test_a_backend_that_cannot_be_made_is_refused_and_stops_nothing(parts, monkeypatch):
     file, make = EncoderFile(parts.encoder), create_backend
 
-    def broken(name, *rest):
+    def fail(name, *rest):
         if name == "openvino":
             raise ImportError("libtbb.so.12: cannot open shared object file\nand more")
         return make(name, *rest)
 
-    monkeypatch.setattr(parity, "create_backend", broken)
-    found = measure_parity(file, lambda f: f[:, 0])
+    monkeypatch.setattr(parity, "create_backend", fail)
+    report = measure_parity(file, lambda f: f[:, 0])
     why = "cannot be made: ImportError: libtbb.so.12: cannot open shared object file"
-    assert found["openvino.float32"] == f"refused: backend openvino in float32 {why}"
-    assert found["onnx.float32"].startswith("within ")
+    assert report["openvino.float32"] == f"refused: backend openvino in float32 {why}"
+    assert report["onnx.float32"].startswith("within ")
 
 
 def test_features_are_not_rounded_to_tf32_and_the_switch_is_put_back(parts):
-    encoder, seen = load_encoder(parts.encoder), []
+    encoder, flags = load_encoder(parts.encoder), []
     maps = encoder.maps
 
-    def looking(pictures):
-        seen.append(torch.backends.cudnn.allow_tf32)
-        if len(seen) == 2:
+    def record(pictures):
+        flags.append(torch.backends.cudnn.allow_tf32)
+        if len(flags) == 2:
             raise RuntimeError("out of memory")
         return maps(pictures)
 
-    encoder.maps = looking
+    encoder.maps = record
     backend, picture = Torch(encoder), tiny_model.picture(0)[None]
     assert torch.backends.cudnn.allow_tf32
     backend(picture)
     with pytest.raises(RuntimeError, match="out of memory"):
         backend(picture)
-    assert seen == [False, False]
+    assert flags == [False, False]
     assert torch.backends.cudnn.allow_tf32
 
 
 def test_auto_takes_the_fastest_that_agrees_and_remembers(parts, cache, monkeypatch):
     scorer = Scorer(parts.encoder, parts.regressor)
     times = {"torch": 2.0, "onnx": 3.0, "openvino": 1.0}
-    asked = []
+    calls = []
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
-    def measured(made, *_):
-        asked.append(sorted(made))
-        return {name: times[name] for name in made}
+    def measure(backends, *_):
+        calls.append(sorted(backends))
+        return {name: times[name] for name in backends}
 
-    monkeypatch.setattr(parity, "measure_speed", measured)
+    monkeypatch.setattr(parity, "measure_speed", measure)
     assert scorer.use("auto") == "openvino"
     assert scorer.use("auto") == "openvino"
-    assert asked == [["onnx", "openvino", "torch"]]
-    (kept,) = cache.glob(f"{sha256(parts.encoder)[:32]}*-choice.json")
-    told = json.loads(kept.read_text())
-    assert (told["backend"], told["seconds"]) == ("openvino", times)
+    assert calls == [["onnx", "openvino", "torch"]]
+    (file,) = cache.glob(f"{sha256(parts.encoder)[:32]}*-choice.json")
+    choice = json.loads(file.read_text())
+    assert (choice["backend"], choice["seconds"]) == ("openvino", times)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")  # another machine, so to speak
     times["onnx"] = 0.5
     assert scorer.use("auto") == "onnx"
-    assert len(asked) == 2
+    assert len(calls) == 2
 
 
 def test_measuring_asks_each_backend_alike():
     calls = []
-    made = {name: lambda pictures, name=name: calls.append((name, pictures.shape)) for name in ("a", "b")}
-    seconds = measure_speed(made, (64, 96), repeats=2)
+    backends = {name: lambda pictures, name=name: calls.append((name, pictures.shape)) for name in ("a", "b")}
+    seconds = measure_speed(backends, (64, 96), repeats=2)
     assert calls == [("a", (1, 64, 96, 3)), ("b", (1, 64, 96, 3))] * 3
     assert all(0 <= value < 1 for value in seconds.values())
 
@@ -267,11 +267,11 @@ def test_the_command_takes_a_backend(parts, tmp_path, capsys):
     for path in parts.regressor.iterdir():
         (model / "regressor" / path.name).write_bytes(path.read_bytes())
     (tmp_path / "a.png").write_bytes(encode_png(tiny_model.picture(0)))
-    given = ["score", str(tmp_path / "a.png"), "--model", str(model), "--format", "json"]
+    arguments = ["score", str(tmp_path / "a.png"), "--model", str(model), "--format", "json"]
     scores = []
     for backend in ("torch", "onnx", "openvino"):
-        assert main([*given, "--backend", backend]) == 0
+        assert main([*arguments, "--backend", backend]) == 0
         scores.append(json.loads(capsys.readouterr().out)[0]["score"])
     assert np.ptp(scores) <= TOLERANCE
-    assert main([*given, "--backend", "onnx", "--precision", "bfloat16"]) == 2
+    assert main([*arguments, "--backend", "onnx", "--precision", "bfloat16"]) == 2
     assert "onnx has no bfloat16" in capsys.readouterr().err

@@ -44,9 +44,9 @@ def test_equals_the_definition(encoder: Encoder) -> None:
         maps = encoder.maps(torch.tensor(scale / 255.0, dtype=torch.float32).permute(2, 0, 1)[None])
         h = maps.mean((2, 3))[0]
         parts.append(h / h.norm())
-    got = extract_one(picture, encoder)
-    assert got.dtype == np.float32
-    np.testing.assert_allclose(got, torch.cat(parts).numpy(), atol=2e-6)
+    actual = extract_one(picture, encoder)
+    assert actual.dtype == np.float32
+    np.testing.assert_allclose(actual, torch.cat(parts).numpy(), atol=2e-6)
 
 
 def test_same_picture_same_features_in_any_company(encoder: Encoder) -> None:
@@ -82,8 +82,8 @@ def test_feature_set_holds_judged_and_weak_labelled_rows(encoder: Encoder, tmp_p
     manifest, values = load_set(tmp_path / "out")
     assert count == 2
     assert list(manifest["image"]) == ["a.png", "d.png"]
-    loaded = load_encoder(tmp_path / "e.safetensors")
-    np.testing.assert_array_equal(values[0], extract_one(noise(64, 72, 0), loaded))
+    copy = load_encoder(tmp_path / "e.safetensors")
+    np.testing.assert_array_equal(values[0], extract_one(noise(64, 72, 0), copy))
     np.testing.assert_allclose(values[0], extract_one(noise(64, 72, 0), encoder), atol=2e-6)
     first = (tmp_path / "out" / FEATURES).read_bytes()
     extract_set(tmp_path / "mos", tmp_path / "weak_label", tmp_path / "e.safetensors", tmp_path / "out")
@@ -137,12 +137,12 @@ def test_tiles_cover_each_cell_once_at_bounded_size(shape: tuple[int, int]) -> N
     picture = np.random.default_rng(0).integers(0, 256, (1, *shape, 1), dtype=np.uint8)
     whole = backend(picture)
     sides.clear()
-    seen = np.zeros_like(whole)
+    counts = np.zeros_like(whole)
     for row, column, cells in compute_maps(picture, backend):
         place = np.s_[:, :, row : row + cells.shape[2], column : column + cells.shape[3]]
-        seen[place] += 1
+        counts[place] += 1
         np.testing.assert_array_equal(cells, whole[place])
-    assert (seen == 1).all()
+    assert (counts == 1).all()
     assert max(sides) <= features.TILE
 
 

@@ -38,12 +38,12 @@ def test_views_together_are_as_views_in_turn() -> None:
     images = torch.rand(12, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     expected = torch.cat([apart.maps(view) for view in images.chunk(2)])
     maps = together.maps(images)
-    for encoder, made in ((apart, expected), (together, maps)):
-        made.square().sum().backward()
+    for encoder, outputs in ((apart, expected), (together, maps)):
+        outputs.square().sum().backward()
         encoder.eval()
     torch.testing.assert_close(maps, expected, rtol=1e-4, atol=1e-4)
-    for (name, one), other in zip(apart.named_parameters(), together.parameters(), strict=True):
-        assert float((one.grad - other.grad).norm() / one.grad.norm()) < 1e-4, name
+    for (name, parameter), other in zip(apart.named_parameters(), together.parameters(), strict=True):
+        assert float((parameter.grad - other.grad).norm() / parameter.grad.norm()) < 1e-4, name
     torch.testing.assert_close(together(images), apart(images), rtol=1e-4, atol=1e-5)  # by the running statistics
     assert not torch.allclose(apart.train().maps(images), expected, rtol=1e-2, atol=1e-2)  # of both views at once
 
@@ -55,11 +55,11 @@ def test_convolution_of_a_tiny_map_is_the_convolution(size: int) -> None:
     convolution = Conv3x3(6, 4, 3, padding=1, bias=False).double()
     expected = torch.nn.functional.conv2d(x, convolution.weight, padding=1)
     towards = torch.randn(expected.shape, dtype=torch.float64, generator=generator)
-    wanted = torch.autograd.grad(expected, (x, convolution.weight), towards)
-    got = convolution(x)
-    torch.testing.assert_close(got, expected)
-    for found, sought in zip(torch.autograd.grad(got, (x, convolution.weight), towards), wanted, strict=True):
-        torch.testing.assert_close(found, sought)
+    grads = torch.autograd.grad(expected, (x, convolution.weight), towards)
+    actual = convolution(x)
+    torch.testing.assert_close(actual, expected)
+    for grad, reference in zip(torch.autograd.grad(actual, (x, convolution.weight), towards), grads, strict=True):
+        torch.testing.assert_close(grad, reference)
 
 
 def test_seed_decides_the_weights_and_leaves_the_global_generator() -> None:
@@ -83,15 +83,15 @@ def test_projector_has_no_biases() -> None:
 def test_round_trip_gives_the_same_features_and_bytes(tmp_path: Path) -> None:
     encoder = Encoder("resnet18", 5).eval()
     save_encoder(encoder, tmp_path / "a.safetensors", {"seed": 5})
-    loaded = load_encoder(tmp_path / "a.safetensors")
-    save_encoder(loaded, tmp_path / "b.safetensors", {"seed": 5})
+    copy = load_encoder(tmp_path / "a.safetensors")
+    save_encoder(copy, tmp_path / "b.safetensors", {"seed": 5})
     images = torch.rand(1, 3, 64, 64)
     with torch.inference_mode():
-        torch.testing.assert_close(encoder(images), loaded(images), rtol=0, atol=1e-6)
+        torch.testing.assert_close(encoder(images), copy(images), rtol=0, atol=1e-6)
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     assert read_metadata(tmp_path / "a.safetensors") == {"seed": 5, "arch": "resnet18"}
-    assert not loaded.training
-    assert not any(p.requires_grad for p in loaded.parameters())
+    assert not copy.training
+    assert not any(p.requires_grad for p in copy.parameters())
 
 
 def test_files_that_are_not_encoders_are_refused(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from contrique.encoder.weights import load_encoder, read_metadata
 torch.set_num_threads(1)
 
 
-class Original(nn.Module):
+class OriginalNetwork(nn.Module):
     """The model as the paper's repository lays it out."""
 
     def __init__(self, arch: str) -> None:
@@ -44,7 +44,7 @@ class Original(nn.Module):
 
 @pytest.fixture(scope="module")
 def small() -> dict[str, torch.Tensor]:
-    return Original("resnet18").state_dict()
+    return OriginalNetwork("resnet18").state_dict()
 
 
 def save(content: Any, path: Path, **options: Any) -> Path:
@@ -52,19 +52,19 @@ def save(content: Any, path: Path, **options: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("arch", "wrapped"), [("resnet50", True), ("resnet18", False)])
-def test_gives_the_features_of_the_original_network(arch: str, wrapped: bool, tmp_path: Path) -> None:
-    original = Original(arch).eval()
+@pytest.mark.parametrize(("arch", "nested"), [("resnet50", True), ("resnet18", False)])
+def test_gives_the_features_of_the_original_network(arch: str, nested: bool, tmp_path: Path) -> None:
+    original = OriginalNetwork(arch).eval()
     state = original.state_dict()
-    checkpoint = save({"state_dict": state} if wrapped else state, tmp_path / "CONTRIQUE_checkpoint25.tar")
+    checkpoint = save({"state_dict": state} if nested else state, tmp_path / "CONTRIQUE_checkpoint25.tar")
     assert import_checkpoint(checkpoint, tmp_path / "e.safetensors") == arch
     images = torch.rand(2, 3, 80, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         maps = original.encoder(images)
         expected = nn.functional.normalize(nn.functional.adaptive_avg_pool2d(maps, 1).flatten(1), dim=1)
-        given = load_encoder(tmp_path / "e.safetensors")(images)
+        actual = load_encoder(tmp_path / "e.safetensors")(images)
     assert expected.std() > 1e-3
-    torch.testing.assert_close(given, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
     metadata = read_metadata(tmp_path / "e.safetensors")
     assert metadata["arch"] == arch
     assert metadata["checkpoint"] == "CONTRIQUE_checkpoint25.tar"
@@ -100,14 +100,14 @@ def test_differences_are_named(small: dict[str, torch.Tensor], tmp_path: Path) -
     path = tmp_path / "c.tar"
     for expected, state in cases.items():
         save({"state_dict": state}, path)
-        with pytest.raises(EncoderError) as caught:
+        with pytest.raises(EncoderError) as error:
             import_checkpoint(path, tmp_path / "out.safetensors")
-        assert str(caught.value).startswith(f"{path}: no checkpoint of the original (resnet18 comes closest): ")
-        assert expected in str(caught.value)
+        assert str(error.value).startswith(f"{path}: no checkpoint of the original (resnet18 comes closest): ")
+        assert expected in str(error.value)
     assert not (tmp_path / "out.safetensors").exists()
 
 
-class Planted:
+class Payload:
     def __init__(self, trace: Path) -> None:
         self.trace = trace
 
@@ -118,9 +118,9 @@ class Planted:
 @pytest.mark.parametrize("form", ["plain", "torch", "torch-legacy"])
 def test_code_is_refused_and_not_run(form: str, small: dict[str, torch.Tensor], tmp_path: Path) -> None:
     trace, path = tmp_path / "ran", tmp_path / "evil.tar"
-    content = {"state_dict": {"encoder.0.weight": small["encoder.0.weight"], "more": Planted(trace)}}
+    content = {"state_dict": {"encoder.0.weight": small["encoder.0.weight"], "more": Payload(trace)}}
     if form == "plain":
-        path.write_bytes(pickle.dumps(Planted(trace)))
+        path.write_bytes(pickle.dumps(Payload(trace)))
     else:
         save(content, path, _use_new_zipfile_serialization=form == "torch")
     with pytest.raises(EncoderError, match=r"evil\.tar: not a file of tensors alone: .*holds code, which was not run"):

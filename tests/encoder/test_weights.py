@@ -89,9 +89,9 @@ HOSTILE: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_encoder_is_refused_in_one_line(path, name):
     HOSTILE[name](path)
-    with pytest.raises(EncoderError) as caught:
+    with pytest.raises(EncoderError) as error:
         load_encoder(path)
-    message = str(caught.value)
+    message = str(error.value)
     assert str(path) in message
     assert len(message) < 1000
     assert message.isprintable()
@@ -99,7 +99,7 @@ def test_a_hostile_encoder_is_refused_in_one_line(path, name):
 
 def test_half_precision_weights_load_as_float32(path, encoder):
     rewrite(path, lambda s: s.update({n: t.half() for n, t in s.items() if t.dtype == torch.float32 and t.ndim == 4}))
-    loaded = load_encoder(path)
-    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    copy = load_encoder(path)
+    assert {parameter.dtype for parameter in copy.parameters()} == {torch.float32}
     expected = encoder.conv1.weight.half().float()
-    torch.testing.assert_close(loaded.conv1.weight, expected, rtol=0, atol=0)
+    torch.testing.assert_close(copy.conv1.weight, expected, rtol=0, atol=0)

@@ -14,7 +14,7 @@ from contrique.metrics import EvaluationError
 def search_all_pairs(defender, attacker, tolerance, levels, count):
     """The definition, pair by pair: (worse, better, level), in order."""
     order = np.argsort(defender, kind="stable")
-    chosen = []
+    pairs = []
     for level, part in zip(levels, np.array_split(order, len(levels)), strict=True):
         candidates = []
         for i, j in combinations(range(len(part)), 2):
@@ -23,12 +23,12 @@ def search_all_pairs(defender, attacker, tolerance, levels, count):
             wider = gap / (np.std(attacker) or 1) > difference / (np.std(defender) or 1) + 1e-6
             if difference <= tolerance and gap > tolerance and wider:
                 candidates.append((-gap, i, j))
-        used = set()
+        members = set()
         for _, i, j in sorted(candidates):
-            if not used & {i, j} and len(used) < 2 * count:
-                used |= {i, j}
-                chosen.append((*sorted((part[i], part[j]), key=lambda k: attacker[k]), level))
-    return chosen
+            if not members & {i, j} and len(members) < 2 * count:
+                members |= {i, j}
+                pairs.append((*sorted((part[i], part[j]), key=lambda k: attacker[k]), level))
+    return pairs
 
 
 def models(seed, n, noise, whole):
@@ -57,16 +57,16 @@ def test_pairs_are_those_of_a_search_through_all(seed, n, noise, whole, toleranc
 @given(*any_models)
 def test_a_picture_stands_in_one_pair(seed, n, noise, whole):
     pairs = find_pairs(*models(seed, n, noise, whole), tolerance=5, count=40)
-    shown = [number for pair in pairs for number in (pair.worse, pair.better)]
-    assert len(shown) == len(set(shown))
+    numbers = [number for pair in pairs for number in (pair.worse, pair.better)]
+    assert len(numbers) == len(set(numbers))
 
 
 @given(*any_models)
 def test_models_that_change_places_change_their_tables(seed, n, noise, whole):
     first, second = models(seed, n, noise, whole)
-    there, back = find_strongest(first, second, 100), find_strongest(second, first, 100)
-    assert sorted((i, pair.worse, pair.better) for i, pair in there) == sorted(
-        (1 - i, pair.worse, pair.better) for i, pair in back
+    pairs, mirror_pairs = find_strongest(first, second, 100), find_strongest(second, first, 100)
+    assert sorted((i, pair.worse, pair.better) for i, pair in pairs) == sorted(
+        (1 - i, pair.worse, pair.better) for i, pair in mirror_pairs
     )
 
 

@@ -76,9 +76,9 @@ def test_random_splits_are_70_10_20_and_follow_the_seed():
     names = [f"c{i}" for i in range(100)]
     _, folds = make_folds(names, config=CONFIG, seed=1)
     assert {(len(f.train), len(f.validation), len(f.test)) for f in folds} == {(70, 10, 20)}
-    _, again = make_folds(names, config=CONFIG, seed=1)
+    _, same = make_folds(names, config=CONFIG, seed=1)
     _, other = make_folds(names, config=CONFIG, seed=2)
-    assert all((a.test == b.test).all() for a, b in zip(folds, again, strict=True))
+    assert all((a.test == b.test).all() for a, b in zip(folds, same, strict=True))
     assert not all((a.test == b.test).all() for a, b in zip(folds, other, strict=True))
     assert len({tuple(f.test) for f in folds}) == 10
 
@@ -118,30 +118,30 @@ def test_leave_one_content_out_equals_the_slow_nested_loop():
     x, y, contents, _ = judged_features(4)
     names = np.array(contents)
     _, folds = make_folds(contents, config=CONFIG, seed=0)
-    scores, chosen = predict_out_of_fold(x, y, contents, folds, ridge_learner(ALPHAS))
-    for fold, got, index in zip(folds, scores, chosen, strict=True):
+    scores, choices = predict_out_of_fold(x, y, contents, folds, ridge_learner(ALPHAS))
+    for fold, actual, index in zip(folds, scores, choices, strict=True):
         inner = []
         for alpha in ALPHAS:
-            predicted = np.full(len(y), np.nan)
+            predictions = np.full(len(y), np.nan)
             for content in set(names[fold.train]):
                 rows = fold.train[names[fold.train] != content]
                 held_out = fold.train[names[fold.train] == content]
-                predicted[held_out] = SklearnRidge(alpha=alpha).fit(x[rows], y[rows]).predict(x[held_out])
-            inner.append(metrics.srcc(predicted[fold.train], y[fold.train]))
+                predictions[held_out] = SklearnRidge(alpha=alpha).fit(x[rows], y[rows]).predict(x[held_out])
+            inner.append(metrics.srcc(predictions[fold.train], y[fold.train]))
         assert index == int(np.argmax(inner))
         reference = SklearnRidge(alpha=ALPHAS[index]).fit(x[fold.train], y[fold.train]).predict(x[fold.test])
-        np.testing.assert_allclose(got, reference, atol=1e-4 * y.std())
+        np.testing.assert_allclose(actual, reference, atol=1e-4 * y.std())
 
 
 def test_random_splits_choose_on_validation_and_fit_on_train():
     x, y, contents, _ = judged_features(12)
     _, folds = make_folds(contents, config=CONFIG, seed=0)
-    scores, chosen = predict_out_of_fold(x, y, contents, folds, ridge_learner(ALPHAS))
-    for fold, got, index in zip(folds, scores, chosen, strict=True):
+    scores, choices = predict_out_of_fold(x, y, contents, folds, ridge_learner(ALPHAS))
+    for fold, actual, index in zip(folds, scores, choices, strict=True):
         models = [SklearnRidge(alpha=alpha).fit(x[fold.train], y[fold.train]) for alpha in ALPHAS]
         agreement = [metrics.srcc(model.predict(x[fold.validation]), y[fold.validation]) for model in models]
         assert agreement[index] == max(agreement)
-        np.testing.assert_allclose(got, models[index].predict(x[fold.test]), atol=1e-4 * y.std())
+        np.testing.assert_allclose(actual, models[index].predict(x[fold.test]), atol=1e-4 * y.std())
 
 
 @pytest.mark.parametrize("contents", [5, 12])
@@ -150,12 +150,12 @@ def test_labels_of_a_test_part_choose_nothing(contents):
     _, folds = make_folds(groups, config=CONFIG, seed=0)
     learner = ridge_learner(ALPHAS)
     for fold in folds[:3]:
-        known = predict_out_of_fold(x, y, groups, [fold], learner)
-        spoiled = y.copy()
-        spoiled[fold.test] = np.nan
-        blind = predict_out_of_fold(x, spoiled, groups, [fold], learner)
-        assert blind[1] == known[1]
-        np.testing.assert_array_equal(blind[0][0], known[0][0])
+        expected = predict_out_of_fold(x, y, groups, [fold], learner)
+        labels = y.copy()
+        labels[fold.test] = np.nan
+        blind = predict_out_of_fold(x, labels, groups, [fold], learner)
+        assert blind[1] == expected[1]
+        np.testing.assert_array_equal(blind[0][0], expected[0][0])
 
 
 # ------------------------------------------------------------------------------------------------------ judgement
@@ -186,19 +186,19 @@ def test_leave_one_content_out_judges_the_pooled_scores():
     x, y, groups, kinds = judged_features(4)
     _, folds = make_folds(groups, config=CONFIG, seed=0)
     scores, _ = predict_out_of_fold(x, y, groups, folds, ridge_learner(ALPHAS))
-    pooled = np.empty(len(y))
+    out_of_fold = np.empty(len(y))
     for fold, values in zip(folds, scores, strict=True):
-        pooled[fold.test] = values
+        out_of_fold[fold.test] = values
     learner = ridge_learner(ALPHAS)
     result = cross_validate(x, Rated(y, groups, kinds), learner, config=CONFIG, seed=0)
     for name, point in metrics.POINT.items():
-        assert result.metrics[name].value == pytest.approx(point(pooled, y), abs=1e-12)
+        assert result.metrics[name].value == pytest.approx(point(out_of_fold, y), abs=1e-12)
     names = np.array(groups)
-    inside = [metrics.srcc(pooled[names == c], y[names == c]) for c in sorted(set(groups))]
+    inside = [metrics.srcc(out_of_fold[names == c], y[names == c]) for c in sorted(set(groups))]
     assert result.within_content.value == pytest.approx(np.mean(inside), abs=1e-12)
     for name, part in result.slices.items():
         rows = np.array(kinds) == name
-        assert part.srcc.value == pytest.approx(metrics.srcc(pooled[rows], y[rows]), abs=1e-12)
+        assert part.srcc.value == pytest.approx(metrics.srcc(out_of_fold[rows], y[rows]), abs=1e-12)
 
 
 def test_random_splits_report_the_median_over_splits():
@@ -302,13 +302,13 @@ def test_the_full_reference_learner_is_the_anchored_ridge_of_every_alpha():
     train, held_out = np.arange(40), np.arange(40, 60)
     learner = full_reference_learner([100.0, 1e-2], 9.0)
     (scores,) = learner.fit(np.abs(x - r), y, [(train, held_out)])
-    for alpha, found in zip([1e-2, 100.0], scores, strict=True):
+    for alpha, actual in zip([1e-2, 100.0], scores, strict=True):
         expected = fit_full_reference(x[train], r[train], y[train], alpha, perfect=9.0)
-        np.testing.assert_allclose(found, expected.predict(x[held_out], r[held_out]), atol=1e-9)
-        assert (found[:5] == 9).all()
+        np.testing.assert_allclose(actual, expected.predict(x[held_out], r[held_out]), atol=1e-9)
+        assert (actual[:5] == 9).all()
 
 
-def slow_transfer(x, y, groups, judged):
+def slow_transfer(x, y, groups, x_test):
     """Alpha by scikit-learn's Ridge, leaving out each content of the fitted set in turn; then fitted on all of it."""
     groups = np.array(groups)
     best = {}
@@ -319,23 +319,23 @@ def slow_transfer(x, y, groups, judged):
             scores[groups == name] = model.predict(x[groups == name])
         best[alpha] = metrics.srcc(scores, y)
     alpha = max(a for a in ALPHAS if best[a] == max(best.values()))
-    return alpha, SklearnRidge(alpha=alpha).fit(x, y).predict(judged)
+    return alpha, SklearnRidge(alpha=alpha).fit(x, y).predict(x_test)
 
 
 def test_across_sets_alpha_is_chosen_inside_the_fitted_set():
     x, y, groups, kinds = judged_features(9)
     first = np.array([name in ("c0", "c1", "c2", "c3") for name in groups])
-    mine, other = [g for g, f in zip(groups, first, strict=True) if f], [g for g in groups if g > "c3"]
+    contents, other = [g for g, f in zip(groups, first, strict=True) if f], [g for g in groups if g > "c3"]
     result = transfer(
         x[first],
-        Rated(y[first], mine, kinds[:48]),
+        Rated(y[first], contents, kinds[:48]),
         x[~first],
         Rated(y[~first] / 9, other, kinds[48:]),
         ridge_learner(ALPHAS),
         config=CONFIG,
         seed=0,
     )
-    alpha, scores = slow_transfer(x[first], y[first], mine, x[~first])
+    alpha, scores = slow_transfer(x[first], y[first], contents, x[~first])
     assert result.alphas == [alpha]
     assert result.metrics["srcc"].value == pytest.approx(metrics.srcc(scores, y[~first]), abs=1e-12)
     assert (result.protocol, result.n, result.contents) == (CROSS_SET, 60, 5)
@@ -401,22 +401,22 @@ def test_weak_labels_of_pretraining_pictures_are_fitted_and_not_judged(tmp_path)
     """Without human labels they join every fold's training rows: the same as a plain ridge fitted by hand."""
     x, rows = write_set(tmp_path / "features", human=False)
     head = Head.load(tmp_path / "fitted")
-    fitted, summary = head.ridge, head.summary
+    ridge, summary = head.ridge, head.summary
     train = np.flatnonzero(rows["split"].isin(["train", "pretrain"]))
     assert summary.n == len(train)
     assert summary.contents == rows.loc[train, "reference"].nunique()
     model = SklearnRidge(summary.alpha).fit(x[train].astype(np.float32), rows.loc[train, "weak_label"])
-    np.testing.assert_allclose(fitted.predict(x.astype(np.float32)), model.predict(x.astype(np.float32)), atol=1e-5)
+    np.testing.assert_allclose(ridge.predict(x.astype(np.float32)), model.predict(x.astype(np.float32)), atol=1e-5)
     config = RegressorConfig(alphas=(0.1,))
     result = evaluate(tmp_path, alphas=config)
-    judged = rows.index[rows["split"] != "pretrain"].to_numpy()
+    indices = rows.index[rows["split"] != "pretrain"].to_numpy()
     scores = np.full(len(rows), np.nan)
-    for content in set(rows.loc[judged, "reference"]):
+    for content in set(rows.loc[indices, "reference"]):
         out = (rows["reference"] == content).to_numpy()
         scores[out] = SklearnRidge(0.1).fit(x[~out].astype(np.float32), rows["weak_label"][~out]).predict(x[out])
-    expected = spearmanr(scores[judged], rows["weak_label"][judged]).statistic
+    expected = spearmanr(scores[indices], rows["weak_label"][indices]).statistic
     assert result.protocol.metrics["srcc"].value == pytest.approx(expected, abs=1e-3)
-    assert result.protocol.n == len(judged)
+    assert result.protocol.n == len(indices)
 
 
 def evaluate(folder, **options):
@@ -427,9 +427,9 @@ def evaluate(folder, **options):
 def test_evaluate_set_writes_what_it_returns(tmp_path, human):
     _, rows = write_set(tmp_path / "features", human=human)
     result = evaluate(tmp_path)
-    told = json.loads((tmp_path / "out" / EVALUATION).read_text())
-    assert told.pop("has_champion") is False
-    assert told == json.loads(json.dumps(result.as_dict()))
+    document = json.loads((tmp_path / "out" / EVALUATION).read_text())
+    assert document.pop("has_champion") is False
+    assert document == json.loads(json.dumps(result.as_dict()))
     assert result.labels == ("human" if human else "weak")
     assert result.protocol.n == 9 * 12
     assert (result.opinion_unaware is not None) == human
@@ -453,18 +453,18 @@ def test_evaluate_set_writes_what_it_returns(tmp_path, human):
 
 def test_the_champion_is_rescored_on_the_same_rows_and_named(tmp_path):
     x, rows = write_set(tmp_path / "features")
-    seen = []
+    pictures = []
     ridge = Head.load(tmp_path / "fitted").ridge
 
     def champion(table):
-        seen.extend(table["image"])
+        pictures.extend(table["image"])
         return 7 * ridge.predict(x[[int(name.removesuffix(".png")) for name in table["image"]]].astype(np.float32)) - 3
 
     head = Head.load(tmp_path / "fitted")
     result = evaluate(tmp_path, champion=champion, champion_version="4", champion_head=head)
     table = pd.read_parquet(tmp_path / "out" / TEST_SCORES)
     np.testing.assert_array_equal(table["champion_points"], head.to_points(table["champion"]))
-    assert seen == list(rows.loc[rows["split"] == "test", "image"])
+    assert pictures == list(rows.loc[rows["split"] == "test", "image"])
     assert result.champion.metrics["srcc"] == result.challenger.metrics["srcc"]
     verdict = decide_set(tmp_path / "out", tmp_path / "v.json", config=GateConfig(floor=0.3))
     assert verdict.promote

@@ -19,8 +19,8 @@ from contrique.evaluation.extract import FEATURE_SAMPLE, SHEET, TEST_PICTURES, E
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run whose extract `tiny_run` keeps."""
-    given: dict[str, Any] = tiny_run.build(tmp_path_factory.mktemp("run"))
-    return given["trained"].extract.parent
+    arguments: dict[str, Any] = tiny_run.build(tmp_path_factory.mktemp("run"))
+    return arguments["trained"].extract.parent
 
 
 def keep(run: Path, out: Path) -> int:
@@ -48,8 +48,8 @@ def test_the_pictures_are_the_same(run):
 
 def test_every_picture_that_is_shown_or_asked_for_is_there(run):
     scores = pd.read_parquet(run / "evaluation" / "test_scores.parquet")
-    chosen = pd.concat([extract.pick_known(scores), *extract.pick_extremes(scores).values()])
-    assert set(read_manifest(run / "extract" / TEST_PICTURES)["image"]) == set(chosen["image"])
+    rows = pd.concat([extract.pick_known(scores), *extract.pick_extremes(scores).values()])
+    assert set(read_manifest(run / "extract" / TEST_PICTURES)["image"]) == set(rows["image"])
 
 
 def test_pairs_of_challenger_and_champion_are_there(tmp_path):
@@ -90,11 +90,11 @@ def test_the_features_are_a_sample_of_the_held_out_ones(run, tmp_path, monkeypat
 
 
 def test_the_sample_is_seeded_and_bounded():
-    chosen = pick_sample(5 * extract.POINTS, 1)
-    assert len(set(chosen)) == extract.POINTS
-    assert (np.diff(chosen) > 0).all()
-    assert np.array_equal(chosen, pick_sample(5 * extract.POINTS, 1))
-    assert not np.array_equal(chosen, pick_sample(5 * extract.POINTS, 2))
+    sample = pick_sample(5 * extract.POINTS, 1)
+    assert len(set(sample)) == extract.POINTS
+    assert (np.diff(sample) > 0).all()
+    assert np.array_equal(sample, pick_sample(5 * extract.POINTS, 1))
+    assert not np.array_equal(sample, pick_sample(5 * extract.POINTS, 2))
     assert np.array_equal(pick_sample(7, 1), np.arange(7))
 
 

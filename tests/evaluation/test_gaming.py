@@ -43,12 +43,12 @@ def pictures():
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_gives_the_same_other_picture_each_time(name, pictures):
     picture = pictures[0].copy()
-    changed = ATTACKS[name].change(picture)
-    assert changed.dtype == np.uint8
-    assert changed.ndim == 3
+    output = ATTACKS[name].change(picture)
+    assert output.dtype == np.uint8
+    assert output.ndim == 3
     np.testing.assert_array_equal(picture, pictures[0])
-    np.testing.assert_array_equal(changed, ATTACKS[name].change(picture))
-    assert changed.shape != picture.shape or (changed != picture).any()
+    np.testing.assert_array_equal(output, ATTACKS[name].change(picture))
+    assert output.shape != picture.shape or (output != picture).any()
 
 
 def test_what_each_attack_does(pictures):
@@ -61,9 +61,9 @@ def test_what_each_attack_does(pictures):
         np.testing.assert_array_equal(change[name][6:-6, 6:-6], picture)
         assert {*change[name][:6].ravel(), *change[name][:, -6:].ravel()} == {level}
     assert np.abs(change["jpeg_100"].astype(int) - picture).mean() < 2
-    hidden = ATTACKS["jpeg_30_saved_at_100"]
-    assert np.abs(hidden.before(picture).astype(int) - picture).mean() > 5
-    assert np.abs(change["jpeg_30_saved_at_100"].astype(int) - hidden.before(picture)).mean() < 2
+    jpeg = ATTACKS["jpeg_30_saved_at_100"]
+    assert np.abs(jpeg.before(picture).astype(int) - picture).mean() > 5
+    assert np.abs(change["jpeg_30_saved_at_100"].astype(int) - jpeg.before(picture)).mean() < 2
     rows = np.flatnonzero((change["text"] != picture).any(axis=(1, 2)))
     assert rows.min() >= 96 / 2, "the caption stands in the lower half"
     assert {0, 255} <= set(change["text"].ravel())
@@ -76,18 +76,18 @@ def test_what_each_attack_does(pictures):
 def test_the_gradient_raises_the_score_within_its_bound(scorer, pictures):
     generator = np.random.default_rng(0)
     for picture in pictures:
-        changed = climb(scorer, picture[None])[0]
-        difference = changed.astype(int) - picture
+        output = climb(scorer, picture[None])[0]
+        difference = output.astype(int) - picture
         assert np.abs(difference).max() == EPSILON
         noise = np.clip(picture + generator.choice([-EPSILON, EPSILON], picture.shape), 0, 255).astype(np.uint8)
-        plain, raised, noisy = scorer.raw([picture, changed, noise])
-        assert raised - plain > 3 * abs(noisy - plain), "and by far more than noise of its size"
+        plain, high, noisy = scorer.raw([picture, output, noise])
+        assert high - plain > 3 * abs(noisy - plain), "and by far more than noise of its size"
 
 
 def test_the_gradient_stays_in_the_range_of_a_picture(scorer):
     for level in (0, 255):
-        changed = climb(scorer, np.full((1, 80, 81, 3), level, np.uint8))  # odd: half is rounded down
-        assert np.abs(changed.astype(int) - level).max() <= EPSILON
+        output = climb(scorer, np.full((1, 80, 81, 3), level, np.uint8))  # odd: half is rounded down
+        assert np.abs(output.astype(int) - level).max() <= EPSILON
 
 
 def test_rises_are_differences_of_scores(scorer, pictures):
@@ -119,21 +119,21 @@ def test_a_score_that_is_no_number_has_no_mean(scorer, pictures):
     summary = scorer.head.summary
     steep = Head(Ridge(np.full(summary.features_dim, 1e308), 0.0, 1.0), summary)
 
-    class Overflowing:
+    class OverflowingScorer:
         head, encoder, backend = steep, scorer.encoder, scorer.backend
 
     names = ["text", "white_border"]
     with np.errstate(over="ignore", invalid="ignore"):
-        rise = measure_rises(Overflowing(), pictures, list("abcd"), names=names, **BOOTSTRAP)
+        rise = measure_rises(OverflowingScorer(), pictures, list("abcd"), names=names, **BOOTSTRAP)
     assert (rise["white_border"].mean, rise["white_border"].values) == (None, [None] * 4)
     json.dumps(dataclasses.asdict(rise["white_border"]), allow_nan=False)
 
 
 def test_the_sample_is_seeded_and_the_middle_keeps_its_scale():
     assert list(pick_sample(5, 12, 0)) == [0, 1, 2, 3, 4]
-    chosen = pick_sample(1000, 12, 3)
-    assert len(set(chosen)) == 12
-    assert list(chosen) == sorted(pick_sample(1000, 12, 3)) != list(pick_sample(1000, 12, 4))
+    sample = pick_sample(1000, 12, 3)
+    assert len(set(sample)) == 12
+    assert list(sample) == sorted(pick_sample(1000, 12, 3)) != list(pick_sample(1000, 12, 4))
     picture = tiny_model.picture(0, 200, 90)
     np.testing.assert_array_equal(cut_middle(picture, 128), picture[36:164])
 
@@ -223,9 +223,9 @@ def test_the_attacked_pictures_are_a_sample_of_the_test_part(run, scorer, monkey
     rows = read_manifest(run / "features")
     test = rows[rows["split"] == "test"]
     config = EvaluationConfig(resamples=50, gaming_pictures=5, gaming_side=80, gaming_gradient=False)
-    attacked = []
-    monkeypatch.setattr(gaming, "measure_rises", lambda _, pictures, contents, **__: attacked.append(pictures) or {})
+    calls = []
+    monkeypatch.setattr(gaming, "measure_rises", lambda _, pictures, contents, **__: calls.append(pictures) or {})
     result = attack_test_part(scorer, None, [run / "distorted"], config, 0, test)
     assert len(result.contents) == 5
     assert set(result.contents) <= set(test["reference"])
-    assert {picture.shape for picture in attacked[0]} == {(80, 80, 3)}
+    assert {picture.shape for picture in calls[0]} == {(80, 80, 3)}

@@ -49,14 +49,14 @@ def test_it_promotes_exactly_when_all_conditions_hold(seed, own, rival, floor, c
     numbers = verdict.numbers
     if verdict.promote:
         assert metrics.srcc(challenger, labels) >= floor
-    met = numbers["challenger_srcc"] >= floor
+    expected = numbers["challenger_srcc"] >= floor
     if not first:
-        met &= numbers["difference_low"] >= -config.margin
+        expected &= numbers["difference_low"] >= -config.margin
         for part in numbers["slices"].values():
             if part["n"] >= config.min_slice and part["fall"] is not None:
-                met &= part["fall"] <= config.slice_margin
-    assert verdict.promote == met
-    assert verdict.reason.startswith("promote: " if met else "hold: ")
+                expected &= part["fall"] <= config.slice_margin
+    assert verdict.promote == expected
+    assert verdict.reason.startswith("promote: " if expected else "hold: ")
     json.dumps(verdict.as_dict(), allow_nan=False)
 
 
@@ -112,8 +112,8 @@ def test_a_planted_regression_on_one_distortion_is_caught():
     jpeg = np.array(kinds) == "jpeg"
     challenger = labels + 0.2 * (champion - labels)  # better on the whole
     challenger[jpeg] = labels[jpeg] + np.random.default_rng(0).normal(size=jpeg.sum())  # but not on JPEG
-    allowed = dataclasses.replace(CONFIG, slice_margin=2.0)
-    assert decide(challenger, champion, labels, groups, kinds, allowed).promote
+    config = dataclasses.replace(CONFIG, slice_margin=2.0)
+    assert decide(challenger, champion, labels, groups, kinds, config).promote
     verdict = decide(challenger, champion, labels, groups, kinds)
     assert not verdict.promote
     assert "on jpeg (50 pictures) SRCC fell by" in verdict.reason
@@ -148,9 +148,9 @@ def test_a_clearly_worse_challenger_holds_and_the_margin_decides():
     assert not verdict.promote
     assert "lower bound" in verdict.reason
     low = verdict.numbers["difference_low"]
-    for margin, promoted in ((-low + 1e-9, True), (-low - 1e-9, False)):
+    for margin, promote in ((-low + 1e-9, True), (-low - 1e-9, False)):
         config = dataclasses.replace(CONFIG, margin=margin, slice_margin=2.0)
-        assert decide(challenger, champion, labels, groups, kinds, config).promote == promoted
+        assert decide(challenger, champion, labels, groups, kinds, config).promote == promote
 
 
 @pytest.mark.parametrize(
@@ -189,19 +189,19 @@ def test_arrays_of_different_lengths_are_an_error():
 
 
 def test_gate_and_metrics_import_nothing_that_reads_files_or_clocks():
-    allowed = {"collections.abc", "dataclasses", "typing", "numpy", "numpy.typing", "scipy"}
-    allowed |= {"contrique", "contrique.config", "contrique.errors", "contrique.metrics"}
+    allowlist = {"collections.abc", "dataclasses", "typing", "numpy", "numpy.typing", "scipy"}
+    allowlist |= {"contrique", "contrique.config", "contrique.errors", "contrique.metrics"}
     for module in (gate, metrics):
         tree = ast.parse(Path(module.__file__).read_text())
-        imported = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
-        imported |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
-        assert imported <= allowed
+        modules = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        modules |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+        assert modules <= allowlist
         names = {
             a.name for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module == "contrique" for a in n.names
         }
         assert names <= {"metrics"}
-        called = {n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
-        assert not called & {"open", "print", "input", "__import__", "exec", "eval"}
+        functions = {n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+        assert not functions & {"open", "print", "input", "__import__", "exec", "eval"}
 
 
 # ---------------------------------------------------------------------------------------------- gaming the score
@@ -265,10 +265,10 @@ def test_a_champion_whose_rises_cancel_out_buys_no_leniency():
 def test_noise_on_a_dozen_pictures_holds_no_good_model():
     """Rises that differ by 3 points on average, within the margin, and by 12 from picture to picture."""
     generator = np.random.default_rng(0)
-    held = [
+    holds = [
         not decide_rises(3 + 12 * generator.normal(size=12), np.zeros(12), seed=seed).promote for seed in range(100)
     ]
-    assert np.mean(held) <= 0.03
+    assert np.mean(holds) <= 0.03
     by_mean = [np.mean(3 + 12 * generator.normal(size=12)) > 5 for _ in range(100)]
     assert np.mean(by_mean) > 0.15, "as the mean alone would"
 

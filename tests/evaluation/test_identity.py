@@ -89,15 +89,15 @@ def test_a_set_elsewhere_is_the_same_set(how, rated, first, encoder, tmp_path):
         data = tmp_path / "link"
     elif how != "moved":
         rename(data, how)
-    again = train(data, encoder, tmp_path / "out", champion=first / "regressor")
+    second = train(data, encoder, tmp_path / "out", champion=first / "regressor")
 
-    before, after = (pd.read_parquet(run / "evaluation" / TEST_SCORES) for run in (first, again))
+    before, after = (pd.read_parquet(run / "evaluation" / TEST_SCORES) for run in (first, second))
     assert list(after["challenger"]) == list(before["challenger"])
     assert list(after["label"]) == list(before["label"])
     np.testing.assert_allclose(after["champion"], before["challenger"], atol=TOLERANCE * 7)
-    assert (again / "regressor" / COEFFICIENTS).read_bytes() == (first / "regressor" / COEFFICIENTS).read_bytes()
-    parts = [list(read_manifest(run / "dataset")["split"]) for run in (first, again)]
+    assert (second / "regressor" / COEFFICIENTS).read_bytes() == (first / "regressor" / COEFFICIENTS).read_bytes()
+    parts = [list(read_manifest(run / "dataset")["split"]) for run in (first, second)]
     assert parts[0] == parts[1]
     assert set(parts[0]) == {"train", "validation", "test"}
-    verdict = json.loads((again / "verdict.json").read_text())
+    verdict = json.loads((second / "verdict.json").read_text())
     assert verdict["numbers"]["difference"] == pytest.approx(0, abs=1e-9)

@@ -13,7 +13,7 @@ _FORMATS = ("B", "<H", ">H", "<I", ">I", "<Q", ">Q")
 _PLACE = st.integers(0, 63) | st.integers(0, 2**24)  # headers are short, and decide most
 
 
-def mutated(seeds: Sequence[bytes], tokens: Sequence[bytes] = ()) -> st.SearchStrategy[bytes]:
+def mutate(seeds: Sequence[bytes], tokens: Sequence[bytes] = ()) -> st.SearchStrategy[bytes]:
     """A seed after one to six edits.
 
     Args:
@@ -165,7 +165,7 @@ JSON: st.SearchStrategy[Any] = st.recursive(
 )
 
 
-def changed(valid: dict[str, Any], values: st.SearchStrategy[Any] = JSON) -> st.SearchStrategy[dict[str, Any]]:
+def alter(valid: dict[str, Any], values: st.SearchStrategy[Any] = JSON) -> st.SearchStrategy[dict[str, Any]]:
     """A mapping of which some entries have other values, are missing, or are new."""
     others = st.dictionaries(st.sampled_from(sorted(valid)) | st.text(max_size=9), values, max_size=4)
     return st.builds(

@@ -33,17 +33,17 @@ def fuzz(name: str, seconds: float, place: Path, queue: Any) -> None:
 
     logging.disable(logging.CRITICAL)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries' warnings and bars of progress
-    target, tried, places = TARGETS[name], 0, set[str]()
+    target, attempts, places = TARGETS[name], 0, set[str]()
     current, inputs = place / "current", target.inputs()
     end = time.monotonic() + seconds
 
     def attempt(data: bytes) -> None:
-        nonlocal tried
+        nonlocal attempts
         if time.monotonic() > end:
             return
         current.write_bytes(data)
-        tried += 1
-        queue.put((tried, None))
+        attempts += 1
+        queue.put((attempts, None))
         try:
             try_input(target.read, data)
         except Exception as error:
@@ -51,13 +51,13 @@ def fuzz(name: str, seconds: float, place: Path, queue: Any) -> None:
                 places.add(line)
                 path = place / f"{len(places)}.input"
                 path.write_bytes(data)
-                queue.put((tried, f"{line}; input: {path}"))
+                queue.put((attempts, f"{line}; input: {path}"))
 
     quiet = settings(max_examples=_BATCH, phases=[Phase.generate], database=None, deadline=None,
                      suppress_health_check=list(HealthCheck))  # fmt: skip
     while time.monotonic() < end:
         seed(random.SystemRandom().getrandbits(63))(quiet(given(inputs)(attempt)))()
-    queue.put((tried, None))
+    queue.put((attempts, None))
 
 
 def _describe(error: BaseException) -> str:
@@ -79,11 +79,11 @@ def run_target(name: str, seconds: float, place: Path) -> dict[str, Any]:
     queue = context.SimpleQueue()
     process = context.Process(target=fuzz, args=(name, seconds, place, queue))
     start = last = time.monotonic()
-    tried, faults = 0, list[str]()
+    attempts, faults = 0, list[str]()
     process.start()
     while process.is_alive() or not queue.empty():
         while not queue.empty():
-            tried, fault = queue.get()
+            attempts, fault = queue.get()
             last = time.monotonic()
             faults += [fault] if fault else []
         if time.monotonic() - last > _PATIENCE:
@@ -94,7 +94,7 @@ def run_target(name: str, seconds: float, place: Path) -> dict[str, Any]:
     process.join()
     if process.exitcode and not faults:
         faults.append(f"the process ended with status {process.exitcode}; input: {place / 'current'}")
-    return {"tried": tried, "seconds": time.monotonic() - start, "faults": faults}
+    return {"tried": attempts, "seconds": time.monotonic() - start, "faults": faults}
 
 
 def main() -> int:
@@ -116,8 +116,8 @@ def main() -> int:
         print(f"| {name} | {result['tried']} | {result['seconds'] / 60:.1f} | {len(result['faults'])} |", flush=True)
         for fault in result["faults"]:
             print(f"  {name}: {fault}", file=sys.stderr, flush=True)
-    tried, faults = (sum(map(count, results.values())) for count in (lambda r: r["tried"], lambda r: len(r["faults"])))
-    print(f"| all | {tried} | {sum(result['seconds'] for result in results.values()) / 60:.1f} | {faults} |")
+    total, faults = (sum(map(count, results.values())) for count in (lambda r: r["tried"], lambda r: len(r["faults"])))
+    print(f"| all | {total} | {sum(result['seconds'] for result in results.values()) / 60:.1f} | {faults} |")
     (options.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     return 1 if faults else 0
 

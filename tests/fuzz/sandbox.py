@@ -28,7 +28,7 @@ class Fault(Exception):
 
 
 class _Watch:
-    """The audit hook of the process; idle outside of `watched`."""
+    """The audit hook of the process; idle outside of `watch`."""
 
     def __init__(self) -> None:
         self.folder: str = ""
@@ -65,7 +65,7 @@ _watch: _Watch | None = None
 
 
 @contextmanager
-def watched(folder: Path) -> Iterator[None]:
+def watch(folder: Path) -> Iterator[None]:
     """Raise Fault if the block writes outside of a folder, starts a program, connects, or looks up a class to load."""
     global _watch
     _watch = _watch or _Watch()
@@ -97,7 +97,7 @@ def try_input(read: Callable[[Path, bytes], object], data: bytes) -> None:
         tempfile.tempdir = str(folder / "tmp")
         start, memory = time.process_time(), _resident_bytes()
         try:
-            with watched(folder):
+            with watch(folder):
                 read(folder, data)
         except ContriqueError as error:
             check_message(str(error))
@@ -109,11 +109,11 @@ def try_input(read: Callable[[Path, bytes], object], data: bytes) -> None:
             raise Fault(f"{type(error).__name__}: {error!s:.300}") from error
         finally:
             tempfile.tempdir = former
-        seconds, grown = time.process_time() - start, _resident_bytes() - memory
+        seconds, growth = time.process_time() - start, _resident_bytes() - memory
         if seconds > SECONDS:
             raise Fault(f"it took {seconds:.0f} s")
-        if grown > BYTES:
-            raise Fault(f"it took {grown / 1e6:.0f} MB")
+        if growth > BYTES:
+            raise Fault(f"it took {growth / 1e6:.0f} MB")
         if {path.name for path in outside.iterdir()} != {"secret"} or (outside / "secret").read_bytes() != SECRET:
             raise Fault("it wrote beside its folder")
         shutil.rmtree(folder, ignore_errors=True)

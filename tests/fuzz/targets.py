@@ -22,7 +22,7 @@ import sandbox
 import tiny_model
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from mutations import JSON, LEAF, changed, mend_png, mutated
+from mutations import JSON, LEAF, alter, mend_png, mutate
 from PIL import Image
 
 from contrique import images
@@ -150,17 +150,17 @@ def _pictures() -> dict[str, tuple[list[bytes], tuple[bytes, ...]]]:
 
 def _read_picture(_: Path, data: bytes) -> None:
     width, height = images.declared_size(data, "a.img")
-    decoded = images.decode(data, "a.img", _MAX_PIXELS)
-    assert decoded.pixels.dtype == np.uint8
-    assert decoded.pixels.ndim == 3
-    assert decoded.pixels.shape[2] == 3
-    assert sorted(decoded.pixels.shape[:2]) == sorted((height, width))
+    picture = images.decode(data, "a.img", _MAX_PIXELS)
+    assert picture.pixels.dtype == np.uint8
+    assert picture.pixels.ndim == 3
+    assert picture.pixels.shape[2] == 3
+    assert sorted(picture.pixels.shape[:2]) == sorted((height, width))
 
 
 def _picture_target(kind: str) -> Target:
     def inputs() -> st.SearchStrategy[bytes]:
         seeds, tokens = _pictures()[kind]
-        whole = mutated(seeds, tokens)
+        whole = mutate(seeds, tokens)
         return whole | whole.map(mend_png) if kind == "png" else whole
 
     return Target(_read_picture, inputs, lambda: _pictures()[kind][0][0], examples=80)
@@ -199,8 +199,8 @@ def _label_inputs() -> st.SearchStrategy[bytes]:
     tables = st.builds(lambda head, rows: [head, *rows], header, st.lists(st.lists(cells, max_size=6), max_size=5))
     text = tables.map(lambda rows: "\n".join(",".join(row) for row in rows))
     encoding = st.sampled_from(("utf-8", "utf-16", "cp1252", "utf-16-le"))
-    encoded = st.builds(lambda text, form: text.encode(form, errors="replace"), text, encoding)
-    return encoded | mutated(_TABLES, (b",", b";", b'"', b"\n", b"\r", b"\xff\xfe", b"\xef\xbb\xbf", b"../secret"))
+    files = st.builds(lambda text, form: text.encode(form, errors="replace"), text, encoding)
+    return files | mutate(_TABLES, (b",", b";", b'"', b"\n", b"\r", b"\xff\xfe", b"\xef\xbb\xbf", b"../secret"))
 
 
 def _to_parquet(frame: pd.DataFrame) -> bytes:
@@ -215,8 +215,8 @@ def _to_parquet(frame: pd.DataFrame) -> bytes:
 @cache
 def _manifest() -> bytes:
     row = {"image": "a.png", "sha256": "ab" * 32, "reference": "r", "kind": "pristine", "split": "pretrain"}
-    packed = {"image": "b.png", "shard": "s.tar", "offset": 3, "size": 5, "kind": "distorted", "split": "test"}
-    return _to_parquet(pd.DataFrame([row, row | packed]))
+    shard_row = {"image": "b.png", "shard": "s.tar", "offset": 3, "size": 5, "kind": "distorted", "split": "test"}
+    return _to_parquet(pd.DataFrame([row, row | shard_row]))
 
 
 def _read_manifest(folder: Path, data: bytes) -> None:
@@ -239,11 +239,11 @@ def _manifest_inputs() -> st.SearchStrategy[bytes]:
     cell = names | LEAF.filter(lambda value: not isinstance(value, str) or "\ud800" not in value)
     valid = {"image": "a.png", "sha256": "", "reference": "r", "kind": "pristine", "split": "pretrain", "shard": ""}
     row = st.builds(lambda more: valid | more, st.dictionaries(column, cell, max_size=4))
-    frames = st.lists(row, min_size=1, max_size=3).map(lambda rows: _to_parquet(_typed(rows)))
-    return frames | mutated([_manifest()], (b"PAR1", b"image", b"../../outside/secret"))
+    frames = st.lists(row, min_size=1, max_size=3).map(lambda rows: _to_parquet(_cast(rows)))
+    return frames | mutate([_manifest()], (b"PAR1", b"image", b"../../outside/secret"))
 
 
-def _typed(rows: list[dict[str, Any]]) -> pd.DataFrame:
+def _cast(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """Columns of one kind each, as Parquet has them."""
     frame = pd.DataFrame(rows)
     for name in frame:
@@ -303,19 +303,19 @@ _TREE_OF_PIN = {"md5": "0" * 32 + ".dir", "hash": "md5", "path": "data", "size":
 
 
 def _pin_inputs() -> st.SearchStrategy[bytes]:
-    out = changed(_TREE_OF_PIN).map(lambda out: _encode({"outs": [out]}))
+    out = alter(_TREE_OF_PIN).map(lambda out: _encode({"outs": [out]}))
     tokens = (b"outs:", b"- ", b"&a [*a]", b"!!python/object/apply:os.system ['true']", b"path: ../x\n", b"remote: x\n")
-    return out | JSON.map(_encode) | mutated([_read_project_file("data.dvc")], tokens)
+    return out | JSON.map(_encode) | mutate([_read_project_file("data.dvc")], tokens)
 
 
 def _list_inputs() -> st.SearchStrategy[bytes]:
     names = st.sampled_from(["../../outside/x", "/x", "a/b", "a", "C:x", "a\\b", "", ".", "x" * 300]) | st.text(
         max_size=9
     )
-    entry = changed({"md5": "0" * 32, "relpath": "a"}, names | LEAF)
+    entry = alter({"md5": "0" * 32, "relpath": "a"}, names | LEAF)
     lists = st.lists(entry, max_size=4).map(_encode)
     tokens = (b"../../outside/x", b"\\u0000", b"[", b"{", b'"relpath": ', b"1e400")
-    return lists | JSON.map(_encode) | mutated([_list_of_files()], tokens)
+    return lists | JSON.map(_encode) | mutate([_list_of_files()], tokens)
 
 
 def _config_inputs() -> st.SearchStrategy[bytes]:
@@ -329,7 +329,7 @@ def _config_inputs() -> st.SearchStrategy[bytes]:
         *(b"    profile = x\n", b"    configpath = ../aws\n", b"[cache]\n    dir = /tmp/x\n", b"['remote \"team\"']\n"),
         *(b"%(url)s", b"'''", b"    url = ../../..\n", b"    version_aware = true\n", b"[[[", b"    url = ssh://h/x\n"),
     )
-    return mutated([_read_project_file(".dvc/config")], tokens)
+    return mutate([_read_project_file(".dvc/config")], tokens)
 
 
 @cache
@@ -365,7 +365,7 @@ def _public_target(name: str) -> Target:
     tokens = (b",", b"\n", b"..", b"nan", b"1e400", b'"', b"PK\3\4", b"\0" * 8)
     return Target(
         _read_public(name),
-        lambda: mutated([_public_files(name)[1]], tokens),
+        lambda: mutate([_public_files(name)[1]], tokens),
         lambda: _public_files(name)[1],
         examples=6 if name in ("live", "clive") else 25,  # a process for each
         tags=frozenset({"never valid"}),
@@ -447,13 +447,11 @@ def _arrays(valid: Callable[[], dict[str, Any]]) -> st.SearchStrategy[bytes]:
         b"'descr': '|O'",
         b"'fortran_order': True",
     )
-    return values.map(lambda new: _pack(valid() | new)) | mutated([_pack(valid())], tokens)
+    return values.map(lambda new: _pack(valid() | new)) | mutate([_pack(valid())], tokens)
 
 
 def _summary_inputs() -> st.SearchStrategy[bytes]:
-    return (
-        changed(_SUMMARY).map(_encode) | JSON.map(_encode) | mutated([_encode(_SUMMARY)], (b"1e400", b"NaN", b"[" * 9))
-    )
+    return alter(_SUMMARY).map(_encode) | JSON.map(_encode) | mutate([_encode(_SUMMARY)], (b"1e400", b"NaN", b"[" * 9))
 
 
 @cache
@@ -478,11 +476,11 @@ def _encoder_inputs() -> st.SearchStrategy[bytes]:
         text = _encode(header)
         return len(text).to_bytes(8, "little") + text + bytes(rest)
 
-    tensor = changed({"dtype": "F32", "shape": [64], "data_offsets": [0, 256]})
-    metadata = changed({"contrique-encoder-1": json.dumps({"arch": "resnet18"})}) | JSON
+    tensor = alter({"dtype": "F32", "shape": [64], "data_offsets": [0, 256]})
+    metadata = alter({"contrique-encoder-1": json.dumps({"arch": "resnet18"})}) | JSON
     header = st.builds(lambda a, b: {"__metadata__": a, "bn1.running_var": b}, metadata, tensor)
     tokens = (b'"arch": "resnet50"', b'"__metadata__"', b'"F64"', b'"BOOL"', b"[0,", b"{" * 20, b"\\u0000")
-    return st.builds(pack, header, st.sampled_from((0, 256, 300))) | mutated([_encoder()], tokens)
+    return st.builds(pack, header, st.sampled_from((0, 256, 300))) | mutate([_encoder()], tokens)
 
 
 @cache
@@ -547,7 +545,7 @@ def _checkpoint_inputs() -> st.SearchStrategy[bytes]:
         b"q\0",
         b".",
     )
-    return mutated([_checkpoint(False), _checkpoint(True)], tokens)
+    return mutate([_checkpoint(False), _checkpoint(True)], tokens)
 
 
 # --- requests -------------------------------------------------------------------------------------------------------
@@ -631,10 +629,10 @@ _REQUESTS = [
 
 def _request_inputs() -> st.SearchStrategy[bytes]:
     service()  # it starts processes and writes files of its own
-    picture = changed({"image": _PNG, "name": "a"}, JSON | st.just("data:text/plain;base64,AAAA"))
+    picture = alter({"image": _PNG, "name": "a"}, JSON | st.just("data:text/plain;base64,AAAA"))
     pictures = st.lists(picture, max_size=6).map(lambda items: _encode({"images": items}))
     tokens = (b"[", b"{", b'{"image":', b"\\ud800", b"1e999", b"null", b"data:,", b"\xff", b"\0", b"=", b"[" * 3000)
-    return pictures | picture.map(_encode) | JSON.map(_encode) | mutated(_REQUESTS, tokens)
+    return pictures | picture.map(_encode) | JSON.map(_encode) | mutate(_REQUESTS, tokens)
 
 
 PICTURES = ("bmp", "gif", "jpeg", "jpeg2000", "png", "ppm", "qoi", "tiff", "webp")

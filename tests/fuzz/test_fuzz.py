@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import targets
 from hypothesis import HealthCheck, given, settings
-from sandbox import Fault, try_input, watched
+from sandbox import Fault, try_input, watch
 from targets import TARGETS
 
 from contrique.errors import ContriqueError
@@ -95,5 +95,5 @@ def test_what_no_input_may_do_is_noticed(read):
 
 
 def test_a_folder_of_its_own_may_be_written(tmp_path):
-    with watched(tmp_path):
+    with watch(tmp_path):
         (tmp_path / "x").write_text(json.dumps(1))

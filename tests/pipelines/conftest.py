@@ -12,11 +12,11 @@ from pipelines.laptop.backend import Store, serve_store
 
 @pytest.fixture(scope="session", autouse=True)
 def one_store_for_all_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with contextlib.ExitStack() as held, pytest.MonkeyPatch.context() as patch:
+    with contextlib.ExitStack() as exit_stack, pytest.MonkeyPatch.context() as patch:
 
         @functools.cache
         def store() -> Store:
-            return held.enter_context(serve_store(tmp_path_factory.mktemp("store")))
+            return exit_stack.enter_context(serve_store(tmp_path_factory.mktemp("store")))
 
         patch.setattr(runner, "serve_store", lambda folder: contextlib.nullcontext(store()))
         yield

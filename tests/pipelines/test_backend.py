@@ -7,7 +7,7 @@ from pathlib import Path
 
 import boto3
 import pytest
-from processes import VARIABLE, marked, survivors
+from processes import VARIABLE, find_processes, survivors
 
 from contrique.tracking.runs import SUCCESS
 from pipelines.laptop import backend
@@ -32,7 +32,7 @@ def through(value: object) -> object:
 
 
 @pytest.mark.parametrize(
-    ("value", "back"),
+    ("value", "expected"),
     [
         ("text", "text"),
         ("", ""),
@@ -46,9 +46,9 @@ def through(value: object) -> object:
         ([None], {"list": [None]}),
     ],
 )
-def test_metadata_comes_back_as_ml_metadata_keeps_it(value, back):
-    assert through(value) == back
-    assert isinstance(through(value), type(back)), "an integer cannot be told from a float, nor a boolean"
+def test_metadata_comes_back_as_ml_metadata_keeps_it(value, expected):
+    assert through(value) == expected
+    assert isinstance(through(value), type(expected)), "an integer cannot be told from a float, nor a boolean"
 
 
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, -math.inf])
@@ -72,12 +72,12 @@ def test_an_output_file_is_json(value):
 
 
 @pytest.mark.parametrize(
-    ("said", "killed", "state"),
+    ("word", "killed", "state"),
     [("SUCCEEDED", False, "COMPLETE"), ("FAILED", False, "FAILED"), ("FAILED", True, "RUNNING")],
 )
-def test_the_end_in_the_words_of_ml_metadata(said, killed, state):
-    assert final_state(said, killed=killed) == state
-    assert (state in SUCCESS) == (said == "SUCCEEDED"), "as close_run understands it"
+def test_the_end_in_the_words_of_ml_metadata(word, killed, state):
+    assert final_state(word, killed=killed) == state
+    assert (state in SUCCESS) == (word == "SUCCEEDED"), "as close_run understands it"
 
 
 @pytest.fixture
@@ -165,11 +165,11 @@ class TestBackend:
         """The command of a task that takes a folder and made one, and metadata of it."""
         (tmp_path / "made").mkdir()
         (tmp_path / "made" / "file").write_text("text")
-        wrote = {"name": "made", "uri": str(tmp_path / "made"), "metadata": {"rows": 3, "good": True}}
-        output = {"artifacts": {"made": {"artifacts": [wrote]}}, "parameterValues": {"Output": "promote"}}
+        artifact = {"name": "made", "uri": str(tmp_path / "made"), "metadata": {"rows": 3, "good": True}}
+        output = {"artifacts": {"made": {"artifacts": [artifact]}}, "parameterValues": {"Output": "promote"}}
         (tmp_path / "output.json").write_text(json.dumps(output))
         status = {"state": "FAILED", "pipeline_task_name": "training", "pipeline_job_resource_name": "job", "error": {}}
-        told = {
+        executor_input = {
             "inputs": {
                 "artifacts": {"taken": {"artifacts": [{"uri": str(folder)}]}},
                 "parameterValues": {"status": status, "settings": {"state": "of the art"}},
@@ -179,20 +179,20 @@ class TestBackend:
                 "outputFile": str(tmp_path / "output.json"),
             },
         }
-        return ["python", "--executor_input", json.dumps(told), "--function_to_execute", "f"]
+        return ["python", "--executor_input", json.dumps(executor_input), "--function_to_execute", "f"]
 
     def test_publishes_what_a_task_made(self, store, task, tmp_path):
-        said = Backend(store).settle(task, 0)
-        assert said == "KFP carries to this task 3 objects of 0.0 MB, and from it 1 objects of 0.0 MB"
+        message = Backend(store).settle(task, 0)
+        assert message == "KFP carries to this task 3 objects of 0.0 MB, and from it 1 objects of 0.0 MB"
         output = json.loads((tmp_path / "output.json").read_text())
-        (made,) = output["artifacts"]["made"]["artifacts"]
-        assert made["metadata"] == {
+        (artifact,) = output["artifacts"]["made"]["artifacts"]
+        assert artifact["metadata"] == {
             "display_name": "made",
             "store_session_info": store.session,
             "rows": 3.0,
             "good": 1.0,
         }
-        assert (made["name"], output["parameterValues"]) == ("1", {"Output": "promote"})
+        assert (artifact["name"], output["parameterValues"]) == ("1", {"Output": "promote"})
         assert (tmp_path / "made" / "file").read_text() == "text"
 
     def test_discards_what_a_failed_task_made(self, store, task, tmp_path):
@@ -219,8 +219,8 @@ class TestBackend:
         for code in codes:
             run.settle(task, code)
         parameters = backend.read_task(run.prepare(task))["inputs"]["parameterValues"]
-        told = {"state": state, "pipelineTaskName": "training", "pipelineJobResourceName": "job", "error": {}}
-        assert parameters == {"status": told, "settings": {"state": "of the art"}}
+        status = {"state": state, "pipelineTaskName": "training", "pipelineJobResourceName": "job", "error": {}}
+        assert parameters == {"status": status, "settings": {"state": "of the art"}}
         assert run.prepare(task)[-2:] == task[-2:]
 
 
@@ -236,7 +236,7 @@ def test_a_server_of_its_own_is_there_for_a_block(tmp_path, folder, monkeypatch)
     monkeypatch.setenv(VARIABLE, "of-its-own")
     before = files(folder)
     with serve_store(tmp_path / "store") as store:
-        assert marked("of-its-own")
+        assert find_processes("of-its-own")
         assert round_trip(folder, "run/folder", store) == Size(3, 7)
     assert files(folder) == before
     assert survivors("of-its-own") == []

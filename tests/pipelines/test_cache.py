@@ -32,13 +32,13 @@ ALL = {"pin-data", "fetch-data", "synthesize-distortions"}
 def fetching(data: str) -> None:
     """The first stages of the training, without validation: its Metrics have no file, and the local cache wants one."""
     sources = {"data": data, "revision": "", "pristine": [], "authentic": []}
-    pinned = equipped(pin_data(**sources))
-    fetched = equipped(fetch_data(pin=pinned.output, **sources))
-    equipped(synthesize_distortions(dataset=fetched.outputs["dataset"], **SETTINGS))
+    pin = equipped(pin_data(**sources))
+    fetch = equipped(fetch_data(pin=pin.output, **sources))
+    equipped(synthesize_distortions(dataset=fetch.outputs["dataset"], **SETTINGS))
 
 
 @pytest.fixture
-def ran(tmp_path):
+def run_pipeline(tmp_path):
     """Run the pipeline on a folder: the tasks that really ran."""
 
     def start(data: Path) -> set[str]:
@@ -53,20 +53,20 @@ def ran(tmp_path):
     return start
 
 
-def test_the_same_pin_is_fetched_once_and_another_one_again(tmp_path, ran):
+def test_the_same_pin_is_fetched_once_and_another_one_again(tmp_path, run_pipeline):
     project = tmp_path / "project"
     (project / ".dvc").mkdir(parents=True)
     config = "[core]\n    remote = store\n    analytics = false\n    no_scm = true\n['remote \"store\"']\n"
     (project / ".dvc" / "config").write_text(f"{config}    url = {tmp_path / 'store'}\n")
     pictures = picture_set(tmp_path / "built")
     (project / "data.dvc").write_text(publish(pictures, project))
-    assert ran(project) == ALL
-    assert ran(project) == {"pin-data"}
+    assert run_pipeline(project) == ALL
+    assert run_pipeline(project) == {"pin-data"}
     (pictures / "images" / "extra.png").write_bytes(images.encode_png(photograph(99)))
     (project / "data.dvc").write_text(publish(pictures, project))
-    assert ran(project) == ALL
+    assert run_pipeline(project) == ALL
 
 
-def test_a_folder_that_nothing_vouches_for_is_fetched_each_time(tmp_path, ran):
+def test_a_folder_that_nothing_vouches_for_is_fetched_each_time(tmp_path, run_pipeline):
     pictures = picture_set(tmp_path / "built")
-    assert ran(pictures) == ran(pictures) == ALL
+    assert run_pipeline(pictures) == run_pipeline(pictures) == ALL

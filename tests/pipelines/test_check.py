@@ -20,22 +20,22 @@ def server(tmp_path, monkeypatch) -> Iterator[Server]:
     monkeypatch.setattr("pipelines.cluster.client._POLL_SECONDS", 0)
     for name in [name for name in os.environ if name.startswith(("AWS_", "CONTRIQUE_", "MLFLOW_"))]:
         monkeypatch.delenv(name)
-    with Server() as running:
-        running.states = ["RUNNING", "SUCCEEDED"]
-        running.tasks = {"Pin the data": "SUCCEEDED", "hold": "SKIPPED"}
-        yield running
+    with Server() as api:
+        api.states = ["RUNNING", "SUCCEEDED"]
+        api.tasks = {"Pin the data": "SUCCEEDED", "hold": "SKIPPED"}
+        yield api
 
 
-def checked(server: Server, capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, dict[str, str], str]:
+def run_check(server: Server, capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, dict[str, str], str]:
     """Exit status, the table by what was looked at, standard error."""
     status = main(["check", "--host", server.address, "--data", "s3://contrique/pictures", *options])
-    told = capsys.readouterr()
-    table = {line[2:50].strip(): line[0] + line[50:] for line in told.out.splitlines() if line[0] in "✓✗-"}
-    return status, table, told.err
+    output = capsys.readouterr()
+    table = {line[2:50].strip(): line[0] + line[50:] for line in output.out.splitlines() if line[0] in "✓✗-"}
+    return status, table, output.err
 
 
 def test_what_holds_and_what_is_not_looked_at(server, capsys):
-    status, table, _ = checked(server, capsys)
+    status, table, _ = run_check(server, capsys)
     assert status == 0
     assert table.pop("its report is in the product's bucket").startswith("- not looked: set CONTRIQUE_S3_ENDPOINT")
     assert table.pop("its MLflow run is FINISHED") == "- not looked: set MLFLOW_TRACKING_URI"
@@ -43,14 +43,14 @@ def test_what_holds_and_what_is_not_looked_at(server, capsys):
     assert all(line.startswith("✓") for line in table.values())
     assert table["the API answers"] == "✓ version 2.17.0"
     assert RUN in table["a run starts"]
-    parameters = server.received["runs"]["runtime_config"]["parameters"]
+    parameters = server.requests["runs"]["runtime_config"]["parameters"]
     assert parameters == {"data": "s3://contrique/pictures", "profile": "demo", "overrides": {}}
 
 
 def test_with_everything_in_reach(server, s3, capsys, monkeypatch, tmp_path):
     """A run without a verdict and without artifacts: both are missed."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    status, table, err = checked(server, capsys, "--artifacts", f"{s3.bucket}/none")
+    status, table, err = run_check(server, capsys, "--artifacts", f"{s3.bucket}/none")
     assert status == 2
     assert "no write-report among no objects" in table["its report is in the product's bucket"]
     assert "0 MLflow runs of it" in table["its MLflow run is FINISHED"]
@@ -65,14 +65,14 @@ def test_the_run_and_its_report_are_found(server, s3, capsys, monkeypatch, tmp_p
     Runs(RegistryConfig()).open(RUN).close()
     bucket = s3.bucket.removeprefix("s3://")
     connect().put_object(Bucket=bucket, Key=f"kfp/contrique-training/{RUN}/write-report/7/report", Body=b"<p>")
-    _, table, _ = checked(server, capsys, "--artifacts", f"{s3.bucket}/kfp")
+    _, table, _ = run_check(server, capsys, "--artifacts", f"{s3.bucket}/kfp")
     assert table["its report is in the product's bucket"].endswith(f"/kfp/contrique-training/{RUN}/write-report")
     assert table["its MLflow run is FINISHED"].startswith("✓")
 
 
 def test_a_task_that_failed_is_named(server, capsys):
     server.states, server.tasks = ["FAILED"], {"Pin the data": "SUCCEEDED", "Fetch and prove the data": "FAILED"}
-    status, table, _ = checked(server, capsys)
+    status, table, _ = run_check(server, capsys)
     assert status == 2
     assert table["the run succeeds"].startswith("✗ run 11111111")
     assert table["every task ended well"] == "✗ Fetch and prove the data: FAILED"
@@ -80,7 +80,7 @@ def test_a_task_that_failed_is_named(server, capsys):
 
 def test_an_older_cluster(home, capsys):
     with Server("2.5.0") as server:
-        status, table, _ = checked(server, capsys)
+        status, table, _ = run_check(server, capsys)
     assert status == 2
     assert "and this document needs 2.14 or newer" in table["the pipeline uploads"]
     assert "a run starts" in table

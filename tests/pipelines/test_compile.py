@@ -26,7 +26,7 @@ SHAPES = {
 }
 
 
-def compiled(out: Path, *options: str, **environment: str) -> bytes:
+def compile_pipeline(out: Path, *options: str, **environment: str) -> bytes:
     """What `python -m pipelines compile` writes in a process of its own."""
     clean = {name: value for name, value in os.environ.items() if name != "CONTRIQUE_IMAGE"}
     command = [sys.executable, "-m", "pipelines", "compile", "--out", str(out), *options]
@@ -36,27 +36,27 @@ def compiled(out: Path, *options: str, **environment: str) -> bytes:
 
 @pytest.fixture(scope="module")
 def document(tmp_path_factory) -> bytes:
-    return compiled(tmp_path_factory.mktemp("compiled") / "training.yaml")
+    return compile_pipeline(tmp_path_factory.mktemp("compiled") / "training.yaml")
 
 
 @pytest.fixture(scope="module")
 def scoring(tmp_path_factory) -> bytes:
-    return compiled(tmp_path_factory.mktemp("compiled") / "scoring.yaml", "--pipeline", "scoring")
+    return compile_pipeline(tmp_path_factory.mktemp("compiled") / "scoring.yaml", "--pipeline", "scoring")
 
 
 @pytest.fixture(scope="module")
 def fanned_out(tmp_path_factory) -> bytes:
-    return compiled(tmp_path_factory.mktemp("compiled") / "fanned_out.yaml", "--shards", "3")
+    return compile_pipeline(tmp_path_factory.mktemp("compiled") / "fanned_out.yaml", "--shards", "3")
 
 
 @pytest.fixture(scope="module")
 def on_gpus(tmp_path_factory) -> bytes:
-    return compiled(tmp_path_factory.mktemp("compiled") / "on_gpus.yaml", *SHAPES["training_on_gpus"])
+    return compile_pipeline(tmp_path_factory.mktemp("compiled") / "on_gpus.yaml", *SHAPES["training_on_gpus"])
 
 
 @pytest.fixture(scope="module")
 def on_nodes(tmp_path_factory) -> bytes:
-    return compiled(tmp_path_factory.mktemp("compiled") / "on_nodes.yaml", *SHAPES["training_on_nodes"])
+    return compile_pipeline(tmp_path_factory.mktemp("compiled") / "on_nodes.yaml", *SHAPES["training_on_nodes"])
 
 
 @pytest.fixture(scope="module")
@@ -77,13 +77,15 @@ def spec(document):
 
 @pytest.fixture(scope="module")
 def containers(spec):
-    return {name.removeprefix("exec-"): one["container"] for name, one in spec["deploymentSpec"]["executors"].items()}
+    return {
+        name.removeprefix("exec-"): entry["container"] for name, entry in spec["deploymentSpec"]["executors"].items()
+    }
 
 
 @pytest.fixture(scope="module")
 def pods(document):
     platform = list(yaml.safe_load_all(document))[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    return {name.removeprefix("exec-"): one for name, one in platform.items()}
+    return {name.removeprefix("exec-"): pod for name, pod in platform.items()}
 
 
 @pytest.fixture(scope="module")
@@ -99,13 +101,13 @@ def tasks_of(spec) -> dict:
 
 def test_compiling_twice_gives_the_same_bytes(document, tmp_path):
     """Whatever credentials the second one has at hand, none goes into the document."""
-    planted = {"AWS_SECRET_ACCESS_KEY": "planted", "MLFLOW_TRACKING_PASSWORD": "planted", "AWS_ENDPOINT_URL": "planted"}
-    assert compiled(tmp_path / "again.yaml", **planted) == document
+    environ = {"AWS_SECRET_ACCESS_KEY": "planted", "MLFLOW_TRACKING_PASSWORD": "planted", "AWS_ENDPOINT_URL": "planted"}
+    assert compile_pipeline(tmp_path / "again.yaml", **environ) == document
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_so_does_another_shape(name, documents, tmp_path):
-    assert compiled(tmp_path / "again.yaml", *SHAPES[name]) == documents[name]
+    assert compile_pipeline(tmp_path / "again.yaml", *SHAPES[name]) == documents[name]
 
 
 @pytest.mark.parametrize("name", ["training", "scoring", *SHAPES])
@@ -118,8 +120,8 @@ def test_equals_the_golden_file(name, documents):
     python -m pipelines compile --nodes 4 --gpus 8 --to s3://contrique/pretraining \
         --out tests/golden/training_on_nodes.yaml
     """
-    text, kept = documents[name], (GOLDEN / f"{name}.yaml").read_bytes()
-    new, golden = (list(yaml.safe_load_all(each)) for each in (text, kept))
+    text, golden_bytes = documents[name], (GOLDEN / f"{name}.yaml").read_bytes()
+    new, golden = (list(yaml.safe_load_all(each)) for each in (text, golden_bytes))
     assert new[0].pop("sdkVersion").startswith("kfp-")
     golden[0].pop("sdkVersion")
     assert new == golden
@@ -136,7 +138,7 @@ def test_parses_strictly(name, documents):
 
 
 def test_every_stage_has_a_title_and_its_resources(document, scoring, fanned_out):
-    seen = set()
+    names = set()
     for text in (document, scoring, fanned_out):
         spec = next(yaml.safe_load_all(text))
         tasks = tasks_of(spec)
@@ -146,8 +148,8 @@ def test_every_stage_has_a_title_and_its_resources(document, scoring, fanned_out
             assert tasks[name]["taskInfo"]["name"] == stage.title
             assert executor["container"]["resources"]["resourceCpuRequest"] == stage.cpu
             assert executor["container"]["resources"]["resourceMemoryLimit"] == stage.memory
-            seen.add(name.replace("-", "_"))
-    assert seen == set(STAGES)
+            names.add(name.replace("-", "_"))
+    assert names == set(STAGES)
 
 
 def test_fanning_out(fanned_out):
@@ -170,12 +172,12 @@ def shape_of(text: bytes) -> tuple[dict, dict, dict]:
 
 
 def test_several_gpus_have_a_process_each_and_as_much_again_of_the_rest(document, on_gpus):
-    one, many = shape_of(document), shape_of(on_gpus)
-    assert "processes" not in one[0]
+    single, many = shape_of(document), shape_of(on_gpus)
+    assert "processes" not in single[0]
     assert many[0]["processes"]["runtimeValue"]["constant"] == 8
     assert many[1]["accelerator"]["resourceCount"] == "8"
     for amount in ("cpuRequest", "memoryLimit"):
-        assert many[1][amount] == pytest.approx(8 * one[1][amount])
+        assert many[1][amount] == pytest.approx(8 * single[1][amount])
     assert many[2]["emptyDirMounts"][0]["sizeLimit"] == "128Gi"
 
 
@@ -191,12 +193,12 @@ def test_several_nodes_are_a_job_that_a_light_task_waits_for(document, on_nodes)
     assert (trainer["numNodes"], trainer["numProcPerNode"], trainer["image"]) == (4, 8, "contrique-python:0.1.0")
     assert inputs["to"]["runtimeValue"]["constant"] == "s3://contrique/pretraining"
     assert int(pod["activeDeadlineSeconds"]) > job["spec"]["activeDeadlineSeconds"], "the task must outlast its job"
-    assert {one["name"] for one in pod["fieldPathAsEnv"]} == {"CONTRIQUE_RUN", NAMESPACE}
-    assert NAMESPACE not in {one["name"] for one in shape_of(document)[2]["fieldPathAsEnv"]}
-    given = {one["name"] for one in trainer["env"]}
-    secrets = {one["envVar"] for secret in pod["secretAsEnv"] for one in secret["keyToEnv"]}
-    endpoints = {one["envVar"] for each in pod["configMapAsEnv"] for one in each["keyToEnv"]}
-    assert given == secrets | endpoints | {"CONTRIQUE_RUN"}, "the machines reach what the task reaches"
+    assert {entry["name"] for entry in pod["fieldPathAsEnv"]} == {"CONTRIQUE_RUN", NAMESPACE}
+    assert NAMESPACE not in {entry["name"] for entry in shape_of(document)[2]["fieldPathAsEnv"]}
+    variables = {entry["name"] for entry in trainer["env"]}
+    secrets = {entry["envVar"] for secret in pod["secretAsEnv"] for entry in secret["keyToEnv"]}
+    endpoints = {entry["envVar"] for each in pod["configMapAsEnv"] for entry in each["keyToEnv"]}
+    assert variables == secrets | endpoints | {"CONTRIQUE_RUN"}, "the machines reach what the task reaches"
 
 
 @pytest.mark.parametrize(
@@ -245,11 +247,11 @@ def test_gpu_and_shared_memory(name, containers, pods):
 
 
 def test_only_those_two_ask_for_a_gpu(containers):
-    asking = {name for name, container in containers.items() if "accelerator" in container["resources"]}
-    assert asking == {"pretrain-encoder", "extract-features"}
+    with_gpu = {name for name, container in containers.items() if "accelerator" in container["resources"]}
+    assert with_gpu == {"pretrain-encoder", "extract-features"}
 
 
-SHAPED = ("training", "scoring", "fanned out", "training_on_gpus", "training_on_nodes")
+DOCUMENTS = ("training", "scoring", "fanned out", "training_on_gpus", "training_on_nodes")
 
 
 def parts(text: bytes) -> tuple[dict, dict, dict]:
@@ -258,16 +260,16 @@ def parts(text: bytes) -> tuple[dict, dict, dict]:
     pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     return (
         tasks_of(spec),
-        {name.removeprefix("exec-"): one["container"] for name, one in spec["deploymentSpec"]["executors"].items()},
-        {name.removeprefix("exec-"): one for name, one in pods.items()},
+        {name.removeprefix("exec-"): entry["container"] for name, entry in spec["deploymentSpec"]["executors"].items()},
+        {name.removeprefix("exec-"): entry for name, entry in pods.items()},
     )
 
 
-@pytest.mark.parametrize("name", SHAPED)
+@pytest.mark.parametrize("name", DOCUMENTS)
 def test_a_task_that_fails_in_its_last_hour_is_tried_again(name, documents):
     """Argo counts `backoffMaxDuration` from the beginning of the first try, and cuts later tries off by it."""
     tasks, _, pods = parts(documents[name])
-    seen = 0
+    count = 0
     for label, task in tasks.items():
         if policy := task.get("retryPolicy"):
             tries, deadline = policy["maxRetryCount"], int(pods[label]["activeDeadlineSeconds"])
@@ -275,15 +277,15 @@ def test_a_task_that_fails_in_its_last_hour_is_tried_again(name, documents):
             pauses = sum(first * policy["backoffFactor"] ** k for k in range(tries))
             assert longest >= (tries + 1) * deadline + pauses, label
             assert (tries, first) == (2, 60), "what docs/kubeflow.md says"
-            seen += 1
-    assert seen
+            count += 1
+    assert count
 
 
 def test_what_would_be_refused_again_is_not_tried_again(documents):
     """Every other stage is tried three times, as docs/kubeflow.md says."""
-    tried = {name for text in documents.values() for name, task in parts(text)[0].items() if "retryPolicy" in task}
+    retryable = {name for text in documents.values() for name, task in parts(text)[0].items() if "retryPolicy" in task}
     stages = {name.replace("_", "-") for name in STAGES}
-    assert stages - tried == {"accept-data", "decide-promotion", "detect-drift", "raise-alarm"}
+    assert stages - retryable == {"accept-data", "decide-promotion", "detect-drift", "raise-alarm"}
 
 
 # Gigabytes of each output at the sizes of docs/scaling.md: 140,000 photographs in 126 versions and 620,000 of cameras,
@@ -291,7 +293,7 @@ def test_what_would_be_refused_again_is_not_tried_again(documents):
 GIGABYTES = {"dataset": 760_000 * 0.35e-3, "distorted": 6_200, "features": 0.2, "encoder": 0.2, "scores": 1}
 
 
-@pytest.mark.parametrize("name", SHAPED)
+@pytest.mark.parametrize("name", DOCUMENTS)
 def test_artifacts_travel_in_well_under_a_tasks_time(name, documents):
     """At 100 MB/s, in and out; a task on several machines hands the pictures on to S3 besides."""
     tasks, _, pods = parts(documents[name])
@@ -299,9 +301,9 @@ def test_artifacts_travel_in_well_under_a_tasks_time(name, documents):
         component = next(iter(yaml.safe_load_all(documents[name])))["components"][f"comp-{label}"]
         outputs = component.get("outputDefinitions", {}).get("artifacts", {})
         inputs = tasks[label].get("inputs", {}).get("artifacts", {})
-        taken = {source(one) for one in inputs.values()}
-        carried = sum(GIGABYTES.get(output, 0.1) for output in [*taken, *outputs])
-        assert carried * 1e9 / 100e6 <= deadline / 2, f"{label}: {carried:.0f} GB in {deadline / 3600:.0f} h"
+        sources = {source(artifact) for artifact in inputs.values()}
+        gigabytes = sum(GIGABYTES.get(output, 0.1) for output in [*sources, *outputs])
+        assert gigabytes * 1e9 / 100e6 <= deadline / 2, f"{label}: {gigabytes:.0f} GB in {deadline / 3600:.0f} h"
 
 
 def source(artifact: dict) -> str:
@@ -315,7 +317,7 @@ def test_only_stages_that_work_on_the_pictures_download_them(documents):
     for text in documents.values():
         for label, task in parts(text)[0].items():
             inputs = task.get("inputs", {}).get("artifacts", {})
-            if label.replace("-", "_") in STAGES and {source(one) for one in inputs.values()} & {
+            if label.replace("-", "_") in STAGES and {source(artifact) for artifact in inputs.values()} & {
                 "dataset",
                 "distorted",
             }:
@@ -329,7 +331,7 @@ def test_only_stages_that_work_on_the_pictures_download_them(documents):
                 }, label
 
 
-@pytest.mark.parametrize("name", SHAPED)
+@pytest.mark.parametrize("name", DOCUMENTS)
 def test_kfp_and_argo_can_carry_the_document(name, documents):
     """Argo takes `{{` for its own, but for `{{$`; a component travels in one argument of a process, and in a pod."""
     spec, _ = yaml.safe_load_all(documents[name])
@@ -340,23 +342,23 @@ def test_kfp_and_argo_can_carry_the_document(name, documents):
         assert len(json.dumps(executor)) < 128 * 1024, label
 
 
-@pytest.mark.parametrize("name", SHAPED)
+@pytest.mark.parametrize("name", DOCUMENTS)
 def test_what_leaves_a_group_of_tasks_is_made_in_it(name, documents):
     """OneOf and Collected: the backend looks for the producer among the tasks of the same DAG."""
     spec, _ = yaml.safe_load_all(documents[name])
     for component in [spec["root"], *spec["components"].values()]:
         dag = component.get("dag", {})
         tasks = dag.get("tasks", {})
-        for one in dag.get("outputs", {}).get("parameters", {}).values():
-            chosen = one.get("valueFromOneof", {}).get("parameterSelectors") or [one["valueFromParameter"]]
-            assert {selector["producerSubtask"] for selector in chosen} <= tasks.keys()
-        for one in dag.get("outputs", {}).get("artifacts", {}).values():
-            assert {selector["producerSubtask"] for selector in one["artifactSelectors"]} <= tasks.keys()
+        for output in dag.get("outputs", {}).get("parameters", {}).values():
+            selectors = output.get("valueFromOneof", {}).get("parameterSelectors") or [output["valueFromParameter"]]
+            assert {selector["producerSubtask"] for selector in selectors} <= tasks.keys()
+        for output in dag.get("outputs", {}).get("artifacts", {}).values():
+            assert {selector["producerSubtask"] for selector in output["artifactSelectors"]} <= tasks.keys()
         for task in tasks.values():
             for kind, key in (("artifacts", "taskOutputArtifact"), ("parameters", "taskOutputParameter")):
-                for one in task.get("inputs", {}).get(kind, {}).values():
-                    if key in one:
-                        assert one[key]["producerTask"] in tasks
+                for origin in task.get("inputs", {}).get(kind, {}).values():
+                    if key in origin:
+                        assert origin[key]["producerTask"] in tasks
 
 
 def test_a_list_of_artifacts_goes_to_its_task_without_entering_a_group(fanned_out):
@@ -371,31 +373,31 @@ def test_a_list_of_artifacts_goes_to_its_task_without_entering_a_group(fanned_ou
     assert loops == [{"raw": "[0, 1, 2]"}] * 2
 
 
-@pytest.mark.parametrize("name", SHAPED)
+@pytest.mark.parametrize("name", DOCUMENTS)
 def test_no_variable_of_a_task_is_one_that_the_launcher_reads(name, documents):
     """It runs in the task's container: with `fromEnv` in the store's settings it takes AWS_* for its own uploads."""
     _, executors, pods = parts(documents[name])
-    names = {one["name"] for container in executors.values() for one in container.get("env", [])}
+    names = {entry["name"] for container in executors.values() for entry in container.get("env", [])}
     for pod in pods.values():
         for kind in ("secretAsEnv", "configMapAsEnv"):
-            names |= {one["envVar"] for each in pod.get(kind, []) for one in each["keyToEnv"]}
-        names |= {one["name"] for one in pod.get("fieldPathAsEnv", [])}
+            names |= {entry["envVar"] for each in pod.get(kind, []) for entry in each["keyToEnv"]}
+        names |= {entry["name"] for entry in pod.get("fieldPathAsEnv", [])}
     assert {"MLFLOW_TRACKING_URI", "CONTRIQUE_S3_ENDPOINT", "CONTRIQUE_S3_SECRET_KEY"} <= names
     assert not [each for each in names if each.startswith(("AWS_", "MINIO_", "MLFLOW_S3_"))]
 
 
 def test_caching_is_chosen_stage_by_stage(tasks):
-    cached = {name for name, task in tasks.items() if task.get("cachingOptions", {}).get("enableCache")}
+    cacheable = {name for name, task in tasks.items() if task.get("cachingOptions", {}).get("enableCache")}
     stages = {name for name in tasks if name.replace("-", "_") in STAGES}
-    assert cached & stages == {name for name in stages if STAGES[name.replace("-", "_")].cache}
-    assert not cached & {"pin-data", "evaluate-model", "register-model", "keep-champion", "close-run"}
-    assert {"fetch-data", "pretrain-encoder"} <= cached
+    assert cacheable & stages == {name for name in stages if STAGES[name.replace("-", "_")].cache}
+    assert not cacheable & {"pin-data", "evaluate-model", "register-model", "keep-champion", "close-run"}
+    assert {"fetch-data", "pretrain-encoder"} <= cacheable
 
 
 def test_the_pin_is_what_fetching_is_cached_by(tasks):
     """It names the content; without it among the inputs, the cache would serve old data under the same name."""
-    given = tasks["fetch-data"]["inputs"]["parameters"]
-    assert given["pin"]["taskOutputParameter"]["producerTask"] == "pin-data"
+    parameters = tasks["fetch-data"]["inputs"]["parameters"]
+    assert parameters["pin"]["taskOutputParameter"]["producerTask"] == "pin-data"
 
 
 def test_every_task_has_an_end(pods, containers):
@@ -404,11 +406,11 @@ def test_every_task_has_an_end(pods, containers):
 
 
 def test_credentials_come_from_secrets_alone(spec, pods):
-    env = {one["envVar"] for secret in pods["register-model"]["secretAsEnv"] for one in secret["keyToEnv"]}
+    env = {entry["envVar"] for secret in pods["register-model"]["secretAsEnv"] for entry in secret["keyToEnv"]}
     assert env == {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"}, "models go through MLflow's server"
-    endpoints = {one["envVar"] for each in pods["register-model"]["configMapAsEnv"] for one in each["keyToEnv"]}
+    endpoints = {entry["envVar"] for each in pods["register-model"]["configMapAsEnv"] for entry in each["keyToEnv"]}
     assert "MLFLOW_TRACKING_URI" in endpoints
-    env = {one["envVar"] for secret in pods["fetch-data"]["secretAsEnv"] for one in secret["keyToEnv"]}
+    env = {entry["envVar"] for secret in pods["fetch-data"]["secretAsEnv"] for entry in secret["keyToEnv"]}
     assert env == {"CONTRIQUE_S3_ACCESS_KEY", "CONTRIQUE_S3_SECRET_KEY"}
     assert "secretAsEnv" not in pods["fit-regressor"], "a stage is given no credentials that it has no use for"
     parameters = spec["root"]["inputDefinitions"]["parameters"]
@@ -417,7 +419,7 @@ def test_credentials_come_from_secrets_alone(spec, pods):
 
 def test_parameters_are_typed_and_described(spec):
     parameters = spec["root"]["inputDefinitions"]["parameters"]
-    types = {name: one["parameterType"] for name, one in parameters.items()}
+    types = {name: parameter["parameterType"] for name, parameter in parameters.items()}
     assert types == {
         "data": "STRING",
         "encoder": "STRING",
@@ -428,13 +430,13 @@ def test_parameters_are_typed_and_described(spec):
         "overrides": "STRUCT",
         "seed": "NUMBER_INTEGER",
     }
-    assert all(one["description"] for one in parameters.values())
-    for name, one in parameters.items():
-        assert "\n" not in one["description"].strip(), f"{name}: one line"
-        assert len(one["description"]) < 120, name
-        if one["parameterType"] in ("LIST", "STRUCT"):
-            example = one["description"].rstrip(".").partition("such as ")[2]
-            assert isinstance(json.loads(example), list if one["parameterType"] == "LIST" else dict), name
+    assert all(parameter["description"] for parameter in parameters.values())
+    for name, parameter in parameters.items():
+        assert "\n" not in parameter["description"].strip(), f"{name}: one line"
+        assert len(parameter["description"]) < 120, name
+        if parameter["parameterType"] in ("LIST", "STRUCT"):
+            example = parameter["description"].rstrip(".").partition("such as ")[2]
+            assert isinstance(json.loads(example), list if parameter["parameterType"] == "LIST" else dict), name
 
 
 def test_the_gate_branches_on_the_one_returned_value(tasks):
@@ -452,7 +454,7 @@ def test_the_gate_branches_on_the_one_returned_value(tasks):
 def test_the_image_is_a_compile_time_constant(tmp_path, containers):
     assert {container["image"] for container in containers.values()} == {"contrique-python:0.1.0"}
     digest = "registry.example/contrique-python@sha256:" + "0" * 64
-    text = compiled(tmp_path / "pinned.yaml", CONTRIQUE_IMAGE=digest)
+    text = compile_pipeline(tmp_path / "pinned.yaml", CONTRIQUE_IMAGE=digest)
     executors = next(yaml.safe_load_all(text))["deploymentSpec"]["executors"].values()
     assert {executor["container"]["image"] for executor in executors} == {digest}
 

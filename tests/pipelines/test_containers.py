@@ -26,17 +26,17 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 @pytest.fixture(scope="module")
 def client() -> Iterator[docker.DockerClient]:
     try:
-        found = docker.from_env()
-        found.images.get(BASE)
+        docker_client = docker.from_env()
+        docker_client.images.get(BASE)
     except docker.errors.DockerException as error:
         if "CONTRIQUE_REQUIRE_DOCKER" in os.environ:
             raise
         pytest.skip(f"no Docker daemon with an image {BASE}: {error}")
     dockerfile = f"FROM {BASE}\nENV PATH={sys.prefix}/bin:/usr/bin:/bin\n"
-    found.images.build(fileobj=io.BytesIO(dockerfile.encode()), tag=IMAGE)
-    yield found
-    found.images.remove(IMAGE, force=True)
-    found.close()
+    docker_client.images.build(fileobj=io.BytesIO(dockerfile.encode()), tag=IMAGE)
+    yield docker_client
+    docker_client.images.remove(IMAGE, force=True)
+    docker_client.close()
 
 
 def run(place: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -50,11 +50,11 @@ def run(place: Path, *options: str) -> subprocess.CompletedProcess[str]:
 def test_a_failing_task_fails(client, tmp_path):
     """Where KFP's own function can take a container that is gone for a success."""
     (tmp_path / "empty").mkdir()
-    done = run(tmp_path, "--data", str(tmp_path / "empty"))
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("error: Fetch and prove the data: ")
-    assert "run.log" in done.stderr.splitlines()[-1]
-    assert [line[0] for line in done.stdout.splitlines()] == ["✓", "✓", "✗", "✓"]
+    process = run(tmp_path, "--data", str(tmp_path / "empty"))
+    assert process.returncode == 2, process.stderr
+    assert process.stderr.startswith("error: Fetch and prove the data: ")
+    assert "run.log" in process.stderr.splitlines()[-1]
+    assert [line[0] for line in process.stdout.splitlines()] == ["✓", "✓", "✗", "✓"]
     assert not client.containers.list(all=True, filters={"ancestor": IMAGE}), "containers are removed"
 
 
@@ -62,10 +62,10 @@ def test_a_container_that_ends_at_once_has_its_status(client):
     """The bug that the function replaced here has: kubeflow/pipelines#13332."""
     from pipelines.laptop.runner import Terminal
 
-    told = json.dumps({"outputs": {"outputFile": "/run/fit-regressor/executor_output.json"}})
+    executor_input = json.dumps({"outputs": {"outputFile": "/run/fit-regressor/executor_output.json"}})
     for code in (0, 7):
         terminal = Terminal(io.StringIO(), io.StringIO(), {})
-        command = ["sh", "-c", f"exit {code}", "--executor_input", told]
+        command = ["sh", "-c", f"exit {code}", "--executor_input", executor_input]
         assert terminal.run_container(client, IMAGE, command, {}) == code
         assert bool(terminal.reason) == bool(code)
 
@@ -81,7 +81,7 @@ def test_an_image_that_is_not_there(client, tmp_path):
 def test_the_whole_training(client, tmp_path):
     data = picture_set(tmp_path / "pictures")
     params = [f"--param={name}={json.dumps(value)}" for name, value in (TINY | {"gate.floor": -1.0}).items()]
-    done = run(tmp_path, "--data", str(data), *params)
-    assert done.returncode == 0, done.stderr
-    assert "Registry  contrique version 1, alias champion" in done.stdout
-    assert len([line for line in done.stdout.splitlines() if line.startswith("✓")]) == 14
+    process = run(tmp_path, "--data", str(data), *params)
+    assert process.returncode == 0, process.stderr
+    assert "Registry  contrique version 1, alias champion" in process.stdout
+    assert len([line for line in process.stdout.splitlines() if line.startswith("✓")]) == 14

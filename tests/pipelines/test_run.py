@@ -73,7 +73,7 @@ def photograph(seed: int) -> images.Picture:
     return images.as_uint8((rough - rough.min()) / np.ptp(rough))
 
 
-def picture_set(folder: Path, **labelled: list[float]) -> Path:
+def picture_set(folder: Path, **labels: list[float]) -> Path:
     """Photographs for pretraining, and judged ones: to be distorted, or with a `mos` if that is given."""
     (folder / "images").mkdir(parents=True)
     rows = []
@@ -82,8 +82,8 @@ def picture_set(folder: Path, **labelled: list[float]) -> Path:
         path.write_bytes(images.encode_png(photograph(number)))
         kind = "authentic" if number >= len(SPLITS) else "pristine"
         row = {"image": f"images/{number}.png", "reference": f"scene {number}", "kind": kind, "split": split}
-        if split != "pretrain" and labelled:
-            row |= {"kind": "authentic", "mos": labelled["mos"][number - 3]}
+        if split != "pretrain" and labels:
+            row |= {"kind": "authentic", "mos": labels["mos"][number - 3]}
         rows.append(row | inspect_file(path))
     write_manifest(as_manifest(rows), folder)
     return folder
@@ -124,7 +124,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @dataclass(frozen=True)
-class Finished:
+class Outcome:
     """A run that ended, and what the registry held then."""
 
     status: int
@@ -135,137 +135,144 @@ class Finished:
     versions: list[str]
 
 
-def finished(place: Path, *flags: str, **options: Any) -> Finished:
+def run_training(place: Path, *flags: str, **options: Any) -> Outcome:
     status, out, err = run(place / "project", *flags, **options)
     model = Registry(CONFIG).load_champion()
     versions = [model.version for model in Registry(CONFIG).list_versions()]
-    return Finished(status, out, err, max((place / "runs").iterdir()), model.version if model else "", versions)
+    return Outcome(status, out, err, max((place / "runs").iterdir()), model.version if model else "", versions)
 
 
 @pytest.fixture(scope="module")
-def promoted(place: Path) -> Finished:
-    return finished(place, **{"gate.floor": -1.0})
+def promoted_run(place: Path) -> Outcome:
+    return run_training(place, **{"gate.floor": -1.0})
 
 
 @pytest.fixture(scope="module")
-def held(place: Path, promoted: Finished) -> Finished:
+def held_run(place: Path, promoted_run: Outcome) -> Outcome:
     """Its encoder is the champion's, trained on for a step."""
     settings = {"gate.floor": 1.1, "pretrain.steps": 1}
-    return finished(place, "--shards", "2", "--encoder", "champion", **settings)
+    return run_training(place, "--shards", "2", "--encoder", "champion", **settings)
 
 
-def ran(run: Finished) -> set[str]:
+def list_tasks(run: Outcome) -> set[str]:
     return {path.parent.name for path in run.root.glob("*/*/executor_output.json")}
 
 
 @pytest.mark.slow
 @pytest.mark.pipeline
 class TestPromote:
-    def test_ends_with_a_summary(self, place, promoted):
-        assert (promoted.status, promoted.err) == (0, "")
-        lines = promoted.out.splitlines()
-        assert re.search(r"Data      [0-9a-f]{32}\.dir: 10 pictures", promoted.out)
-        assert re.search(r"Encoder   3 steps, loss \d+\.\d+ first, \d+\.\d+ last, from random weights", promoted.out)
+    def test_ends_with_a_summary(self, place, promoted_run):
+        assert (promoted_run.status, promoted_run.err) == (0, "")
+        lines = promoted_run.out.splitlines()
+        assert re.search(r"Data      [0-9a-f]{32}\.dir: 10 pictures", promoted_run.out)
+        assert re.search(
+            r"Encoder   3 steps, loss \d+\.\d+ first, \d+\.\d+ last, from random weights", promoted_run.out
+        )
         for metric in ("SRCC", "PLCC", "KRCC", "RMSE"):
-            assert re.search(rf"{metric}.* -?\d\.\d+  \[-?\d\.\d+, -?\d\.\d+\]  n = \d+", promoted.out), metric
+            assert re.search(rf"{metric}.* -?\d\.\d+  \[-?\d\.\d+, -?\d\.\d+\]  n = \d+", promoted_run.out), metric
         assert [line for line in lines if line.startswith("Labels    weak labels")]
-        assert "MOS" not in promoted.out
+        assert "MOS" not in promoted_run.out
         assert [line for line in lines if line.startswith("Verdict   promote: ")]
         assert "Registry  contrique version 1, alias champion" in lines
-        assert all(command in promoted.out for command in ("mlflow ui", "contrique score", "pipelines compile"))
+        assert all(command in promoted_run.out for command in ("mlflow ui", "contrique score", "pipelines compile"))
 
-    def test_every_stage_ran_and_one_branch(self, promoted):
-        assert "register-model" in ran(promoted)
-        assert "keep-champion" not in ran(promoted)
-        assert len(ran(promoted)) == 14
+    def test_every_stage_ran_and_one_branch(self, promoted_run):
+        assert "register-model" in list_tasks(promoted_run)
+        assert "keep-champion" not in list_tasks(promoted_run)
+        assert len(list_tasks(promoted_run)) == 14
 
-    def test_the_run_page_links_to_mlflow(self, promoted):
-        (page,) = promoted.root.glob("*/register-model/tracking")
+    def test_the_run_page_links_to_mlflow(self, promoted_run):
+        (page,) = promoted_run.root.glob("*/register-model/tracking")
         assert re.match(r"MLflow run `[0-9a-f]{32}` in `sqlite:///", page.read_text())
 
-    def test_keeps_the_model_card_with_the_version(self, place, promoted):
+    def test_keeps_the_model_card_with_the_version(self, place, promoted_run):
         (card,) = place.rglob("artifacts/model_card.md")
         assert "weak labels" in card.read_text()
 
-    def test_registers_the_champion(self, promoted):
-        assert (promoted.champion, promoted.versions) == ("1", ["1"])
+    def test_registers_the_champion(self, promoted_run):
+        assert (promoted_run.champion, promoted_run.versions) == ("1", ["1"])
 
-    def test_one_mlflow_run_with_loss_and_configuration(self, place, promoted):
+    def test_one_mlflow_run_with_loss_and_configuration(self, place, promoted_run):
         client = Store(CONFIG).client
         experiment = client.get_experiment_by_name(CONFIG.experiment).experiment_id
-        (found,) = client.search_runs([experiment], f"tags.`{PIPELINE_RUN}` = '{promoted.root.name}'")
-        assert {"loss", "lr"} <= found.data.metrics.keys()
-        assert [point.step for point in client.get_metric_history(found.info.run_id, "loss")] == [1, 2, 3]
-        assert found.data.params["pretrain.steps"] == "3"
+        (record,) = client.search_runs([experiment], f"tags.`{PIPELINE_RUN}` = '{promoted_run.root.name}'")
+        assert {"loss", "lr"} <= record.data.metrics.keys()
+        assert [point.step for point in client.get_metric_history(record.info.run_id, "loss")] == [1, 2, 3]
+        assert record.data.params["pretrain.steps"] == "3"
 
-    def test_the_lineage_is_the_pin(self, place, promoted):
-        (lineage,) = promoted.root.glob("*/fetch-data/dataset/lineage.json")
+    def test_the_lineage_is_the_pin(self, place, promoted_run):
+        (lineage,) = promoted_run.root.glob("*/fetch-data/dataset/lineage.json")
         assert json.loads(lineage.read_text())["hash"] == read_pin(place / "project")
 
-    def test_the_report_stands_alone(self, promoted):
-        page = (promoted.root / "report.html").read_text()
+    def test_the_report_stands_alone(self, promoted_run):
+        page = (promoted_run.root / "report.html").read_text()
         assert "weak labels" in page
         assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
 
-    def test_no_secret_is_left_anywhere(self, promoted):
+    def test_no_secret_is_left_anywhere(self, promoted_run):
         """Of the credentials that every task was given: in its log, artifacts, metadata, and on the screen."""
-        files = [path for path in promoted.root.rglob("*") if path.is_file()]
+        files = [path for path in promoted_run.root.rglob("*") if path.is_file()]
         assert len(files) > 30
         assert not [path for path in files if SECRET.encode() in path.read_bytes()]
-        assert SECRET not in promoted.out
+        assert SECRET not in promoted_run.out
 
-    def test_everything_went_through_the_backend(self, promoted):
+    def test_everything_went_through_the_backend(self, promoted_run):
         """Metadata as ML Metadata gives them back; what each task would download stands in the log."""
-        listed = [json.loads(path.read_text()) for path in promoted.root.glob("*/*/executor_output.json")]
-        made = [one for told in listed for each in told.get("artifacts", {}).values() for one in each["artifacts"]]
-        assert len(made) > 12
-        assert len({one["name"] for one in made}) == len(made), "the numbers of ML Metadata"
-        for one in made:
-            assert {"display_name", "store_session_info"} <= one["metadata"].keys()
-            assert {type(value) for value in one["metadata"].values()} <= {str, float}
-        assert (promoted.root / "run.log").read_text().count("KFP carries to this task") == 14
+        outputs = [json.loads(path.read_text()) for path in promoted_run.root.glob("*/*/executor_output.json")]
+        artifacts = [
+            artifact
+            for output in outputs
+            for each in output.get("artifacts", {}).values()
+            for artifact in each["artifacts"]
+        ]
+        assert len(artifacts) > 12
+        assert len({artifact["name"] for artifact in artifacts}) == len(artifacts), "the numbers of ML Metadata"
+        for artifact in artifacts:
+            assert {"display_name", "store_session_info"} <= artifact["metadata"].keys()
+            assert {type(value) for value in artifact["metadata"].values()} <= {str, float}
+        assert (promoted_run.root / "run.log").read_text().count("KFP carries to this task") == 14
 
-    def test_no_artifact_holds_what_a_store_cannot(self, promoted):
-        paths = [path for folder in promoted.root.glob("contrique-training-*/*") for path in folder.rglob("*")]
+    def test_no_artifact_holds_what_a_store_cannot(self, promoted_run):
+        paths = [path for folder in promoted_run.root.glob("contrique-training-*/*") for path in folder.rglob("*")]
         assert not [path for path in paths if path.is_symlink()]
         assert not [path for path in paths if path.is_dir() and not any(path.iterdir())]
 
-    def test_the_log_keeps_what_the_terminal_does_not_show(self, promoted):
-        assert "executor_input" in (promoted.root / "run.log").read_text()
-        assert "executor_input" not in promoted.out
+    def test_the_log_keeps_what_the_terminal_does_not_show(self, promoted_run):
+        assert "executor_input" in (promoted_run.root / "run.log").read_text()
+        assert "executor_input" not in promoted_run.out
 
 
 @pytest.mark.slow
 @pytest.mark.pipeline
 class TestHold:
-    def test_says_why(self, held):
-        assert held.status == 0
-        assert "is below the floor 1.100" in held.out
-        assert "nothing registered; the champion stays: contrique version 1, alias champion" in held.out
+    def test_says_why(self, held_run):
+        assert held_run.status == 0
+        assert "is below the floor 1.100" in held_run.out
+        assert "nothing registered; the champion stays: contrique version 1, alias champion" in held_run.out
 
-    def test_no_new_version_and_the_champion_unchanged(self, promoted, held):
-        assert (held.champion, held.versions) == (promoted.champion, promoted.versions)
+    def test_no_new_version_and_the_champion_unchanged(self, promoted_run, held_run):
+        assert (held_run.champion, held_run.versions) == (promoted_run.champion, promoted_run.versions)
 
-    def test_the_other_branch_ran(self, held):
-        assert "keep-champion" in ran(held)
-        assert "register-model" not in ran(held)
+    def test_the_other_branch_ran(self, held_run):
+        assert "keep-champion" in list_tasks(held_run)
+        assert "register-model" not in list_tasks(held_run)
 
-    def test_it_trained_on_from_the_champion(self, promoted, held):
-        assert re.search(r"Encoder   1 steps, .* on from version 1 of contrique", held.out)
-        start, on = (next(each.root.glob("*/pretrain-encoder/encoder")) for each in (promoted, held))
+    def test_it_trained_on_from_the_champion(self, promoted_run, held_run):
+        assert re.search(r"Encoder   1 steps, .* on from version 1 of contrique", held_run.out)
+        start, on = (next(each.root.glob("*/pretrain-encoder/encoder")) for each in (promoted_run, held_run))
         assert read_metadata(on / ENCODER)["start"] == sha256(start / ENCODER)
 
-    def test_fanned_out_it_is_the_same_data(self, promoted, held):
+    def test_fanned_out_it_is_the_same_data(self, promoted_run, held_run):
         """This run made the distorted pictures in two parts, and the features too."""
-        one, two = (
+        first, second = (
             next(each.root.glob(f"*/{task}/distorted"))
-            for each, task in ((promoted, "synthesize-distortions"), (held, "gather-distortions"))
+            for each, task in ((promoted_run, "synthesize-distortions"), (held_run, "gather-distortions"))
         )
-        assert list_files(one) == list_files(two)
-        assert "gather-features" in ran(held)
+        assert list_files(first) == list_files(second)
+        assert "gather-features" in list_tasks(held_run)
 
-    def test_the_champion_was_rescored_on_the_same_pictures(self, held):
-        (result,) = held.root.glob("*/evaluate-model/result")
+    def test_the_champion_was_rescored_on_the_same_pictures(self, held_run):
+        (result,) = held_run.root.glob("*/evaluate-model/result")
         evaluation = json.loads((result / "evaluation.json").read_text())
         assert evaluation["champion_version"] == "1"
         assert evaluation["champion"]["n"] == evaluation["challenger"]["n"]
@@ -304,7 +311,7 @@ class TestFrozen:
 
 
 @pytest.fixture(scope="module")
-def noise(place: Path, promoted: Finished) -> Path:
+def noise(place: Path, promoted_run: Outcome) -> Path:
     folder = place / "noise"
     folder.mkdir()
     for seed in range(12):
@@ -397,21 +404,21 @@ class TestFailures:
         client = Store(CONFIG).client
         experiment = client.get_experiment_by_name(CONFIG.experiment).experiment_id
         name = max((place / "runs").iterdir()).name
-        (found,) = client.search_runs([experiment], f"tags.`{PIPELINE_RUN}` = '{name}'")
-        assert (found.info.status, found.data.tags["pipeline.state"]) == ("FAILED", "FAILED")
+        (record,) = client.search_runs([experiment], f"tags.`{PIPELINE_RUN}` = '{name}'")
+        assert (record.info.status, record.data.tags["pipeline.state"]) == ("FAILED", "FAILED")
 
     def test_told_to_end(self, place, mark):
         """As by Ctrl-C: the tasks end, the last one closes the MLflow run, and nobody is left behind."""
         params = [f"--param={name}={json.dumps(value)}" for name, value in (TINY | {"pretrain.steps": 10**6}).items()]
         command = [sys.executable, "-m", "pipelines", "run", "--data", "project", *params]
-        known = set(Path("runs").iterdir())
+        before = set(Path("runs").iterdir())
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         client = Store(CONFIG).client
         experiment = client.get_experiment_by_name(CONFIG.experiment).experiment_id
 
         def search_runs() -> list[Any]:
-            (name,) = {path.name for path in set(Path("runs").iterdir()) - known} or {"none yet"}
+            (name,) = {path.name for path in set(Path("runs").iterdir()) - before} or {"none yet"}
             return list(client.search_runs([experiment], f"tags.`{PIPELINE_RUN}` = '{name}' and metrics.loss > 0"))
 
         with subprocess.Popen(command, env=environment, **pipes) as process:
@@ -423,11 +430,11 @@ class TestFailures:
             process.terminate()
             out, err = process.communicate(timeout=300)
         assert process.returncode == 128 + signal.SIGTERM
-        (root,) = set(Path("runs").iterdir()) - known
+        (root,) = set(Path("runs").iterdir()) - before
         assert err == f"error: told to end by SIGTERM\nThe whole log: {root.resolve() / 'run.log'}\n"
         assert [line[0] for line in out.splitlines()] == ["✓"] * 6 + ["✗", "✓"]
-        (ended,) = search_runs()
-        assert (ended.info.status, ended.data.tags["pipeline.state"]) == ("KILLED", "RUNNING")
+        (record,) = search_runs()
+        assert (record.info.status, record.data.tags["pipeline.state"]) == ("KILLED", "RUNNING")
         assert survivors(mark) == []
 
     @staticmethod
@@ -466,8 +473,8 @@ class TestArguments:
 
 def task(code: str) -> list[str]:
     """A command as KFP makes them, for a stage that runs `code`."""
-    told = json.dumps({"outputs": {"outputFile": "/run/fit-regressor/executor_output.json"}})
-    return [sys.executable, "-c", code, "--executor_input", told]
+    executor_input = json.dumps({"outputs": {"outputFile": "/run/fit-regressor/executor_output.json"}})
+    return [sys.executable, "-c", code, "--executor_input", executor_input]
 
 
 class TestTerminal:
@@ -478,13 +485,13 @@ class TestTerminal:
         main_end, screen_end = pty.openpty()
         with os.fdopen(screen_end, "w") as screen, (tmp_path / "log").open("w") as log:
             assert runner.Terminal(log, screen, {}).run_task(task(code)) == 0
-            seen = b""
-            while not seen.endswith(b"s)\r\n"):  # of the last line; a read gives what is there so far
-                seen += os.read(main_end, 100_000)
+            output = b""
+            while not output.endswith(b"s)\r\n"):  # of the last line; a read gives what is there so far
+                output += os.read(main_end, 100_000)
         os.close(main_end)
-        assert "busy: 100%" in seen.decode()
-        assert "✓ Fit the regressor" in seen.decode()
-        assert "a line" not in seen.decode()
+        assert "busy: 100%" in output.decode()
+        assert "✓ Fit the regressor" in output.decode()
+        assert "a line" not in output.decode()
         assert "a line" in (tmp_path / "log").read_text().splitlines()
 
     def test_without_a_terminal_there_is_one_line(self, tmp_path):
@@ -537,19 +544,19 @@ class TestBranches:
     """The guard against KFP's local runner, which can skip a branch and report success."""
 
     @pytest.fixture
-    def finished(self, tmp_path):
+    def make_run(self, tmp_path):
         verdict = tmp_path / "verdict.json"
         verdict.write_text(json.dumps({"promote": True}))
         artifacts = {"decide_promotion": {"verdict": verdict}}
-        return lambda *ran: runner.Run(tmp_path, artifacts, dict.fromkeys(ran))
+        return lambda *stages: runner.Run(tmp_path, artifacts, dict.fromkeys(stages))
 
-    def test_the_verdicts_own_branch_is_accepted(self, finished):
-        runner.check_branches(finished("decide_promotion", "register_model"))
+    def test_the_verdicts_own_branch_is_accepted(self, make_run):
+        runner.check_branches(make_run("decide_promotion", "register_model"))
 
-    @pytest.mark.parametrize("ran", [[], ["keep_champion"], ["register_model", "keep_champion"]])
-    def test_anything_else_is_refused(self, finished, ran):
+    @pytest.mark.parametrize("stages", [[], ["keep_champion"], ["register_model", "keep_champion"]])
+    def test_anything_else_is_refused(self, make_run, stages):
         with pytest.raises(runner.RunFailed, match="register_model"):
-            runner.check_branches(finished("decide_promotion", *ran))
+            runner.check_branches(make_run("decide_promotion", *stages))
 
 
 @pytest.mark.parametrize("context", [local_logger_context, indented_print])
@@ -575,12 +582,12 @@ def test_the_local_document_differs_in_retries_alone():
     from pipelines.training import training
 
     whole, without = training.pipeline_spec, runner.with_retries(training).pipeline_spec
-    (body,) = [one for one in whole.components.values() if "pretrain-encoder" in one.dag.tasks]
+    (body,) = [component for component in whole.components.values() if "pretrain-encoder" in component.dag.tasks]
     assert body.dag.tasks["pretrain-encoder"].HasField("retry_policy")
     for spec in (whole, without):
         for component in (spec.root, *spec.components.values()):
-            for one in component.dag.tasks.values():
-                one.ClearField("retry_policy")
+            for step in component.dag.tasks.values():
+                step.ClearField("retry_policy")
     assert whole.components == without.components
     assert whole.root == without.root
     assert whole.deployment_spec == without.deployment_spec

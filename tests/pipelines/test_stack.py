@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import psycopg2
 import pytest
-from processes import VARIABLE, marked, survivors
+from processes import VARIABLE, find_processes, survivors
 
 from contrique import s3
 from pipelines.laptop import stack
@@ -46,9 +46,9 @@ class Place:
         )
 
     def environment(self) -> dict[str, str]:
-        told = self.command("env")
-        assert told.returncode == 0, told.stderr
-        lines = (shlex.split(line)[1].partition("=") for line in told.stdout.splitlines())
+        process = self.command("env")
+        assert process.returncode == 0, process.stderr
+        lines = (shlex.split(line)[1].partition("=") for line in process.stdout.splitlines())
         return {name: value for name, _, value in lines}
 
 
@@ -58,16 +58,16 @@ def place(tmp_path):
     place = Place(tmp_path / "my stack", uuid.uuid4().hex)
     yield place
     place.command("down")
-    left = survivors(place.mark)
-    for process in left:
+    leftovers = survivors(place.mark)
+    for process in leftovers:
         process.kill()
-    assert not left
+    assert not leftovers
 
 
-def refused(address, **headers):
-    with pytest.raises(urllib.error.HTTPError) as told:
+def is_forbidden(address, **headers):
+    with pytest.raises(urllib.error.HTTPError) as error:
         urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=60)
-    return told.value.code == 403
+    return error.value.code == 403
 
 
 @pytest.mark.slow
@@ -77,23 +77,23 @@ def test_up_used_down_and_up_again(place, tmp_path, monkeypatch):
     assert started.returncode == 0, started.stderr
     environment = place.environment()
     assert environment["MLFLOW_TRACKING_URI"] in started.stdout
-    again = place.command("up", "--detach")
-    assert (again.returncode, again.stdout) == (0, started.stdout)
+    second = place.command("up", "--detach")
+    assert (second.returncode, second.stdout) == (0, started.stdout)
     assert "runs from" in place.command("up").stderr
 
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     (tmp_path / "picture").write_bytes(b"kept")
     s3.upload(tmp_path / "picture", "s3://contrique/a")
-    assert refused(f"{environment['AWS_ENDPOINT_URL']}/contrique/a/picture")
-    assert refused(f"{environment['MLFLOW_TRACKING_URI']}/", Host="elsewhere.example")
-    kept = json.loads((place.folder / "stack.json").read_text())
+    assert is_forbidden(f"{environment['AWS_ENDPOINT_URL']}/contrique/a/picture")
+    assert is_forbidden(f"{environment['MLFLOW_TRACKING_URI']}/", Host="elsewhere.example")
+    secrets = json.loads((place.folder / "stack.json").read_text())
     with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):
-        psycopg2.connect(host="127.0.0.1", port=kept["ports"]["database"], user="contrique", password="guess")
+        psycopg2.connect(host="127.0.0.1", port=secrets["ports"]["database"], user="contrique", password="guess")
     assert (place.folder / "stack.json").stat().st_mode & 0o777 == 0o600
-    words = " ".join(" ".join(process.cmdline()) for process in marked(place.mark))
+    words = " ".join(" ".join(process.cmdline()) for process in find_processes(place.mark))
     assert all(server in words for server in ("weed", "postgres", "mlflow"))
-    assert not any(secret in words for secret in (kept["password"], kept["secret_key"]))
+    assert not any(secret in words for secret in (secrets["password"], secrets["secret_key"]))
 
     assert place.command("down").stdout == "stopped\n"
     assert survivors(place.mark) == []
@@ -108,8 +108,8 @@ def test_up_used_down_and_up_again(place, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_if_a_part_dies_the_rest_is_stopped_and_the_log_is_named(place):
     assert place.command("up", "--detach").returncode == 0
-    (weed,) = [process for process in marked(place.mark) if process.name() == "weed"]
-    (supervisor,) = [process for process in marked(place.mark) if "up" in process.cmdline()]
+    (weed,) = [process for process in find_processes(place.mark) if process.name() == "weed"]
+    (supervisor,) = [process for process in find_processes(place.mark) if "up" in process.cmdline()]
     weed.send_signal(signal.SIGKILL)
     supervisor.wait(300)
     log = place.folder.resolve() / "s3.log"

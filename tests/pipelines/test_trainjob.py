@@ -22,7 +22,7 @@ from pipelines.__main__ import main
 COMMAND = ["trainjob", "--name", "big", "--nodes", "4", "--pristine", "s3://b/p", "--authentic", "s3://b/a"]
 
 
-def written(tmp_path: Path, *words: str) -> dict:
+def write_job(tmp_path: Path, *words: str) -> dict:
     out = tmp_path / "job.yaml"
     assert main([*COMMAND, "--to", "s3://b/run/", "--out", str(out), *words]) == 0
     job: dict = yaml.safe_load(out.read_text())
@@ -30,7 +30,7 @@ def written(tmp_path: Path, *words: str) -> dict:
 
 
 def test_is_a_trainjob_and_nothing_of_it_is_unknown(tmp_path):
-    job = written(tmp_path)
+    job = write_job(tmp_path)
     assert models.TrainerV1alpha1TrainJob.from_dict(job).to_dict() == job
     trainer = job["spec"]["trainer"]
     assert (trainer["numNodes"], trainer["numProcPerNode"]) == (4, 8)
@@ -43,7 +43,7 @@ def test_is_a_trainjob_and_nothing_of_it_is_unknown(tmp_path):
 
 def test_its_pods_are_kubernetess_and_get_no_istio_sidecar(tmp_path):
     """What the job patches into the runtime's pods and asks for each, put together as Kubeflow Trainer does."""
-    spec = written(tmp_path)["spec"]
+    spec = write_job(tmp_path)["spec"]
     (patch,) = spec["runtimePatches"]
     (replicated,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
     template = replicated["template"]["spec"]["template"]
@@ -58,13 +58,14 @@ def test_its_pods_are_kubernetess_and_get_no_istio_sidecar(tmp_path):
 
 
 def test_a_misspelt_field_would_be_found(tmp_path):
-    job = written(tmp_path)
+    job = write_job(tmp_path)
     job["spec"]["trainer"]["numNode"] = 4
     assert models.TrainerV1alpha1TrainJob.from_dict(job).to_dict() != job
 
 
 def test_command_is_one_that_contrique_understands(tmp_path):
-    trainer = written(tmp_path, "--param", "pretrain.images=64", "--param", "synthesis.levels=[1,5]")["spec"]["trainer"]
+    job = write_job(tmp_path, "--param", "pretrain.images=64", "--param", "synthesis.levels=[1,5]")
+    trainer = job["spec"]["trainer"]
     assert trainer["command"] == ["torchrun"]
     assert trainer["args"][:2] == ["-m", "contrique.cli"]
     options = build_parser().parse_args(trainer["args"][2:])

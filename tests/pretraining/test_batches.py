@@ -40,8 +40,8 @@ def test_colour_spaces_equal_other_libraries(picture: np.ndarray) -> None:
         "lab": np.stack([lab[..., 0] / 100, (lab[..., 1] + 128) / 255, (lab[..., 2] + 128) / 255], 2),
         "gray": np.repeat(cv2.cvtColor(np.float32(picture / 255), cv2.COLOR_RGB2GRAY)[..., None], 3, 2),
     }
-    blurred = cv2.GaussianBlur(picture / 255, (7, 7), 7 / 6, borderType=cv2.BORDER_REFLECT_101)
-    expected["ms"] = picture / 255 - blurred
+    blur = cv2.GaussianBlur(picture / 255, (7, 7), 7 / 6, borderType=cv2.BORDER_REFLECT_101)
+    expected["ms"] = picture / 255 - blur
     for space, values in expected.items():
         np.testing.assert_allclose(in_colour(picture, space), values, atol=2e-5, err_msg=space)
 
@@ -84,8 +84,8 @@ def test_cuts_of_a_known_half_scale_are_the_same(size: tuple[int, int]) -> None:
     picture = photograph(*size)
     for seed in range(10):
         cut = draw_cut(*size, 48, np.random.default_rng(seed))
-        computed, known = cut_views(picture, 48, cut), cut_views(picture, 48, cut, images.half_scale(picture))
-        assert all((a == b).all() for a, b in zip(computed, known, strict=True))
+        expected, actual = cut_views(picture, 48, cut), cut_views(picture, 48, cut, images.half_scale(picture))
+        assert all((a == b).all() for a, b in zip(expected, actual, strict=True))
 
 
 def test_the_central_cut_is_the_middle_of_both_scales() -> None:
@@ -120,10 +120,10 @@ def views(pool: pd.DataFrame, seed: int = 0, balanced: bool = False, images: int
 
 
 def test_colour_spaces_are_those_asked_for(pool: pd.DataFrame) -> None:
-    found = {
+    indices = {
         int(index) for step in range(20) for index in views(pool, colour_spaces=("rgb", "ms"))[step].colours.ravel()
     }
-    assert {COLOUR_SPACES[index] for index in found} == {"rgb", "ms"}
+    assert {COLOUR_SPACES[index] for index in indices} == {"rgb", "ms"}
     with pytest.raises(DatasetError, match=r"pretrain\.colour_spaces is empty"):
         views(pool, colour_spaces=())
 
@@ -133,28 +133,28 @@ def test_a_step_depends_on_seed_and_step_alone(pool: pd.DataFrame, balanced: boo
     a, b = views(pool, balanced=balanced), views(pool, balanced=balanced)
     a[0], a[1]
     for step in (3, 0):
-        one, two = a[step], b[step]
-        assert all(torch.equal(x, y) for x, y in zip(one.views, two.views, strict=True))
-        assert torch.equal(one.colours, two.colours)
-        assert torch.equal(one.labels, two.labels)
+        first, second = a[step], b[step]
+        assert all(torch.equal(x, y) for x, y in zip(first.views, second.views, strict=True))
+        assert torch.equal(first.colours, second.colours)
+        assert torch.equal(first.labels, second.labels)
     assert not torch.equal(a[0].rows, a[1].rows)
     assert not torch.equal(a[0].rows, views(pool, seed=1, balanced=balanced)[0].rows)
 
 
-@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("same_size", [False, True])
 @pytest.mark.parametrize("balanced", [False, True])
-def test_ranks_share_the_batch_of_one(pool: pd.DataFrame, balanced: bool, known: bool) -> None:
+def test_ranks_share_the_batch_of_one(pool: pd.DataFrame, balanced: bool, same_size: bool) -> None:
     """Whether the manifest knows the sizes of the pictures that other ranks read, or not."""
-    pool = pool.assign(height=80, width=80) if known else pool
+    pool = pool.assign(height=80, width=80) if same_size else pool
     whole = views(pool, balanced=balanced, images=12)[5]
     for ranks in (2, 3):
         parts = [views(pool, balanced=balanced, images=12, rank=rank, ranks=ranks)[5] for rank in range(ranks)]
         for rank, part in enumerate(parts):
-            mine = slice(rank, None, ranks)
-            assert all(torch.equal(a, b[mine]) for a, b in zip(part.views, whole.views, strict=True))
-            assert torch.equal(part.colours, whole.colours[:, mine])
-            assert torch.equal(part.labels, whole.labels[mine])
-            assert torch.equal(part.rows, whole.rows[mine])
+            share = slice(rank, None, ranks)
+            assert all(torch.equal(a, b[share]) for a, b in zip(part.views, whole.views, strict=True))
+            assert torch.equal(part.colours, whole.colours[:, share])
+            assert torch.equal(part.labels, whole.labels[share])
+            assert torch.equal(part.rows, whole.rows[share])
 
 
 def test_pictures_that_ranks_cannot_share_are_refused(pool: pd.DataFrame) -> None:
@@ -165,7 +165,7 @@ def test_pictures_that_ranks_cannot_share_are_refused(pool: pd.DataFrame) -> Non
 def on_the_fly(pool: pd.DataFrame) -> tuple[pd.DataFrame, OnTheFly]:
     pool = pool.assign(kind=["pristine" if label >= 0 else "authentic" for label in pool["label"]])
     versions = (Version("", 0), Version("jpeg", 3), Version("white_noise", 5))
-    return pool, OnTheFly(versions, tuple(class_id(*one) for one in versions), 50, seed=1)
+    return pool, OnTheFly(versions, tuple(class_id(*version) for version in versions), 50, seed=1)
 
 
 def test_pictures_made_on_the_fly(pool: pd.DataFrame) -> None:
@@ -208,10 +208,10 @@ def test_an_authentic_picture_has_a_class_of_its_own_however_often_it_is_drawn(p
 
 def test_uniform_sampler_visits_every_picture_once_an_epoch(pool: pd.DataFrame) -> None:
     sampler = views(pool)
-    drawn = np.concatenate([sampler.rows(step)[:8] for step in range(6)])
-    assert sorted(drawn[:24]) == sorted(sampler.synthetic)
-    assert sorted(drawn[24:]) == sorted(sampler.synthetic)
-    assert list(drawn[:24]) != list(drawn[24:])
+    rows = np.concatenate([sampler.rows(step)[:8] for step in range(6)])
+    assert sorted(rows[:24]) == sorted(sampler.synthetic)
+    assert sorted(rows[24:]) == sorted(sampler.synthetic)
+    assert list(rows[:24]) != list(rows[24:])
     assert sampler.steps_per_epoch == 3
 
 

@@ -41,12 +41,12 @@ def test_what_was_saved_is_loaded(store: Checkpoints) -> None:
     state = {"step": 7, "losses": [0.1, 1e-300], "history": [{"loss": 2.5}]}
     store.save(7, TENSORS, state, last=True)
     assert store.steps() == [7]
-    tensors, found = store.load(7)
-    assert found == state
+    tensors, content = store.load(7)
+    assert content == state
     assert tensors.keys() == TENSORS.keys()
-    for file, named in TENSORS.items():
-        assert tensors[file].keys() == named.keys()
-        assert all(torch.equal(tensors[file][name], tensor) for name, tensor in named.items())
+    for file, expected in TENSORS.items():
+        assert tensors[file].keys() == expected.keys()
+        assert all(torch.equal(tensors[file][name], tensor) for name, tensor in expected.items())
 
 
 def test_two_are_kept(store: Checkpoints) -> None:
@@ -85,8 +85,8 @@ def test_sums_are_those_of_coreutils(tmp_path: Path) -> None:
     store = Checkpoints(str(tmp_path))
     store.save(1, TENSORS, {})
     command = ["sha256sum", "--check", "--strict", "SHA256SUMS"]
-    told = subprocess.run(command, cwd=store.name(1), capture_output=True, text=True, check=True).stdout
-    assert told.count("OK") == 3
+    output = subprocess.run(command, cwd=store.name(1), capture_output=True, text=True, check=True).stdout
+    assert output.count("OK") == 3
 
 
 def test_a_flipped_bit_is_found(tmp_path: Path) -> None:

@@ -25,13 +25,13 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def run(mode: str, sets: tuple[Path, Path], out: Path, config: PretrainConfig, ranks: int = 2) -> None:
     out.mkdir(exist_ok=True)
     child = tiny_training.start(tiny_training.command(mode, sets, out, config, ranks))
-    _, told = child.communicate(timeout=500)
-    assert child.returncode == 0, told
+    _, output = child.communicate(timeout=500)
+    assert child.returncode == 0, output
 
 
-def far(found: torch.Tensor, expected: torch.Tensor) -> float:
+def far(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """Distance, relative to the length of what is expected."""
-    return float((found.double() - expected.double()).norm() / expected.double().norm())
+    return float((actual.double() - expected.double()).norm() / expected.double().norm())
 
 
 @pytest.mark.slow
@@ -42,7 +42,7 @@ def test_two_processes_have_the_gradient_of_one(sets: tuple[Path, Path], tmp_pat
     first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1))
     assert first.keys() == second.keys() == alone.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
-    whole = [torch.cat([found[n].flatten() for n in alone if n.startswith("gradient")]) for found in (first, alone)]
+    whole = [torch.cat([tensors[n].flatten() for n in alone if n.startswith("gradient")]) for tensors in (first, alone)]
     assert far(*whole) < 1e-9
     assert max(far(first[name], alone[name]) for name in alone) < 1e-5
 

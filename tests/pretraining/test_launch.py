@@ -59,17 +59,17 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONTRIQUE_RUN", RUN)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(launch, "_POLL_SECONDS", 0.05)
 
 
-def pretrained(
+def run_component(
     sets: tuple[Path, Path],
     out: Path,
-    changed: dict[str, Any] | None = None,
+    changes: dict[str, Any] | None = None,
     start: str = "",
     pin: str = "",
     **shape: Any,
@@ -78,13 +78,13 @@ def pretrained(
     dataset, distorted = (dsl.Dataset(name=path.name, uri=str(path)) for path in sets)
     encoder = dsl.Model(name="encoder", uri=str(out))
     pretrain_encoder.python_func(
-        dataset=dataset, distorted=distorted, profile="demo", overrides=OVERRIDES | (changed or {}), seed=3,
+        dataset=dataset, distorted=distorted, profile="demo", overrides=OVERRIDES | (changes or {}), seed=3,
         start=start, pin=pin, encoder=encoder, **shape,
     )  # fmt: skip
     return encoder
 
 
-def tracked_loss() -> float:
+def read_loss() -> float:
     run = Runs(RegistryConfig()).open(RUN)
     loss: float = Store(RegistryConfig()).client.get_run(run.id).data.metrics["loss"]
     return loss
@@ -94,15 +94,15 @@ class TestSeveralProcesses:
     @pytest.mark.slow
     def test_they_train_as_those_of_torchrun_do(self, sets, tmp_path):
         """test_distributed.py shows that these compute what one process would."""
-        made = pretrained(sets, tmp_path / "component", processes=2)
+        encoder = run_component(sets, tmp_path / "component", processes=2)
         child = tiny_training.start(tiny_training.command("pretrain", sets, tmp_path / "torchrun", CONFIG, ranks=2))
-        _, told = child.communicate(timeout=500)
-        assert child.returncode == 0, told
+        _, output = child.communicate(timeout=500)
+        assert child.returncode == 0, output
         encoders = [(tmp_path / which / ENCODER).read_bytes() for which in ("component", "torchrun")]
         assert encoders[0] == encoders[1]
         assert not (tmp_path / "component" / CHECKPOINTS).exists(), "no part of what later tasks fetch"
-        assert made.metadata["steps"] == 2
-        assert tracked_loss() == pytest.approx(made.metadata["loss_last"])
+        assert encoder.metadata["steps"] == 2
+        assert read_loss() == pytest.approx(encoder.metadata["loss_last"])
 
     @pytest.mark.slow
     def test_through_kfps_local_runner(self, sets, tmp_path):
@@ -110,18 +110,18 @@ class TestSeveralProcesses:
 
         @dsl.pipeline(name="pretraining-alone")
         def alone(dataset: str, distorted: str, overrides: dict) -> None:
-            given = [dsl.importer(artifact_uri=uri, artifact_class=dsl.Dataset) for uri in (dataset, distorted)]
-            pictures = {"dataset": given[0].output, "distorted": given[1].output}
+            importers = [dsl.importer(artifact_uri=uri, artifact_class=dsl.Dataset) for uri in (dataset, distorted)]
+            pictures = {"dataset": importers[0].output, "distorted": importers[1].output}
             pretrain_encoder(**pictures, profile="demo", overrides=overrides, seed=3, processes=2, start="", pin="")
 
         places = dict(zip(("dataset", "distorted"), map(str, sets), strict=True))
-        done = runner.run(alone, {**places, "overrides": OVERRIDES}, tmp_path / "runs", io.StringIO())
-        assert json.loads((done.artifacts["pretrain_encoder"]["encoder"] / SUMMARY).read_text())["steps"] == 2
+        result = runner.run(alone, {**places, "overrides": OVERRIDES}, tmp_path / "runs", io.StringIO())
+        assert json.loads((result.artifacts["pretrain_encoder"]["encoder"] / SUMMARY).read_text())["steps"] == 2
         reason = r"^Pretrain the encoder: process [01] of 2: DatasetError: pretrain.images=13 cannot be shared"
-        changed = OVERRIDES | {"pretrain.images": 13}
-        with pytest.raises(runner.RunFailed, match=reason) as caught:
-            runner.run(alone, {**places, "overrides": changed}, tmp_path / "runs", io.StringIO())
-        assert caught.value.exit_status == ContriqueError.exit_status
+        wrong = OVERRIDES | {"pretrain.images": 13}
+        with pytest.raises(runner.RunFailed, match=reason) as error:
+            runner.run(alone, {**places, "overrides": wrong}, tmp_path / "runs", io.StringIO())
+        assert error.value.exit_status == ContriqueError.exit_status
 
     def test_a_process_that_is_killed_ends_the_others(self):
         before = signal.getsignal(signal.SIGTERM)
@@ -147,19 +147,19 @@ class Kubernetes(http.server.ThreadingHTTPServer):
 
     Attributes:
         jobs: by name.
-        coming: what becomes of a job: conditions, each told by one GET; the last one stays.
+        conditions: what becomes of a job, each told by one GET; the last one stays.
         answers: statuses to answer the next requests with, 0 to answer as usual.
         work: what runs a new job; it is complete when that returns.
-        asked: the requests, in order.
+        requests: in order.
     """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.jobs: dict[str, dict[str, Any]] = {}
-        self.coming: list[str] = []
+        self.conditions: list[str] = []
         self.answers: list[int] = []
         self.work: Callable[[dict[str, Any]], None] | None = None
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         self.failure: BaseException | None = None
 
     def make(self, job: dict[str, Any]) -> None:
@@ -183,8 +183,8 @@ def become(job: dict[str, Any], condition: str, why: str = "") -> None:
     status: dict[str, Any] = {"jobsStatus": [{"name": "node", **counts, "active": 1}]}
     if condition != "Running":
         when = job["metadata"]["creationTimestamp"]
-        told = {"type": condition, "status": "True", "reason": "Told", "message": why or f"it is {condition}"}
-        status["conditions"] = [told | {"lastTransitionTime": when}]
+        record = {"type": condition, "status": "True", "reason": "Told", "message": why or f"it is {condition}"}
+        status["conditions"] = [record | {"lastTransitionTime": when}]
     models.TrainerV1alpha1TrainJobStatus.from_dict(status)
     job["status"] = status
 
@@ -192,10 +192,10 @@ def become(job: dict[str, Any], condition: str, why: str = "") -> None:
 class Handler(http.server.BaseHTTPRequestHandler):
     server: Kubernetes
 
-    def _asked(self) -> str | None:
+    def _parse_request(self) -> str | None:
         """The name in the path; None if this request has been answered."""
         path, _, query = self.path.partition("?")
-        self.server.asked.append(f"{self.command} {query}".strip())
+        self.server.requests.append(f"{self.command} {query}".strip())
         assert self.headers["Authorization"] == "Bearer let-me-in"
         assert path.startswith(PATH)
         if self.server.answers and (status := self.server.answers.pop(0)):
@@ -204,20 +204,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return path.removeprefix(PATH).removeprefix("/")
 
     def do_GET(self) -> None:
-        name = self._asked()
+        name = self._parse_request()
         if name is None:
             return
         if name not in self.server.jobs:
             self.answer({"kind": "Status", "message": f"{name} not found"}, 404)
             return
-        if self.server.coming:
-            coming = self.server.coming
-            become(self.server.jobs[name], coming.pop(0) if len(coming) > 1 else coming[0])
+        if self.server.conditions:
+            conditions = self.server.conditions
+            become(self.server.jobs[name], conditions.pop(0) if len(conditions) > 1 else conditions[0])
         self.answer(self.server.jobs[name])
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if self._asked() is None:
+        if self._parse_request() is None:
             return
         if models.TrainerV1alpha1TrainJob.from_dict(body).to_dict() != body:
             self.answer({"kind": "Status", "message": "no TrainJob"}, 422)
@@ -232,10 +232,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.answer(body, 201)
 
     def do_DELETE(self) -> None:
-        name = self._asked()
+        name = self._parse_request()
         if name is not None:
-            gone = self.server.jobs.pop(name, None)
-            self.answer({"kind": "Status"}, 200 if gone else 404)
+            job = self.server.jobs.pop(name, None)
+            self.answer({"kind": "Status"}, 200 if job else 404)
 
     def answer(self, body: dict[str, Any], status: int = 200) -> None:
         data = json.dumps(body).encode()
@@ -286,14 +286,14 @@ def machines(folder: Path) -> Callable[[dict[str, Any]], None]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        given = {one["name"]: one["value"] for one in trainer["env"] if "value" in one}
-        given |= {"PET_NNODES": str(trainer["numNodes"]), "PET_NPROC_PER_NODE": str(trainer["numProcPerNode"])}
-        given |= {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(port)}
+        variables = {entry["name"]: entry["value"] for entry in trainer["env"] if "value" in entry}
+        variables |= {"PET_NNODES": str(trainer["numNodes"]), "PET_NPROC_PER_NODE": str(trainer["numProcPerNode"])}
+        variables |= {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(port)}
         started = []
         for rank in range(trainer["numNodes"]):
             words = [str(folder / f"machine {rank}") if word == FOLDER else word for word in trainer["args"]]
             program = Path(sys.executable).with_name(trainer["command"][0])
-            environment = os.environ | given | {"PET_NODE_RANK": str(rank)}
+            environment = os.environ | variables | {"PET_NODE_RANK": str(rank)}
             with (folder / f"machine {rank}.log").open("w") as log:
                 started.append(subprocess.Popen([program, *words], env=environment, stdout=log, stderr=log))
         try:
@@ -323,23 +323,23 @@ class TestSeveralMachines:
     @pytest.mark.slow
     def test_two_train_as_two_processes_of_one_do(self, sets, tmp_path, kubernetes, prefix, capsys):
         kubernetes.work = machines(tmp_path)
-        changed = {"pretrain.checkpoint_every": 1.0}  # as a cluster gives numbers
-        made = pretrained(sets, tmp_path / "far", changed, job=JOB, to=f"{prefix}/")
+        changes = {"pretrain.checkpoint_every": 1.0}  # as a cluster gives numbers
+        far = run_component(sets, tmp_path / "far", changes, job=JOB, to=f"{prefix}/")
         assert kubernetes.failure is None
-        loss = tracked_loss()
-        near = pretrained(sets, tmp_path / "near", changed, processes=2)  # in the same MLflow run: one configuration
+        loss = read_loss()
+        near = run_component(sets, tmp_path / "near", changes, processes=2)  # in the same MLflow run: one configuration
         weights = [load_file(tmp_path / which / ENCODER) for which in ("far", "near")]
         assert weights[0].keys() == weights[1].keys()
         assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
         assert {path.name for path in (tmp_path / "far").iterdir()} == {ENCODER, HISTORY, SUMMARY}
         same = ("steps", "crops", "loss_first", "loss_last")
-        assert [made.metadata[name] for name in same] == [near.metadata[name] for name in same]
-        assert loss == pytest.approx(made.metadata["loss_last"])
+        assert [far.metadata[name] for name in same] == [near.metadata[name] for name in same]
+        assert loss == pytest.approx(far.metadata["loss_last"])
         assert not kubernetes.jobs
         assert s3_module.list_names(f"{prefix}/{NAME}") == ["checkpoints", "result"]
-        told = capsys.readouterr().out
-        assert f"TrainJob quality/{NAME} made" in told
-        assert f"TrainJob quality/{NAME}: Complete, 1 active" in told
+        output = capsys.readouterr().out
+        assert f"TrainJob quality/{NAME} made" in output
+        assert f"TrainJob quality/{NAME}: Complete, 1 active" in output
 
     def test_distortions_on_the_fly_need_no_distorted_set(self, sets, tmp_path, kubernetes, prefix):
         def work(job: dict[str, Any]) -> None:
@@ -348,7 +348,7 @@ class TestSeveralMachines:
             published(prefix, tmp_path / "published")
 
         kubernetes.work = work
-        pretrained(sets, tmp_path / "out", {"pretrain.synthesis": "on_the_fly"}, job=JOB, to=prefix)
+        run_component(sets, tmp_path / "out", {"pretrain.synthesis": "on_the_fly"}, job=JOB, to=prefix)
         assert kubernetes.failure is None
 
     @pytest.mark.slow
@@ -357,9 +357,9 @@ class TestSeveralMachines:
         start = tmp_path / "mine.safetensors"
         save_encoder(Encoder("resnet18", seed=7), start)
         kubernetes.work = machines(tmp_path)
-        far = pretrained(sets, tmp_path / "far", start=str(start), job=JOB, to=prefix)
+        far = run_component(sets, tmp_path / "far", start=str(start), job=JOB, to=prefix)
         assert kubernetes.failure is None
-        near = pretrained(sets, tmp_path / "near", start=str(start), processes=2)
+        near = run_component(sets, tmp_path / "near", start=str(start), processes=2)
         weights = [load_file(tmp_path / which / ENCODER) for which in ("far", "near")]
         assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
         assert far.metadata["start"] == near.metadata["start"] == sha256(start)
@@ -367,57 +367,57 @@ class TestSeveralMachines:
         assert s3_module.list_names(f"{prefix}/{NAME}") == ["checkpoints", "result"]
 
     def test_a_failed_job_is_named_and_kept(self, sets, tmp_path, kubernetes, prefix):
-        kubernetes.coming = ["Running", "Failed"]
-        with pytest.raises(LaunchError) as caught:
-            pretrained(sets, tmp_path / "out", job=JOB, to=prefix)
-        said = str(caught.value)
-        assert said.startswith(f"TrainJob quality/{NAME} failed (Told: it is Failed); ")
-        assert f"kubectl -n quality describe trainjob {NAME}" in said
-        assert f"logs --prefix --tail=50 -l jobset.sigs.k8s.io/jobset-name={NAME}" in said
+        kubernetes.conditions = ["Running", "Failed"]
+        with pytest.raises(LaunchError) as error:
+            run_component(sets, tmp_path / "out", job=JOB, to=prefix)
+        message = str(error.value)
+        assert message.startswith(f"TrainJob quality/{NAME} failed (Told: it is Failed); ")
+        assert f"kubectl -n quality describe trainjob {NAME}" in message
+        assert f"logs --prefix --tail=50 -l jobset.sigs.k8s.io/jobset-name={NAME}" in message
         assert NAME in kubernetes.jobs
         assert not (tmp_path / "out").exists()
 
     def test_a_retry_waits_for_the_job_that_is_there(self, sets, tmp_path, kubernetes, prefix):
         kubernetes.make(job_of_this_run())
-        kubernetes.coming = ["Running", "Running", "Complete"]
+        kubernetes.conditions = ["Running", "Running", "Complete"]
         published(prefix, tmp_path / "published")
-        made = pretrained(sets, tmp_path / "out", job=JOB, to=prefix)
-        assert made.metadata["steps"] == 7
+        encoder = run_component(sets, tmp_path / "out", job=JOB, to=prefix)
+        assert encoder.metadata["steps"] == 7
         assert (tmp_path / "out" / ENCODER).read_text() == "weights"
-        assert not [asked for asked in kubernetes.asked if asked.startswith("POST")]
+        assert not [request for request in kubernetes.requests if request.startswith("POST")]
         assert s3_module.list_names(f"{prefix}/{NAME}") == ["result"], "nothing was uploaded again"
 
     def test_a_job_made_meanwhile_is_as_good(self, sets, tmp_path, kubernetes, prefix):
         kubernetes.make(job_of_this_run())
-        kubernetes.coming = ["Complete"]
+        kubernetes.conditions = ["Complete"]
         kubernetes.answers = [404]
         published(prefix, tmp_path / "published")
-        pretrained(sets, tmp_path / "out", job=JOB, to=prefix)
-        assert [asked for asked in kubernetes.asked if asked.startswith("POST")] == ["POST dryRun=All"]
+        run_component(sets, tmp_path / "out", job=JOB, to=prefix)
+        assert [request for request in kubernetes.requests if request.startswith("POST")] == ["POST dryRun=All"]
         assert s3_module.list_names(f"{prefix}/{NAME}") == ["result"], "nothing was uploaded beside it"
 
     def test_a_retry_replaces_the_job_that_failed(self, sets, tmp_path, kubernetes, prefix, capsys):
-        failed = job_of_this_run()
-        kubernetes.make(failed)
-        become(failed, "Failed")
+        job = job_of_this_run()
+        kubernetes.make(job)
+        become(job, "Failed")
         kubernetes.work = lambda _: published(prefix, tmp_path / "published")
-        pretrained(sets, tmp_path / "out", job=JOB, to=prefix)
+        run_component(sets, tmp_path / "out", job=JOB, to=prefix)
         assert "ended in an earlier attempt: made anew" in capsys.readouterr().out
-        assert "DELETE propagationPolicy=Foreground" in kubernetes.asked
+        assert "DELETE propagationPolicy=Foreground" in kubernetes.requests
 
     def test_a_retry_replaces_the_job_that_is_being_deleted(self, sets, tmp_path, kubernetes, prefix):
         kubernetes.make(job_of_this_run())
         kubernetes.jobs[NAME]["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
         kubernetes.work = lambda _: published(prefix, tmp_path / "published")
-        pretrained(sets, tmp_path / "out", job=JOB, to=prefix)
-        assert "POST" in kubernetes.asked
+        run_component(sets, tmp_path / "out", job=JOB, to=prefix)
+        assert "POST" in kubernetes.requests
 
     def test_a_server_that_is_away_for_a_while_is_asked_again(self, sets, tmp_path, kubernetes, prefix, capsys):
         kubernetes.make(job_of_this_run())
-        kubernetes.coming = ["Running", "Running", "Complete"]
+        kubernetes.conditions = ["Running", "Running", "Complete"]
         kubernetes.answers = [0, 0, 503, 429]
         published(prefix, tmp_path / "published")
-        pretrained(sets, tmp_path / "out", job=JOB, to=prefix)
+        run_component(sets, tmp_path / "out", job=JOB, to=prefix)
         assert capsys.readouterr().err.count("asking again") == 2
 
     def test_a_server_that_stays_away_is_told(self, sets, tmp_path, kubernetes, prefix, monkeypatch):
@@ -425,7 +425,7 @@ class TestSeveralMachines:
         kubernetes.make(job_of_this_run())
         kubernetes.answers = [0, *[503] * 1000]
         with pytest.raises(LaunchError, match=rf"quality/{NAME}: Kubernetes did not get it \(503"):
-            pretrained(sets, tmp_path / "out", job=JOB, to=prefix)
+            run_component(sets, tmp_path / "out", job=JOB, to=prefix)
 
     @pytest.mark.parametrize(
         ("status", "remedy"),
@@ -434,28 +434,28 @@ class TestSeveralMachines:
     def test_a_refusal_has_its_remedy(self, sets, tmp_path, kubernetes, prefix, status, remedy):
         kubernetes.answers = [0, status]
         with pytest.raises(LaunchError, match=rf"did not create it \({status} .*as asked, {status}.*; .*{remedy}"):
-            pretrained(sets, tmp_path / "out", job=JOB, to=prefix)
+            run_component(sets, tmp_path / "out", job=JOB, to=prefix)
         assert s3_module.list_names(f"{prefix}/{NAME}") == [], "it is told before anything is uploaded"
 
     def test_a_job_that_somebody_deleted_is_told(self, sets, tmp_path, kubernetes, prefix):
         kubernetes.make(job_of_this_run())
         kubernetes.answers = [0, 404]
         with pytest.raises(LaunchError, match="is gone: somebody deleted it"):
-            pretrained(sets, tmp_path / "out", job=JOB, to=prefix)
+            run_component(sets, tmp_path / "out", job=JOB, to=prefix)
 
     def test_a_cancelled_task_takes_its_job_with_it(self, sets, tmp_path, kubernetes, prefix):
         before = signal.getsignal(signal.SIGTERM)
         kubernetes.make(job_of_this_run())
 
         def cancel() -> None:
-            while len(kubernetes.asked) < 2:
+            while len(kubernetes.requests) < 2:
                 time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGTERM)
 
         threading.Thread(target=cancel, daemon=True).start()
-        with pytest.raises(SystemExit) as ended:
-            pretrained(sets, tmp_path / "out", job=JOB, to=prefix)
-        assert ended.value.code == 128 + signal.SIGTERM
+        with pytest.raises(SystemExit) as error:
+            run_component(sets, tmp_path / "out", job=JOB, to=prefix)
+        assert error.value.code == 128 + signal.SIGTERM
         assert not kubernetes.jobs
         assert signal.getsignal(signal.SIGTERM) is before
 
@@ -484,14 +484,14 @@ class TestSeveralMachines:
             time.sleep(1)
             task.kill()
         assert not kubernetes.jobs
-        assert kubernetes.asked[-1].startswith("DELETE")
+        assert kubernetes.requests[-1].startswith("DELETE")
 
     def test_without_a_cluster(self, sets, tmp_path, monkeypatch, prefix):
         monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
         monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
         monkeypatch.delenv(NAMESPACE, raising=False)
         with pytest.raises(LaunchError, match="CONTRIQUE_NAMESPACE is not set"):
-            pretrained(sets, tmp_path / "out", job=JOB, to=prefix)
+            run_component(sets, tmp_path / "out", job=JOB, to=prefix)
         monkeypatch.setenv(NAMESPACE, "quality")
         with pytest.raises(LaunchError, match="no Kubernetes cluster to run a TrainJob in"):
-            pretrained(sets, tmp_path / "out", job=JOB, to=prefix)
+            run_component(sets, tmp_path / "out", job=JOB, to=prefix)

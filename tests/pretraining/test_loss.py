@@ -45,8 +45,8 @@ def full_matrix_loss(z: torch.Tensor, labels: torch.Tensor, temperature: float) 
 def test_equals_the_definition(n: int, d: int, classes: int, seed: int, temperature: float) -> None:
     rng = np.random.default_rng(seed)
     z, labels = rng.standard_normal((n, d)), rng.integers(classes, size=n)
-    got = contrastive_loss(torch.from_numpy(z), torch.from_numpy(labels), temperature)
-    assert float(got) == pytest.approx(slow_loss(z, labels, temperature), rel=1e-5, abs=1e-5)
+    actual = contrastive_loss(torch.from_numpy(z), torch.from_numpy(labels), temperature)
+    assert float(actual) == pytest.approx(slow_loss(z, labels, temperature), rel=1e-5, abs=1e-5)
 
 
 @settings(max_examples=50, deadline=None)
@@ -82,10 +82,10 @@ def test_value_and_gradient_across_block_borders(n: int, temperature: float) -> 
     labels[0] = 99  # a class of one
     slow, fast = z.clone().requires_grad_(), z.float().requires_grad_()
     expected = full_matrix_loss(slow, labels, temperature)
-    got = contrastive_loss(fast, labels, temperature)
+    actual = contrastive_loss(fast, labels, temperature)
     (3 * expected).backward()
-    (3 * got).backward()
-    assert got.item() == pytest.approx(expected.item(), rel=1e-5)
+    (3 * actual).backward()
+    assert actual.item() == pytest.approx(expected.item(), rel=1e-5)
     assert float((fast.grad - slow.grad).norm() / slow.grad.norm()) < 1e-5
 
 
@@ -121,10 +121,10 @@ def test_bfloat16_products_are_close() -> None:
     z = torch.randn(1100, 128, generator=generator) + 0.7 * torch.randn(138, 128, generator=generator)[labels]
     slow, fast = z.double().requires_grad_(), z.clone().requires_grad_()
     expected = full_matrix_loss(slow, labels, 0.1)
-    got = contrastive_loss(fast, labels, 0.1, precision="bfloat16")
+    actual = contrastive_loss(fast, labels, 0.1, precision="bfloat16")
     expected.backward()
-    got.backward()
-    assert got.item() == pytest.approx(expected.item(), rel=1e-4)
+    actual.backward()
+    assert actual.item() == pytest.approx(expected.item(), rel=1e-4)
     error = float((fast.grad - slow.grad).norm() / slow.grad.norm())
     assert 1e-5 < error < 2e-3
 
@@ -134,11 +134,11 @@ def test_memory_is_far_below_one_matrix_of_similarities() -> None:
     z, labels = torch.randn(n, 32, generator=torch.Generator().manual_seed(0)).requires_grad_(), torch.arange(n) % 50
     with torch.profiler.profile(profile_memory=True) as profile:
         contrastive_loss(z, labels).backward()
-    held = peak = 0
+    memory = peak = 0
     for event in profile.profiler.kineto_results.events():
         if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
+            memory += event.nbytes()
+            peak = max(peak, memory)
     assert n * 32 * 4 < peak < n * n * 4 / 2
 
 

@@ -41,9 +41,9 @@ def views(pool: pd.DataFrame, crop: int = 48, rank: int = 0, ranks: int = 1) -> 
     )  # fmt: skip
 
 
-def assert_same(source: Views, cached: Views, steps: list[int]) -> None:
+def assert_same(source: Views, other: Views, steps: list[int]) -> None:
     for step in steps:
-        expected, batch = source[step], cached[step]
+        expected, batch = source[step], other[step]
         assert torch.equal(batch.labels, expected.labels)
         assert all(torch.equal(a, b) for a, b in zip(batch.views, expected.views, strict=True))
 
@@ -60,10 +60,10 @@ def test_crops_are_those_without_a_cache(
 ) -> None:
     """Whatever the crop, the room, the rank and the order of the steps."""
     rank = crop % ranks
-    cached = views(pool, crop, rank, ranks)
-    cached.cache = PictureCache(cached.pictures, str(tmp_path), room)
-    assert_same(views(pool, crop, rank, ranks), cached, steps)
-    copy = pickle.loads(pickle.dumps(cached))  # as a loader process gets it
+    with_cache = views(pool, crop, rank, ranks)
+    with_cache.cache = PictureCache(with_cache.pictures, str(tmp_path), room)
+    assert_same(views(pool, crop, rank, ranks), with_cache, steps)
+    copy = pickle.loads(pickle.dumps(with_cache))  # as a loader process gets it
     assert_same(views(pool, crop, rank, ranks), copy, steps)
 
 
@@ -101,15 +101,15 @@ def test_a_picture_of_another_size_than_its_manifest_says_is_not_kept(pool: pd.D
 
 
 def test_loader_processes_share_it(pool: pd.DataFrame, tmp_path: Path) -> None:
-    cached = views(pool)
-    cached.cache = PictureCache(cached.pictures, str(tmp_path), 10**9)
-    batches = list(load_batches(cached, 0, 12, workers=2))
+    with_cache = views(pool)
+    with_cache.cache = PictureCache(with_cache.pictures, str(tmp_path), 10**9)
+    batches = list(load_batches(with_cache, 0, 12, workers=2))
     source = views(pool)
     for step, batch in enumerate(batches):
         assert all(torch.equal(a, b) for a, b in zip(batch.views, source[step].views, strict=True))
-    assert cached.cache._bytes is None, "this process decoded nothing"
-    there = np.memmap(cached.cache.path, np.uint8, "r")[: len(pool)]
-    assert there[np.unique(np.concatenate([source.rows(step) for step in range(12)]))].all()
+    assert with_cache.cache._bytes is None, "this process decoded nothing"
+    flags = np.memmap(with_cache.cache.path, np.uint8, "r")[: len(pool)]
+    assert flags[np.unique(np.concatenate([source.rows(step) for step in range(12)]))].all()
 
 
 def test_room_leaves_space_for_batches_and_other_processes(tmp_path: Path) -> None:

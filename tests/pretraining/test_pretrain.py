@@ -42,7 +42,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="module")
-def probed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def probe_sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """With enough held-out photographs to probe the encoder."""
     return tiny_training.picture_sets(tmp_path_factory.mktemp("dataset"), tmp_path_factory.mktemp("distorted"), 6)
 
@@ -53,8 +53,8 @@ def weights(run: Path) -> bytes:
 
 def same_weights(a: Path, b: Path) -> bool:
     """Whatever the files say of where their checkpoints went."""
-    one, two = (load_encoder(run / ENCODER).state_dict() for run in (a, b))
-    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    first, second = (load_encoder(run / ENCODER).state_dict() for run in (a, b))
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def history(run: Path) -> list[dict[str, float]]:
@@ -66,7 +66,7 @@ def history(run: Path) -> list[dict[str, float]]:
 def test_pool_leaves_judged_contents_out(sets: tuple[Path, Path]) -> None:
     pool, others = build_pool(*sets)
     assert set(pool["split"]) == {"pretrain"}
-    classes = [class_id(*one) for one in (("gaussian_blur", 4), ("gaussian_blur", 5), ("white_noise", 5))]
+    classes = [class_id(*version) for version in (("gaussian_blur", 4), ("gaussian_blur", 5), ("white_noise", 5))]
     assert sorted(set(pool["label"])) == [-1, 0, *classes]
     assert (pool["label"] < 0).sum() == 3
     assert set(others["split"]) == {"validation"}
@@ -75,20 +75,20 @@ def test_pool_leaves_judged_contents_out(sets: tuple[Path, Path]) -> None:
 
 @pytest.mark.slow
 def test_the_loss_falls(sets: tuple[Path, Path], tmp_path: Path) -> None:
-    tracked: list[tuple[int, dict[str, float]]] = []
+    calls: list[tuple[int, dict[str, float]]] = []
     config = replace(TINY, steps=25, lr=5e-4)
-    summary = pretrain(*sets, tmp_path, config=config, seed=0, track=lambda m, step: tracked.append((step, m)))
+    summary = pretrain(*sets, tmp_path, config=config, seed=0, track=lambda m, step: calls.append((step, m)))
     assert summary.steps == 25
     assert summary.crops == 25 * 20
     assert summary.loss_last < summary.loss_first - 0.2
-    told = [json.loads(line) for line in (tmp_path / HISTORY).read_text().splitlines()]
-    assert [entry["step"] for entry in told] == list(range(1, 26))
-    assert [{"step": step} | values for step, values in tracked] == told
+    entries = [json.loads(line) for line in (tmp_path / HISTORY).read_text().splitlines()]
+    assert [entry["step"] for entry in entries] == list(range(1, 26))
+    assert [{"step": step} | values for step, values in calls] == entries
     similarities = {"positive_similarity", "negative_similarity"}
-    assert set(tracked[0][1]) == {"loss", "lr", "grad_norm", "crops_per_s", "wait_share"} | similarities
-    assert max(entry["lr"] for entry in told) == pytest.approx(5e-4, rel=0.02)
-    assert told[-1]["lr"] < 0.01 * 5e-4
-    apart = [entry["positive_similarity"] - entry["negative_similarity"] for entry in told]
+    assert set(calls[0][1]) == {"loss", "lr", "grad_norm", "crops_per_s", "wait_share"} | similarities
+    assert max(entry["lr"] for entry in entries) == pytest.approx(5e-4, rel=0.02)
+    assert entries[-1]["lr"] < 0.01 * 5e-4
+    apart = [entry["positive_similarity"] - entry["negative_similarity"] for entry in entries]
     assert apart[-1] > apart[0]
     assert read_metadata(tmp_path / ENCODER)["crops"] == 500
     assert load_encoder(tmp_path / ENCODER).width == 512
@@ -122,9 +122,9 @@ def test_damaged_checkpoint_is_named(
     newest = sorted((tmp_path / CHECKPOINTS).iterdir())[-1]
     (newest / "optimizer.safetensors").write_bytes(b"")
     pretrain(*sets, tmp_path, config=TINY)
-    told = capsys.readouterr().err
-    assert f"checkpoint {newest} is damaged" in told
-    assert "beginning anew" not in told
+    error = capsys.readouterr().err
+    assert f"checkpoint {newest} is damaged" in error
+    assert "beginning anew" not in error
     for folder in (tmp_path / CHECKPOINTS).iterdir():
         (folder / "optimizer.safetensors").write_bytes(b"")
     pretrain(*sets, tmp_path, config=TINY)
@@ -227,20 +227,20 @@ def test_divergence_stops_with_the_step_and_the_pictures(
     with pytest.raises(Diverged, match=r"the loss is nan .* at step \d+; look at .*\.png .* pretrain\.lr below 1e\+30"):
         pretrain(*sets, tmp_path, config=config)
     assert not (tmp_path / ENCODER).exists()
-    (told,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("pictures of step ")]
-    assert told.count(", ") == TINY.images - 1
+    (names,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("pictures of step ")]
+    assert names.count(", ") == TINY.images - 1
 
 
 def test_a_gradient_that_is_no_number_is_a_divergence_too(
     sets: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or the next checkpoint would be of weights that are lost, and as whole as any."""
-    finite, seen = trainer.contrastive_loss, []
+    finite, calls = trainer.contrastive_loss, []
 
     def late(z: Tensor, *arguments: Any, **options: Any) -> Tensor:
-        seen.append(len(z))
+        calls.append(len(z))
         loss: Tensor = finite(z, *arguments, **options)
-        return loss if len(seen) < 4 else loss + (0 * z).square().sum().sqrt()  # 0, and its gradient 0 / 0
+        return loss if len(calls) < 4 else loss + (0 * z).square().sum().sqrt()  # 0, and its gradient 0 / 0
 
     monkeypatch.setattr(trainer, "contrastive_loss", late)
     with pytest.raises(Diverged, match=r"its gradient's norm nan at step 3"):
@@ -253,19 +253,19 @@ def test_a_gradient_that_is_no_number_is_a_divergence_too(
 def test_a_divergence_between_log_entries_names_its_step_and_reaches_no_checkpoint(
     sets: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finite, seen = trainer.contrastive_loss, []
+    finite, calls = trainer.contrastive_loss, []
 
     def once(z: Tensor, *arguments: Any, **options: Any) -> Tensor:
-        seen.append(len(z))
+        calls.append(len(z))
         loss: Tensor = finite(z, *arguments, **options)
-        return loss * float("nan") if len(seen) == 4 else loss
+        return loss * float("nan") if len(calls) == 4 else loss
 
     monkeypatch.setattr(trainer, "contrastive_loss", once)
     with pytest.raises(Diverged, match=r"the loss is nan .* at step 3"):
         pretrain(*sets, tmp_path, config=replace(TINY, log_every=6))
     store = Checkpoints(str(tmp_path / CHECKPOINTS))
     assert store.steps() == [2], "the next would be of step 4"
-    assert len(seen) == 4
+    assert len(calls) == 4
 
 
 def test_minutes_rule_over_steps_and_finish_the_cosine(sets: tuple[Path, Path], tmp_path: Path) -> None:
@@ -305,22 +305,22 @@ def test_a_compiled_encoder_learns_the_same(
 ) -> None:
     """Without code generation, which needs a compiler: what is captured is what is run."""
     pretrain(*sets, tmp_path / "plain", config=TINY, seed=3)
-    compile_, compiled = torch.compile, []
+    compile_, functions = torch.compile, []
 
     def capture(function: Any) -> Any:
-        compiled.append(function)
+        functions.append(function)
         return compile_(function, backend="aot_eager")
 
     monkeypatch.setattr(torch, "compile", capture)
     pretrain(*sets, tmp_path / "compiled", config=replace(TINY, compile=True), seed=3)
-    assert len(compiled) == 1
+    assert len(functions) == 1
     monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(ContriqueError, match=r"pretrain\.compile=true needs a compiler"):
         pretrain(*sets, tmp_path / "without", config=replace(TINY, compile=True), seed=3)
-    one, two = (load_encoder(tmp_path / run / ENCODER).state_dict() for run in ("plain", "compiled"))
-    assert one.keys() == two.keys()
-    for name in one:
-        torch.testing.assert_close(one[name], two[name], rtol=1e-2, atol=1e-3)
+    first, second = (load_encoder(tmp_path / run / ENCODER).state_dict() for run in ("plain", "compiled"))
+    assert first.keys() == second.keys()
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-2, atol=1e-3)
 
 
 def test_compiling_ahead_changes_no_weight_and_no_statistic(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -350,7 +350,7 @@ def test_the_loader_starts_while_the_encoder_is_compiled(
     assert pretrain(*sets, tmp_path, config=replace(TINY, steps=1)).steps == 1
 
 
-class Waits(TorchDispatchMode):
+class WaitCounter(TorchDispatchMode):
     """Records operations whose result a host takes from its device: it waits for all that is queued there."""
 
     def __init__(self) -> None:
@@ -373,10 +373,10 @@ def test_a_step_does_not_wait_for_the_device(sets: tuple[Path, Path], optimizer:
     first = trainer.Trainer(config, 3, world)
     batch = tiny_training.views(sets, config, world)[0]
     batch = replace(batch, colours=torch.full_like(batch.colours, COLOUR_SPACES.index("rgb")))
-    with Waits() as waits:
+    with WaitCounter() as waits:
         update = first.update(batch, 1e-3)
     assert not waits.names
-    with Waits() as waits:
+    with WaitCounter() as waits:
         update.loss.item()
     assert waits.names, "or the test sees nothing"
 
@@ -385,10 +385,10 @@ def test_the_encoder_is_the_same_to_the_byte_with_a_cache(sets: tuple[Path, Path
     """And nothing is left of the cache."""
     (tmp_path / "cache").mkdir()
     pretrain(*sets, tmp_path / "plain", config=TINY, seed=3)
-    cached = replace(TINY, cache=str(tmp_path / "cache"))
-    pretrain(*sets, tmp_path / "cached", config=cached, seed=3)
+    config = replace(TINY, cache=str(tmp_path / "cache"))
+    pretrain(*sets, tmp_path / "cached", config=config, seed=3)
     assert weights(tmp_path / "cached") == weights(tmp_path / "plain")
-    pretrain(*sets, tmp_path / "loaded", config=replace(cached, workers=2), seed=3)
+    pretrain(*sets, tmp_path / "loaded", config=replace(config, workers=2), seed=3)
     assert same_weights(tmp_path / "loaded", tmp_path / "plain")
     assert not list((tmp_path / "cache").iterdir())
     with pytest.raises(ContriqueError, match=r"pretrain\.cache=.*none: no folder"):
@@ -399,8 +399,8 @@ def test_resumed_run_goes_on_with_the_clock_it_had(sets: tuple[Path, Path], tmp_
     config = replace(TINY, minutes=0.05)
     first = pretrain(*sets, tmp_path, config=config)
     started = time.monotonic()
-    again = pretrain(*sets, tmp_path, config=config)
-    assert again.steps == first.steps, "its minutes were spent"
+    second = pretrain(*sets, tmp_path, config=config)
+    assert second.steps == first.steps, "its minutes were spent"
     assert time.monotonic() - started < 60
 
 
@@ -413,19 +413,17 @@ def test_calibration_takes_the_statistics_of_rgb_views_and_nothing_else(
     assert weights(tmp_path / "once") == weights(tmp_path / "twice")
     pretrain(*sets, tmp_path / "loaded", config=replace(TINY, calibration=2, workers=1), seed=3)
     assert same_weights(tmp_path / "loaded", tmp_path / "once")
-    running, calibrated = (load_encoder(tmp_path / run / ENCODER).state_dict() for run in ("running", "once"))
-    changed = {name for name in running if not torch.equal(running[name], calibrated[name])}
-    assert changed == {name for name in running if ".running_" in name or "num_batches" in name}
+    during, after = (load_encoder(tmp_path / run / ENCODER).state_dict() for run in ("running", "once"))
+    names = {name for name in during if not torch.equal(during[name], after[name])}
+    assert names == {name for name in during if ".running_" in name or "num_batches" in name}
     views = tiny_training.views(sets, TINY, distributed.World(torch.device("cpu")))
     first = [
-        torch.nn.functional.conv2d(view.float() / 255, calibrated["conv1.weight"], stride=2, padding=3)
+        torch.nn.functional.conv2d(view.float() / 255, after["conv1.weight"], stride=2, padding=3)
         for step in (TINY.steps, TINY.steps + 1)
         for view in views[step].views
     ]
     for name, expected in (("mean", [x.mean((0, 2, 3)) for x in first]), ("var", [x.var((0, 2, 3)) for x in first])):
-        torch.testing.assert_close(
-            calibrated[f"bn1.running_{name}"], torch.stack(expected).mean(0), rtol=1e-3, atol=1e-5
-        )
+        torch.testing.assert_close(after[f"bn1.running_{name}"], torch.stack(expected).mean(0), rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
@@ -440,22 +438,22 @@ def test_similarities_equal_the_means_over_all_pairs(share: float) -> None:
     assert _compute_similarities(z, labels, 0.1) == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
-def test_probe_is_told_and_disturbs_nothing(probed: tuple[Path, Path], tmp_path: Path) -> None:
-    tracked: list[tuple[int, dict[str, float]]] = []
+def test_probe_is_told_and_disturbs_nothing(probe_sets: tuple[Path, Path], tmp_path: Path) -> None:
+    calls: list[tuple[int, dict[str, float]]] = []
     config = replace(TINY, log_every=4)
     for name, every in (("never", 0), ("often", 3)):
         pretrain(
-            *probed, tmp_path / name, config=replace(config, probe_every=every), seed=3,
-            track=lambda m, step: tracked.append((step, m)),
+            *probe_sets, tmp_path / name, config=replace(config, probe_every=every), seed=3,
+            track=lambda m, step: calls.append((step, m)),
         )  # fmt: skip
     assert same_weights(tmp_path / "never", tmp_path / "often")
-    told = history(tmp_path / "often")
-    assert [(entry["step"], "probe_type" in entry) for entry in told] == [(3, True), (4, False), (6, True)]
-    assert [(step, set(values)) for step, values in tracked if "probe_type" in values] == [
+    entries = history(tmp_path / "often")
+    assert [(entry["step"], "probe_type" in entry) for entry in entries] == [(3, True), (4, False), (6, True)]
+    assert [(step, set(values)) for step, values in calls if "probe_type" in values] == [
         (step, {"probe_type", "probe_level"}) for step in (3, 6)
     ]
     assert all(
-        0 <= entry[name] <= 1 for entry in told if "probe_type" in entry for name in ("probe_type", "probe_level")
+        0 <= entry[name] <= 1 for entry in entries if "probe_type" in entry for name in ("probe_type", "probe_level")
     )
 
 

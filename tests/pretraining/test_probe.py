@@ -20,31 +20,31 @@ def rows(**contents: int) -> pd.DataFrame:
 
 
 def test_judged_contents_serve_where_there_are_enough() -> None:
-    given = rows(pretrain=60, train=3, validation=1, test=9)
-    train, held = split_probe_rows(given)
+    frame = rows(pretrain=60, train=3, validation=1, test=9)
+    train, probe_rows = split_probe_rows(frame)
     assert set(train["split"]) == {"pretrain"}
     assert len(train) == 180
-    assert held["reference"].nunique() == CONTENTS
-    assert not set(held["split"]) & {"pretrain"}
+    assert probe_rows["reference"].nunique() == CONTENTS
+    assert not set(probe_rows["split"]) & {"pretrain"}
 
 
 def test_else_a_few_are_withheld_from_training_if_there_are_many() -> None:
-    given = rows(pretrain=RESERVE * FEWEST, test=FEWEST - 1)
-    train, held = split_probe_rows(given)
-    assert held["reference"].nunique() == CONTENTS
-    assert not set(held["reference"]) & set(train["reference"])
-    assert len(train) + len(held) == 3 * RESERVE * FEWEST
-    again = split_probe_rows(given.sample(frac=1, random_state=0))[1]
-    assert set(again["reference"]) == set(held["reference"]), "whatever the order of the rows"
-    train, held = split_probe_rows(rows(pretrain=RESERVE * FEWEST - 1, test=FEWEST - 1))
-    assert len(held) == 0
+    frame = rows(pretrain=RESERVE * FEWEST, test=FEWEST - 1)
+    train, probe_rows = split_probe_rows(frame)
+    assert probe_rows["reference"].nunique() == CONTENTS
+    assert not set(probe_rows["reference"]) & set(train["reference"])
+    assert len(train) + len(probe_rows) == 3 * RESERVE * FEWEST
+    permutation = split_probe_rows(frame.sample(frac=1, random_state=0))[1]
+    assert set(permutation["reference"]) == set(probe_rows["reference"]), "whatever the order of the rows"
+    train, probe_rows = split_probe_rows(rows(pretrain=RESERVE * FEWEST - 1, test=FEWEST - 1))
+    assert len(probe_rows) == 0
     assert len(train) == 3 * (RESERVE * FEWEST - 1)
 
 
 @pytest.fixture
 def pool(tmp_path) -> pd.DataFrame:
     """Six contents; the red of a picture says its distortion, the green its level."""
-    made = []
+    table = []
     for content in range(6):
         for number, name in enumerate(["", "jpeg", "lens_blur", "gaussian_blur"]):
             for level in range(1, 6) if name else [0]:
@@ -52,8 +52,8 @@ def pool(tmp_path) -> pd.DataFrame:
                 pixels[..., 0], pixels[..., 1] = 60 * number, 40 * level
                 file = f"{content}{name}{level}.png"
                 (tmp_path / file).write_bytes(images.encode_png(pixels))
-                made.append({"image": file, "reference": f"c{content}", "distortion": name, "level": level})
-    frame = pd.DataFrame(made)
+                table.append({"image": file, "reference": f"c{content}", "distortion": name, "level": level})
+    frame = pd.DataFrame(table)
     return as_manifest(frame).assign(folder=str(tmp_path), label=0)
 
 
@@ -74,12 +74,12 @@ def test_what_the_features_tell_is_found(pool: pd.DataFrame) -> None:
 
 def test_nothing_is_found_in_noise(pool: pd.DataFrame) -> None:
     probe = Probe(pool, crop=16)
-    found = []
+    accuracies = []
     for seed in range(8):
         noise = torch.randn(len(probe.crops), 20, generator=torch.Generator().manual_seed(seed)).split(64)
         parts = iter(noise)
-        found.append(probe.measure(lambda crops, parts=parts: next(parts))["probe_type"])
-    assert np.mean(found) < 0.45, "a little over a third is chance"
+        accuracies.append(probe.measure(lambda crops, parts=parts: next(parts))["probe_type"])
+    assert np.mean(accuracies) < 0.45, "a little over a third is chance"
 
 
 def test_each_content_is_judged_by_what_others_taught(pool: pd.DataFrame) -> None:
@@ -98,8 +98,8 @@ def test_classifier_equals_scikit_learns_ridge() -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 5, 90)
     features = rng.standard_normal((90, 30)) + np.eye(30)[labels] * 1.5
-    fitted = np.arange(90) < 60
-    features -= features[fitted].mean(0)
-    other = RidgeClassifier(alpha=0.1 * 30, fit_intercept=False).fit(features[fitted], labels[fitted])
-    same = (other.predict(features) == labels) == _is_predicted(features, labels, fitted)
+    train = np.arange(90) < 60
+    features -= features[train].mean(0)
+    other = RidgeClassifier(alpha=0.1 * 30, fit_intercept=False).fit(features[train], labels[train])
+    same = (other.predict(features) == labels) == _is_predicted(features, labels, train)
     assert same.mean() > 0.95  # one-hot targets here, plus and minus one there

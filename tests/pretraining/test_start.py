@@ -40,15 +40,15 @@ def test_training_goes_on_from_the_weights_of_the_file(sets: tuple[Path, Path], 
     assert all(torch.equal(source[name], encoder[name]) for name in source)
 
 
-@pytest.mark.parametrize(("calibration", "kept"), [(0, True), (2, False)])
+@pytest.mark.parametrize(("calibration", "same"), [(0, True), (2, False)])
 def test_without_calibration_the_encoders_statistics_stay(
-    calibration: int, kept: bool, sets: tuple[Path, Path], start: Path, tmp_path: Path
+    calibration: int, same: bool, sets: tuple[Path, Path], start: Path, tmp_path: Path
 ) -> None:
     pretrain(*sets, tmp_path / "out", config=replace(TINY, steps=3, calibration=calibration), start=start)
     source, encoder = (dict(load_encoder(path).named_buffers()) for path in (start, tmp_path / "out" / ENCODER))
     names = [name for name in source if "running" in name]
     assert names
-    assert all(torch.equal(source[name], encoder[name]) for name in names) == kept
+    assert all(torch.equal(source[name], encoder[name]) for name in names) == same
 
 
 def test_without_a_start_nothing_says_so(sets: tuple[Path, Path], tmp_path: Path) -> None:
@@ -99,13 +99,13 @@ def test_a_stage_with_a_start_trains_only_if_it_is_told_how_long(
     monkeypatch.setenv("CONTRIQUE_RUN", "monday")
     tiny = {f"pretrain.{name}": getattr(TINY, name) for name in ("crop", "images", "probe_every", "workers", "threads")}
     stage = {"profile": "paper", "seed": 0, "start": Start(start, "mine")}
-    kept = launch.pretrain(*sets, tmp_path / "kept", overrides=tiny, **stage)
-    assert (kept.steps, kept.frozen, kept.start_name, sha256(tmp_path / "kept" / ENCODER)) == (
+    frozen = launch.pretrain(*sets, tmp_path / "kept", overrides=tiny, **stage)
+    assert (frozen.steps, frozen.frozen, frozen.start_name, sha256(tmp_path / "kept" / ENCODER)) == (
         12,
         True,
         "mine",
         sha256(start),
     )
-    trained = launch.pretrain(*sets, tmp_path / "trained", overrides=tiny | {"pretrain.steps": 2}, **stage)
-    assert (trained.steps, trained.start) == (2, sha256(start))
+    summary = launch.pretrain(*sets, tmp_path / "trained", overrides=tiny | {"pretrain.steps": 2}, **stage)
+    assert (summary.steps, summary.start) == (2, sha256(start))
     assert read_metadata(tmp_path / "trained" / ENCODER)["arch"] == TINY.arch  # and not the profile's

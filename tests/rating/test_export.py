@@ -36,27 +36,27 @@ def rate(session, store, rater, noise, limit=10_000, scale=1.0):
     while len(answers) < min(limit, len(questions := list_questions(session, rater, answers))):
         question = questions[len(answers)]
         names = tuple(session.pictures[i].image for i, _ in question.items)
-        damaged = tuple(is_damaged for _, is_damaged in question.items)
-        seen = [
+        damage_flags = tuple(is_damaged for _, is_damaged in question.items)
+        qualities = [
             (1.0 if is_damaged else quality[name]) + rng.normal(0, noise or 0)
-            for name, is_damaged in zip(names, damaged, strict=True)
+            for name, is_damaged in zip(names, damage_flags, strict=True)
         ]
         if session.method == "pairs":
-            value = int(rng.integers(2)) if noise is None else int(seen[1] > seen[0])
+            value = int(rng.integers(2)) if noise is None else int(qualities[1] > qualities[0])
         else:
-            value = int(rng.integers(1, 6)) if noise is None else int(np.clip(round(seen[0]), 1, 5))
-        store.append(rater, Answer(len(answers), question.part, names, damaged, value, 2.0, scale, ""))
+            value = int(rng.integers(1, 6)) if noise is None else int(np.clip(round(qualities[0]), 1, 5))
+        store.append(rater, Answer(len(answers), question.part, names, damage_flags, value, 2.0, scale, ""))
 
 
-@pytest.mark.parametrize(("method", "screened"), [("acr", "correlation"), ("pairs", "may be chance")])
-def test_the_random_rater_is_named_and_the_order_is_found(folder, tmp_path, method, screened):
+@pytest.mark.parametrize(("method", "reason"), [("acr", "correlation"), ("pairs", "may be chance")])
+def test_the_random_rater_is_named_and_the_order_is_found(folder, tmp_path, method, reason):
     session = tiny_ratings.begin(folder, tmp_path, method)
     store = Store(tmp_path)
     for rater, noise in (("anna", 0.5), ("ben", 0.5), ("chance", None)):
         rate(session, store, rater, noise)
     labels = analyse(session, store, CONFIG)
     assert [bool(rater.reason) for rater in labels.raters] == [False, False, True]
-    assert screened in labels.raters[2].reason
+    assert reason in labels.raters[2].reason
     assert any("left out: rater 'chance'" in note for note in labels.notes)
     assert any("2 of 3 raters count" in note for note in labels.notes)
     assert any("3 of 3 golden pairs right" in note for note in labels.notes if "anna" in note)
@@ -127,8 +127,8 @@ def odd(tmp_path):
     answers = []
     for question in list_questions(session, "anna", answers):
         names = tuple(session.pictures[i].image for i, _ in question.items)
-        damaged = tuple(is_damaged for _, is_damaged in question.items)
-        store.append("anna", Answer(len(answers), question.part, names, damaged, 4, 1.0, 1.0, ""))
+        damage_flags = tuple(is_damaged for _, is_damaged in question.items)
+        store.append("anna", Answer(len(answers), question.part, names, damage_flags, 4, 1.0, 1.0, ""))
         answers = store.read("anna")
     return folder, analyse(session, store, CONFIG)
 

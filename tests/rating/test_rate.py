@@ -20,7 +20,7 @@ import pytest
 import tiny_model
 import tiny_ratings
 from PIL import Image
-from test_rating_server import running
+from test_rating_server import run_server
 
 from contrique.cli.main import main
 from contrique.metrics import srcc
@@ -35,14 +35,14 @@ PIXELS = """async () => {
         return canvas.toDataURL("image/png").split(",")[1];
     });
 }"""
-SHOWN = ", ".join(f"body[data-view={view}]" for view in ("pause", "end", "ask"))
-SHOWN = SHOWN.replace("[data-view=ask]", "[data-view=ask] #answers button:enabled")
+READY = ", ".join(f"body[data-view={view}]" for view in ("pause", "end", "ask"))
+READY = READY.replace("[data-view=ask]", "[data-view=ask] #answers button:enabled")
 
 
 @pytest.fixture(scope="module")
 def browser():
-    with chromium.launched() as launched:
-        yield launched
+    with chromium.launch_browser() as program:
+        yield program
 
 
 def digest(pixels):
@@ -51,13 +51,13 @@ def digest(pixels):
 
 def look(page, names):
     """Names of the pictures on the page, by their pixels; empty for one that is damaged."""
-    shown = [np.asarray(Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")) for png in page.evaluate(PIXELS)]
-    return [names.get(digest(pixels), "") for pixels in shown]
+    photos = [np.asarray(Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")) for png in page.evaluate(PIXELS)]
+    return [names.get(digest(picture), "") for picture in photos]
 
 
 def wait(page):
     """Until a question can be answered, or there is none."""
-    page.wait_for_selector(SHOWN, state="attached")
+    page.wait_for_selector(READY, state="attached")
     return page.evaluate("document.body.dataset.view")
 
 
@@ -121,18 +121,18 @@ def test_sixty_pictures_three_raters_one_crash(browser, tmp_path, capsys, monkey
     rngs = {rater: np.random.default_rng(seed) for seed, rater in enumerate(("anna", "ben", "random"))}
     address = f"http://127.0.0.1:{port}/"
     with process(port, *arguments) as child:
-        with chromium.opened(browser, address, "desktop") as (page, faults):
+        with chromium.open_tab(browser, address, "desktop") as (page, faults):
             begin(page, "anna")
             total = answer_all(page, rngs["anna"], "anna")
             assert faults == []
-        with chromium.opened(browser, address, "phone") as (page, _):
+        with chromium.open_tab(browser, address, "phone") as (page, _):
             begin(page, "ben")
             assert answer_all(page, rngs["ben"], "ben", 30) == 30
             wait(page)
             child.send_signal(signal.SIGKILL)
             child.wait(20)
-            confirmed = len(Store(store).read("ben"))
-            assert confirmed == 30
+            answer_count = len(Store(store).read("ben"))
+            assert answer_count == 30
             page.keyboard.press("3")
             page.wait_for_selector("#again:not([hidden])")
             assert "server does not answer" in page.inner_text("#failure")
@@ -144,19 +144,19 @@ def test_sixty_pictures_three_raters_one_crash(browser, tmp_path, capsys, monkey
                 assert page.input_value("#rater") == "ben"
                 page.keyboard.press("Enter")
                 assert answer_all(page, rngs["ben"], "ben") == total - 31
-                with chromium.opened(browser, address, "desktop") as (other, faults):
+                with chromium.open_tab(browser, address, "desktop") as (other, faults):
                     begin(other, "random")
                     assert answer_all(other, rngs["random"], "random") == total
                     assert faults == []
     assert [len(Store(store).read(rater)) for rater in rngs] == [total] * 3
 
     assert main(["rate", "pictures", "--export", "pictures/labels.csv"]) == 0
-    printed = capsys.readouterr().out
-    assert "2 of 3 raters count" in printed
-    assert "left out: rater 'random': correlation" in printed
-    assert "rater 'anna': 60 answers" in printed
-    assert "3 of 3 golden pairs right" in printed
-    assert "half of that takes four times as many: 6 more a picture, 360 answers in all" in printed
+    output = capsys.readouterr().out
+    assert "2 of 3 raters count" in output
+    assert "left out: rater 'random': correlation" in output
+    assert "rater 'anna': 60 answers" in output
+    assert "3 of 3 golden pairs right" in output
+    assert "half of that takes four times as many: 6 more a picture, 360 answers in all" in output
     with (tmp_path / "pictures/labels.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["image", "mos", "interval", "n", "reference"]
@@ -164,15 +164,15 @@ def test_sixty_pictures_three_raters_one_crash(browser, tmp_path, capsys, monkey
     assert {row["n"] for row in rows} == {"2"}
     value = srcc([float(row["mos"]) for row in rows], [-levels[row["image"]] for row in rows])
     with capsys.disabled():
-        print(f"\nSRCC of the exported MOS with the true order: {value:.3f}; {total} questions a rater\n{printed}")
+        print(f"\nSRCC of the exported MOS with the true order: {value:.3f}; {total} questions a rater\n{output}")
     assert value > 0.9
 
     assert (
         main(["adapt", "--labels", "pictures/labels.csv", "--model", str(parts.encoder.parent), "--out", "mine"]) == 0
     )
-    printed = capsys.readouterr().out
-    assert "60 pictures of 60 contents" in printed
-    assert "as it is: SRCC" in printed
+    output = capsys.readouterr().out
+    assert "60 pictures of 60 contents" in output
+    assert "as it is: SRCC" in output
     assert main(["score", "pictures/000.png", "--model", "mine"]) == 0
 
 
@@ -183,15 +183,15 @@ def test_the_page_to_the_eye(browser, tmp_path, screen, colours, method):
     tiny_ratings.write(tmp_path / "p", 6)
     session = tiny_ratings.begin(tmp_path / "p", tmp_path / "s", method, rounds=1, training=2, break_every=3)
     with (
-        running(session, tmp_path / "s") as port,
-        chromium.opened(browser, f"http://127.0.0.1:{port}/?rater=anna", screen, colours) as (page, faults),
+        run_server(session, tmp_path / "s") as port,
+        chromium.open_tab(browser, f"http://127.0.0.1:{port}/?rater=anna", screen, colours) as (page, faults),
     ):
         views = []
         assert chromium.violations(page) == []
         page.keyboard.press("Enter")
         while True:
             views.append(wait(page))
-            assert chromium.seen(page) + faults == []
+            assert chromium.list_faults(page) + faults == []
             if views[-1] not in views[:-1]:
                 assert chromium.violations(page) == []
             if views[-1] == "end":
@@ -210,8 +210,8 @@ def test_undo_by_key_and_by_button(browser, tmp_path):
     tiny_ratings.write(tmp_path / "p", 6)
     session = tiny_ratings.begin(tmp_path / "p", tmp_path / "s")
     with (
-        running(session, tmp_path / "s") as port,
-        chromium.opened(browser, f"http://127.0.0.1:{port}/?rater=anna", "desktop") as (page, faults),
+        run_server(session, tmp_path / "s") as port,
+        chromium.open_tab(browser, f"http://127.0.0.1:{port}/?rater=anna", "desktop") as (page, faults),
     ):
         page.keyboard.press("Enter")
         wait(page)
@@ -248,18 +248,18 @@ def test_pixels_are_one_to_one_or_the_page_says_so(browser, tmp_path):
         (small, "t", 3, ""),
         (small, "t", 1.25, "set its zoom to 100 %"),
     ):
-        with running(folder, tmp_path / place) as port:
+        with run_server(folder, tmp_path / place) as port:
             context = browser.new_context(viewport={"width": 1280, "height": 900}, device_scale_factor=density)
             page = context.new_page()
             page.goto(f"http://127.0.0.1:{port}/?rater=anna")
             page.keyboard.press("Enter")
             wait(page)
-            natural, shown = page.evaluate(
+            natural, width = page.evaluate(
                 "(() => { const i = document.querySelector('#stage img'); "
                 "return [i.naturalWidth, i.getBoundingClientRect().width * devicePixelRatio]; })()"
             )
             assert note in page.inner_text("#note") if note else page.is_hidden("#note")
-            assert (abs(shown - natural) < 0.02) == ("window" not in note)
+            assert (abs(width - natural) < 0.02) == ("window" not in note)
             assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(128, 128, 128)"
             page.keyboard.press("3")
             page.wait_for_selector("#progress[value='1']", state="attached")
@@ -274,35 +274,35 @@ def test_pixels_are_one_to_one_or_the_page_says_so(browser, tmp_path):
 def test_a_second_tab_and_a_picture_that_is_gone(browser, tmp_path):
     tiny_ratings.write(tmp_path / "p", 6)
     session = tiny_ratings.begin(tmp_path / "p", tmp_path / "s")
-    with running(session, tmp_path / "s") as port:
+    with run_server(session, tmp_path / "s") as port:
         address = f"http://127.0.0.1:{port}/?rater=anna"
         with (
-            chromium.opened(browser, address, "desktop") as (one, _),
-            chromium.opened(browser, address, "phone") as (two, _),
+            chromium.open_tab(browser, address, "desktop") as (first, _),
+            chromium.open_tab(browser, address, "phone") as (second, _),
         ):
-            for page in (one, two):
+            for page in (first, second):
                 page.keyboard.press("Enter")
                 wait(page)
-            one.keyboard.press("2")
-            one.wait_for_selector("#progress[value='1']", state="attached")
-            two.keyboard.press("5")
-            two.wait_for_selector("#failure:not([hidden])")
-            assert "perhaps in another tab" in two.inner_text("#failure")
-            wait(two)
-            assert two.evaluate("document.querySelector('#progress').value") == 1
+            first.keyboard.press("2")
+            first.wait_for_selector("#progress[value='1']", state="attached")
+            second.keyboard.press("5")
+            second.wait_for_selector("#failure:not([hidden])")
+            assert "perhaps in another tab" in second.inner_text("#failure")
+            wait(second)
+            assert second.evaluate("document.querySelector('#progress').value") == 1
             assert [answer.answer for answer in Store(tmp_path / "s").read("anna")] == [2]
             for path in (tmp_path / "p").iterdir():
                 path.rename(path.with_suffix(".away"))
-            two.keyboard.press("5")  # the next one is here already
-            wait(two)
-            two.keyboard.press("5")
-            two.wait_for_selector("#again:not([hidden])")
-            assert "cannot be read" in two.inner_text("#failure")
+            second.keyboard.press("5")  # the next one is here already
+            wait(second)
+            second.keyboard.press("5")
+            second.wait_for_selector("#again:not([hidden])")
+            assert "cannot be read" in second.inner_text("#failure")
             for path in (tmp_path / "p").iterdir():
                 path.rename(path.with_suffix(".png"))
-            two.click("#again")
-            wait(two)
-            assert two.is_hidden("#failure")
+            second.click("#again")
+            wait(second)
+            assert second.is_hidden("#failure")
 
 
 def test_the_command_says_what_is_wrong(tmp_path, capsys, monkeypatch):

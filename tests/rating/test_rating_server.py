@@ -21,7 +21,7 @@ LIMITS = ServingLimits(decoders=1, seconds=30)
 
 
 @contextmanager
-def running(session, place):
+def run_server(session, place):
     """The port of a server in a thread of this process."""
     with listen("127.0.0.1", 0) as listener:
         server = create_server(application(Interview(session, place, LIMITS), LIMITS), LIMITS)
@@ -74,7 +74,7 @@ def session(folder, place, method):
 
 @pytest.fixture
 def port(session, place):
-    with running(session, place) as number:
+    with run_server(session, place) as number:
         yield number
 
 
@@ -110,7 +110,7 @@ def test_a_reload_goes_on_and_raters_are_apart(port):
 
 def test_breaks_come_after_training(folder, place):
     session = tiny_ratings.begin(folder, place, training=2, break_every=4)
-    with running(session, place) as port:
+    with run_server(session, place) as port:
         _, view = ask(port, "/question?rater=anna")
         pauses = []
         while view["pictures"]:
@@ -122,7 +122,7 @@ def test_breaks_come_after_training(folder, place):
 @pytest.mark.parametrize("method", ["acr", "pairs"], indirect=True)
 def test_nothing_tells_what_a_question_is_for_or_what_the_model_thinks(port, session, folder):
     _, view = ask(port, "/question?rater=anna")
-    seen, keys = set(), set()
+    pictures, keys = set(), set()
     while view["pictures"]:
         assert set(view) == {"rater", "question", "total", "training", "pause", "pictures", "ahead"}
         for picture in view["pictures"]:
@@ -130,16 +130,16 @@ def test_nothing_tells_what_a_question_is_for_or_what_the_model_thinks(port, ses
             keys.add(picture["key"])
         _, view = ask(port, "/answer", say(view, 1))
     originals = {(folder / p.image).read_bytes(): np.asarray(Image.open(folder / p.image)) for p in session.pictures}
-    damaged = 0
+    damage_count = 0
     for key in keys:
         status, data = ask(port, f"/picture/{key}")
         assert status == 200
         pixels = np.asarray(Image.open(io.BytesIO(data)))
         same = [np.array_equal(pixels, original) for original in originals.values()]
-        damaged += not any(same)
-        seen.add(data)
-    assert damaged == len(session.golden) == 3
-    assert len(seen) == len(keys)
+        damage_count += not any(same)
+        pictures.add(data)
+    assert damage_count == len(session.golden) == 3
+    assert len(pictures) == len(keys)
 
 
 class TestHostile:
@@ -238,7 +238,7 @@ class TestHostile:
         folder, place = tmp_path / "p", tmp_path / "s"
         tiny_ratings.write(folder, 6)
         session = tiny_ratings.begin(folder, place)
-        with running(session, place) as port:
+        with run_server(session, place) as port:
             _, view = ask(port, "/question?rater=anna")
             path = folder / session.pictures[session.training[0]].image
             Image.fromarray(tiny_ratings.draw(99, 0)).save(path)

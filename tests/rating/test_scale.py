@@ -44,25 +44,25 @@ def screen_slowly(ratings):
                 p[i] += 1
             if ratings[i][k] <= mean - limit:
                 q[i] += 1
-    rejected = []
+    outliers = []
     for i in range(raters):
         count = sum(not math.isnan(score) for score in ratings[i])
-        both = p[i] + q[i]
-        rejected.append(both / count > 0.05 and abs((p[i] - q[i]) / both) < 0.3)
-    return rejected
+        extremes = p[i] + q[i]
+        outliers.append(extremes / count > 0.05 and abs((p[i] - q[i]) / extremes) < 0.3)
+    return outliers
 
 
 def test_outliers_as_the_recommendation_counts_them():
-    rejected = np.zeros(14, int)
+    counts = np.zeros(14, int)
     for seed in range(6):
         rng = np.random.default_rng(seed)
         ratings = rate(rng.uniform(1, 5, 80), 14, 0.5, seed)
         ratings[3] = rng.integers(1, 6, 80)
         ratings[5, ::7] = np.nan
         assert screen_outliers(ratings).tolist() == screen_slowly(ratings.tolist())
-        rejected += screen_outliers(ratings)
-    assert rejected[3] > 1, "often the one who answers at random, though not always"
-    assert rejected.sum() == rejected[3]
+        counts += screen_outliers(ratings)
+    assert counts[3] > 1, "often the one who answers at random, though not always"
+    assert counts.sum() == counts[3]
 
 
 def test_among_five_raters_the_recommendation_rejects_nobody():
@@ -147,8 +147,8 @@ def compare(truth, number, seed, scale=1.0):
     pairs = []
     for _ in range(number):
         a, b = rng.choice(len(truth), 2, replace=False)
-        won = rng.random() < 1 / (1 + math.exp(-scale * (truth[a] - truth[b])))
-        pairs.append((int(a), int(b)) if won else (int(b), int(a)))
+        first_wins = rng.random() < 1 / (1 + math.exp(-scale * (truth[a] - truth[b])))
+        pairs.append((int(a), int(b)) if first_wins else (int(b), int(a)))
     return pairs
 
 
@@ -197,8 +197,8 @@ def test_nobody_agrees_with_himself_on_pictures_that_nobody_else_rated(seed):
     for k, scores in enumerate(honest):
         scores[60 + 20 * k :] = np.nan
     random = np.concatenate([rng.integers(1, 6, 40).astype(float), np.full(40, np.nan), rng.integers(1, 6, 40)])
-    rejected = screen_correlation([*honest, random], 0.75)
-    assert list(rejected) == [3]
+    outliers = screen_correlation([*honest, random], 0.75)
+    assert list(outliers) == [3]
     alone = np.vstack([honest[0], np.full(120, np.nan)])
     assert np.isnan(correlate(alone)).all()
 

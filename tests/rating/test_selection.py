@@ -30,22 +30,22 @@ def choose_slowly(features, turns):
     """The unknown ones of a ridge, by inverting its matrix each time; every other picture is given by `turns`."""
     x = features - features.mean(axis=0)
     x = x / np.sqrt(np.square(x).sum(axis=1).mean())
-    chosen = []
+    order = []
     for i in turns:
-        known = x[chosen]
-        kernel = x @ x.T - x @ known.T @ np.linalg.inv(known @ known.T + 0.1 * np.eye(len(chosen))) @ known @ x.T
-        left = [j for j in range(len(x)) if j not in chosen]
-        chosen.append(max(left, key=lambda j: kernel[j, j]) if len(chosen) % 2 == 0 else i)
-    return chosen
+        basis = x[order]
+        kernel = x @ x.T - x @ basis.T @ np.linalg.inv(basis @ basis.T + 0.1 * np.eye(len(order))) @ basis @ x.T
+        rest = [j for j in range(len(x)) if j not in order]
+        order.append(max(rest, key=lambda j: kernel[j, j]) if len(order) % 2 == 0 else i)
+    return order
 
 
 def test_every_other_picture_is_the_least_known_and_the_rest_spread():
     pictures, features = candidates()
-    chosen = choose(pictures, features, 20, by="model", seed=0, config=CONFIG)
-    assert sorted(chosen) == list(range(50))
-    assert chosen[:20] == choose_slowly(features, chosen[:20])
+    order = choose(pictures, features, 20, by="model", seed=0, config=CONFIG)
+    assert sorted(order) == list(range(50))
+    assert order[:20] == choose_slowly(features, order[:20])
     ranks = np.argsort(np.argsort([picture.score for picture in pictures]))
-    assert len({rank // 10 for rank in ranks[chosen[1:10:2]]}) == 5
+    assert len({rank // 10 for rank in ranks[order[1:10:2]]}) == 5
 
 
 def test_one_unlike_all_others_comes_first():
@@ -68,10 +68,10 @@ def test_of_near_duplicates_as_good_as_each_other_one_is_asked(count):
     close = f"{int(pictures[0].phash, 16) ^ 0b111:016x}"
     pictures[1] = dataclasses.replace(pictures[1], phash=close)
     pictures[2] = dataclasses.replace(pictures[2], phash=close)  # a far better version is worth asking
-    chosen = choose(pictures, features, count, by="model", seed=0, config=CONFIG)
-    assert len(chosen) == 5
-    assert 2 in chosen
-    assert len({0, 1} & set(chosen)) == 1
+    order = choose(pictures, features, count, by="model", seed=0, config=CONFIG)
+    assert len(order) == 5
+    assert 2 in order
+    assert len({0, 1} & set(order)) == 1
     contents = name_contents([picture.phash for picture in pictures], [picture.image for picture in pictures], 6)
     assert contents == ["0.png", "0.png", "0.png", "3.png", "4.png", "5.png"]
 

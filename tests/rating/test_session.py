@@ -36,11 +36,11 @@ class TestStore:
         path = tmp_path / "answers/anna.jsonl"
         whole = path.read_bytes()
         line = json.dumps(dataclasses.asdict(answer_to(1))).encode()
-        for torn in (b"{", line[: len(line) // 2], line):
-            path.write_bytes(whole + torn)
-            again = Store(tmp_path)
-            assert len(again.read("anna")) == 1
-            again.append("anna", answer_to(1, 4))
+        for fragment in (b"{", line[: len(line) // 2], line):
+            path.write_bytes(whole + fragment)
+            reopened_store = Store(tmp_path)
+            assert len(reopened_store.read("anna")) == 1
+            reopened_store.append("anna", answer_to(1, 4))
             assert [answer.answer for answer in Store(tmp_path).read("anna")] == [3, 4]
             assert len(path.read_bytes().splitlines()) == 2
 
@@ -64,10 +64,12 @@ class TestStore:
         assert len(store.read("anna")) == (2 if action == "append" else 0)
 
     def test_an_answer_is_on_the_disk_before_it_is_confirmed(self, tmp_path, monkeypatch):
-        synced = []
-        monkeypatch.setattr(sessions.os, "fsync", lambda _: synced.append((tmp_path / "answers/b.jsonl").read_bytes()))
+        contents = []
+        monkeypatch.setattr(
+            sessions.os, "fsync", lambda _: contents.append((tmp_path / "answers/b.jsonl").read_bytes())
+        )
         Store(tmp_path).append("b", answer_to(0))
-        assert b'"question": 0' in synced[0]
+        assert b'"question": 0' in contents[0]
 
 
 @pytest.mark.parametrize(
@@ -118,8 +120,8 @@ def walk(session, rater, answer):
     while len(questions) > len(answers):
         question = questions[len(answers)]
         names = tuple(session.pictures[i].image for i, _ in question.items)
-        damaged = tuple(d for _, d in question.items)
-        answers.append(Answer(len(answers), question.part, names, damaged, answer(question), 1.0, 1.0, ""))
+        damage_flags = tuple(d for _, d in question.items)
+        answers.append(Answer(len(answers), question.part, names, damage_flags, answer(question), 1.0, 1.0, ""))
         assert list_questions(session, rater, answers)[: len(answers)] == questions[: len(answers)]
         questions = list_questions(session, rater, answers)
     return questions
@@ -160,8 +162,8 @@ class TestQuestions:
     def test_pairs_depend_on_answers(self, folder, tmp_path):
         session = tiny_ratings.begin(folder, tmp_path / "s", "pairs", rounds=4)
         level = [int(picture.image[:3]) % 6 for picture in session.pictures]
-        walked = walk(session, "anna", lambda q: int(level[q.items[1][0]] < level[q.items[0][0]]))
-        gaps = [abs(level[q.items[0][0]] - level[q.items[1][0]]) for q in walked if q.part == "test"]
+        answers = walk(session, "anna", lambda q: int(level[q.items[1][0]] < level[q.items[0][0]]))
+        gaps = [abs(level[q.items[0][0]] - level[q.items[1][0]]) for q in answers if q.part == "test"]
         assert np.mean(gaps[-6:]) < np.mean(gaps[:6]), "later rounds compare what is close"
 
 

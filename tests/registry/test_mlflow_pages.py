@@ -146,8 +146,8 @@ class TestARun:
         assert json.loads(dataset.source)["uri"] == "s3://bucket/pictures"
         assert all(run.data.tags[tag] for tag in ("mlflow.user", "mlflow.source.name", "mlflow.note.content"))
         assert run.data.metrics["test.srcc"] == 0.8
-        logged = client.get_logged_model(client.get_model_version("contrique", number).source.rpartition("/")[2])
-        (srcc,) = [metric for metric in logged.metrics if metric.key == "test.srcc"]
+        model = client.get_logged_model(client.get_model_version("contrique", number).source.rpartition("/")[2])
+        (srcc,) = [metric for metric in model.metrics if metric.key == "test.srcc"]
         assert (srcc.dataset_name, srcc.value) == ("pictures, test part", 0.8)
 
     def test_that_was_held_has_them_too(self, store, models, tmp_path):
@@ -186,8 +186,8 @@ def test_the_experiment_is_of_model_training_also_one_that_was_there(store):
 def test_the_description_of_a_version_is_the_card_in_short(tmp_path, champion):
     trained = tiny_run.build(tmp_path / "run", champion=champion)["trained"]
     text = describe_version(trained)
-    judged = json.loads((trained.evaluation / "evaluation.json").read_text())["challenger"]
-    assert f"SRCC {judged['metrics']['srcc']['value']:.3f}" in text
+    judgement = json.loads((trained.evaluation / "evaluation.json").read_text())["challenger"]
+    assert f"SRCC {judgement['metrics']['srcc']['value']:.3f}" in text
     assert ("champion (version 7)" in text) is champion
     assert "<script" not in text
     assert "    contrique score photo.jpg --model N\n" in text

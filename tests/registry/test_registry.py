@@ -53,7 +53,7 @@ from contrique.tracking.revision import read_code_revision
 from contrique.tracking.runs import Runs
 from contrique.tracking.store import RegistryError, Store, _read_lock_time
 
-SERVED = RegistryConfig(serve_seconds=500)  # of a busy machine
+SERVING = RegistryConfig(serve_seconds=500)  # of a busy machine
 CONFIG = RegistryConfig(serve_seconds=0)  # starting MLflow's server takes seconds, and most tests are not about it
 SOURCE = Path(__file__).parents[2]
 
@@ -164,8 +164,8 @@ def test_the_walk(either, models):
     assert promote(Registry(CONFIG), "2").version == "2"  # it is already: nothing moves
     assert state()[0] == {"champion": "2", "previous": "1"}
 
-    told = [(e.action, e.replaced, e.version, e.reason, e.data_hash, e.run) for e in read_history(Registry(CONFIG))]
-    assert told == [
+    events = [(e.action, e.replaced, e.version, e.reason, e.data_hash, e.run) for e in read_history(Registry(CONFIG))]
+    assert events == [
         ("register", "", "1", "promote: meets the floor", "data0.dir", "monday"),
         ("register", "1", "2", "promote: meets the floor", "data1.dir", "tuesday"),
         ("rollback", "2", "1", "drifts", "data0.dir", "monday"),
@@ -180,11 +180,11 @@ def test_the_version_is_complete_and_without_pickles(store, models):
     names = {path.name for path in folder.rglob("*") if path.is_file()}
     assert {"encoder.safetensors", "ridge.npz", "regressor.json", "mlflow_model.py", "scorer.py"} <= names
     assert not any(name.endswith((".pkl", ".pickle", ".pyc", ".pt", ".joblib")) for name in names)
-    described = yaml.safe_load((folder / "MLmodel").read_text())
-    assert json.loads(described["signature"]["inputs"]) == [{"type": "string", "name": "image", "required": True}]
-    told = {column["name"]: column["type"] for column in json.loads(described["signature"]["outputs"])}
-    assert list(told) == [column for column in CSV_COLUMNS if column != "path"]
-    assert (told["score"], told["error"]) == ("double", "string")
+    description = yaml.safe_load((folder / "MLmodel").read_text())
+    assert json.loads(description["signature"]["inputs"]) == [{"type": "string", "name": "image", "required": True}]
+    columns = {column["name"]: column["type"] for column in json.loads(description["signature"]["outputs"])}
+    assert list(columns) == [column for column in CSV_COLUMNS if column != "path"]
+    assert (columns["score"], columns["error"]) == ("double", "string")
     example = json.loads((folder / "input_example.json").read_text())
     assert images.decode(base64.b64decode(example["data"][0][0])).pixels.shape == (96, 128, 3)
     run = mlflow.MlflowClient().search_runs(["1"])[0]
@@ -208,8 +208,8 @@ answer = model.predict(pd.DataFrame({"image": pd.Series(rows, dtype=object)}))
 import contrique
 print(json.dumps({"code": contrique.__file__, "rows": answer.to_dict("records")}))
 """
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
+    workdir = tmp_path / "elsewhere"
+    workdir.mkdir()
     environment = {
         **os.environ,
         "MLFLOW_TRACKING_URI": f"sqlite:///{store}/mlruns/mlflow.db",
@@ -217,16 +217,16 @@ print(json.dumps({"code": contrique.__file__, "rows": answer.to_dict("records")}
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "OMP_NUM_THREADS": "1",
     }
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path / "3.png")],
-        cwd=elsewhere,
+        cwd=workdir,
         env=environment,
         capture_output=True,
         text=True,
         timeout=300,
     )
-    assert done.returncode == 0, done.stderr
-    answer = json.loads(done.stdout.splitlines()[-1])
+    assert process.returncode == 0, process.stderr
+    answer = json.loads(process.stdout.splitlines()[-1])
     assert answer["code"].startswith(str(store / "mlruns"))
     expected = Scorer(models[0].encoder, models[0].regressor).judge(picture, "3.png")
     good = [answer["rows"][i] for i in (0, 1, 4)]
@@ -243,12 +243,12 @@ def test_on_hold_the_registry_stays_as_it_is(either, models, tmp_path):
     before = state()
     verdict = tmp_path / "hold.json"
     verdict.write_text(json.dumps({"promote": False, "reason": "hold: below the floor"}))
-    kept = keep_champion(verdict, models[1].lineage, config=CONFIG, run="tuesday")
-    assert kept == Registered("contrique", "1", "champion")
+    version = keep_champion(verdict, models[1].lineage, config=CONFIG, run="tuesday")
+    assert version == Registered("contrique", "1", "champion")
     assert state() == before
-    held = read_history(Registry(CONFIG))[-1]
-    assert (held.action, held.version, held.reason) == ("hold", "1", "hold: below the floor")
-    assert (held.data_hash, held.run) == ("data1.dir", "tuesday")
+    event = read_history(Registry(CONFIG))[-1]
+    assert (event.action, event.version, event.reason) == ("hold", "1", "hold: below the floor")
+    assert (event.data_hash, event.run) == ("data1.dir", "tuesday")
     with pytest.raises(RegistryError, match="does not say promote"):
         register(tiny_model.Parts(**vars(models[1]) | {"verdict": verdict}), "tuesday")
     assert state() == before
@@ -336,14 +336,14 @@ def test_two_runs_racing_for_the_alias(either, models, tmp_path):
         for racer in racers:  # one that waits for the other in vain
             racer.kill()
             racer.wait()
-    won, lost = sorted(ends, key=lambda end: end[2])
-    assert (won[2], lost[2]) == (0, 1), ends
-    assert "ChampionMoved" in lost[1]
+    winner, loser = sorted(ends, key=lambda end: end[2])
+    assert (winner[2], loser[2]) == (0, 1), ends
+    assert "ChampionMoved" in loser[1]
     assert Store(CONFIG).client
     aliases, versions = state()
     assert versions == [aliases["champion"]]  # the loser's version is gone
     assert set(aliases) == {"champion"}
-    assert f"version='{aliases['champion']}'" in won[0]
+    assert f"version='{aliases['champion']}'" in winner[0]
     assert Registry(CONFIG).load_champion().version == aliases["champion"]
 
 
@@ -440,10 +440,10 @@ def test_a_failure_after_the_alias_moved_keeps_the_champion(store, models):
 
 
 def test_a_broken_model_is_not_registered(store, models, tmp_path):
-    cut = tmp_path / "encoder.safetensors"
-    cut.write_bytes(models[0].encoder.read_bytes()[:-1000])
+    path = tmp_path / "encoder.safetensors"
+    path.write_bytes(models[0].encoder.read_bytes()[:-1000])
     with pytest.raises(EncoderError, match="not a readable safetensors file"):
-        register(tiny_model.Parts(**{**vars(models[0]), "encoder": cut}), "monday", expected="")
+        register(tiny_model.Parts(**{**vars(models[0]), "encoder": path}), "monday", expected="")
     assert mlflow.MlflowClient().search_registered_models() == []
 
 
@@ -508,11 +508,11 @@ class TestTampering:
 
     def test_a_swap_that_is_covered_up_in_the_model_itself_is_seen_by_the_registry(self, store, parts):
         self.swap(store, parts, ENCODER)
-        described = self.folder(store) / "MLmodel"
-        content = yaml.safe_load(described.read_text())
+        path = self.folder(store) / "MLmodel"
+        content = yaml.safe_load(path.read_text())
         folder = self.folder(store) / "artifacts"
         content["flavors"]["python_function"]["config"] = hash_model(folder / ENCODER, folder / "regressor")
-        described.write_text(yaml.safe_dump(content))
+        path.write_text(yaml.safe_dump(content))
         with pytest.raises(ModelChanged, match="the registry says"):
             mlflow.pyfunc.load_model("models:/contrique@champion")
 
@@ -594,15 +594,15 @@ def test_what_a_run_keeps(store, tmp_path):
     run.close("FAILED")
 
     client = mlflow.MlflowClient()
-    kept = client.get_run(run.id)
-    assert kept.info.status == "FAILED"
-    assert kept.data.params["pretrain.steps"] == "7"
-    assert kept.data.params["registry.alias"] == "champion"
-    assert kept.data.metrics["srcc"] == 0.75
-    assert kept.data.tags["verdict"] == "hold"
+    record = client.get_run(run.id)
+    assert record.info.status == "FAILED"
+    assert record.data.params["pretrain.steps"] == "7"
+    assert record.data.params["registry.alias"] == "champion"
+    assert record.data.metrics["srcc"] == 0.75
+    assert record.data.tags["verdict"] == "hold"
     assert [(m.step, m.value) for m in client.get_metric_history(run.id, "loss")] == [(0, 3.0), (1, 2.5), (2, 2.0)]
-    logged = json.loads(Path(client.download_artifacts(run.id, "config.json")).read_text())
-    assert logged["pretrain"]["steps"] == 7
+    settings = json.loads(Path(client.download_artifacts(run.id, "config.json")).read_text())
+    assert settings["pretrain"]["steps"] == 7
     assert Path(client.download_artifacts(run.id, "report/page.html")).read_text() == "hello"
 
 
@@ -622,7 +622,7 @@ def test_a_server_that_is_not_there(monkeypatch, models):
 
 
 @pytest.mark.parametrize(
-    ("uri", "shown"),
+    ("uri", "message"),
     [
         ("http://people:s3cret@127.0.0.1:{port}", r"http://\*\*\*@127\.0\.0\.1:\d+: connecting failed"),
         ("http://s3cret@127.0.0.1:{port}", r"http://\*\*\*@127\.0\.0\.1:\d+: connecting failed"),
@@ -633,13 +633,13 @@ def test_a_server_that_is_not_there(monkeypatch, models):
         ),
     ],
 )
-def test_no_secret_leaves_by_an_error(monkeypatch, uri, shown):
+def test_no_secret_leaves_by_an_error(monkeypatch, uri, message):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.format(port=free_port()))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 1)
-    with pytest.raises(RegistryError, match=shown) as caught:
+    with pytest.raises(RegistryError, match=message) as error:
         Registry(CONFIG).load_champion()
-    assert "s3cret" not in "".join(traceback.format_exception(caught.value))
+    assert "s3cret" not in "".join(traceback.format_exception(error.value))
 
 
 def test_a_database_that_is_none(store):
@@ -656,7 +656,7 @@ def test_a_deleted_experiment_is_named(store):
 
 
 @pytest.fixture
-def judged(models, tmp_path):
+def candidate(models, tmp_path):
     """The first model with a test part: its pictures as a set, and beside evaluation.json their scores."""
     folder = tmp_path / "set"
     (folder / "images").mkdir(parents=True)
@@ -683,17 +683,17 @@ def mark(monkeypatch):
 
 
 @pytest.mark.slow
-def test_mlflow_serves_a_candidate_before_it_becomes_champion(store, judged, mark):
-    parts, folder = judged
-    register(parts, "monday", "", SERVED, [folder])
+def test_mlflow_serves_a_candidate_before_it_becomes_champion(store, candidate, mark):
+    parts, folder = candidate
+    register(parts, "monday", "", SERVING, [folder])
     tags = mlflow.MlflowClient().get_model_version("contrique", "1").tags
     assert tags["proof"].startswith("served by MLflow: 5 pictures within ")
     assert float(tags["proof"].split()[6]) < 0.01
     assert survivors(mark) == []
 
     pictures = [images.encode_png(tiny_model.picture(i)) for i in range(2)]
-    asked = [pictures[0], b"no image", pictures[1]]
-    answers = ask_server("models:/contrique@champion", asked, store=store_uri(), seconds=SERVED.serve_seconds)
+    inputs = [pictures[0], b"no image", pictures[1]]
+    answers = ask_server("models:/contrique@champion", inputs, store=store_uri(), seconds=SERVING.serve_seconds)
     scorer = Scorer(parts.encoder, parts.regressor)
     expected = [scorer.judge(data, "x").score for data in pictures]
     assert [answers[i]["score"] for i in (0, 2)] == pytest.approx(expected, abs=1e-3)
@@ -703,17 +703,17 @@ def test_mlflow_serves_a_candidate_before_it_becomes_champion(store, judged, mar
 
 
 @pytest.mark.slow
-def test_a_candidate_that_answers_otherwise_than_it_was_judged_is_withdrawn(store, judged, models, mark):
+def test_a_candidate_that_answers_otherwise_than_it_was_judged_is_withdrawn(store, candidate, models, mark):
     """The best picture was judged one and a half points better than the served model finds it."""
     register(models[1], "monday", "")
     before = state()
-    parts, folder = judged
+    parts, folder = candidate
     path = parts.evaluation.with_name(TEST_SCORES)
     scores = pd.read_parquet(path)
     scores.loc[scores["challenger"].idxmax(), "challenger"] += 1.5 * 1.4
     scores.to_parquet(path)
     with pytest.raises(RegistryError, match=r"version 2 of 'contrique', served by MLflow, scores known picture 4 of 4"):
-        register(parts, "tuesday", "1", SERVED, [folder])
+        register(parts, "tuesday", "1", SERVING, [folder])
     assert state() == before
     assert Registry(CONFIG).load_champion().version == "1"
     assert survivors(mark) == []
@@ -729,7 +729,7 @@ def test_a_candidate_that_cannot_be_loaded_is_withdrawn_and_the_log_says_why(sto
 
     monkeypatch.setattr(registration, "_log_version", log_and_lose)
     with pytest.raises(NotServed, match=r"ended with status 1 \(.*\n(.*\n)*.*ModelChanged: .*ridge.npz cannot be read"):
-        register(models[0], "monday", "", SERVED)
+        register(models[0], "monday", "", SERVING)
     assert state() == ({}, [])
     assert survivors(mark) == []
 
@@ -743,12 +743,12 @@ def test_a_server_that_takes_too_long_is_killed(store, models, mark):
     assert run.data.tags["registration"] == "failed, version 1 deleted"
 
 
-def test_the_known_pictures_are_the_evaluations_from_worst_to_best(judged, tmp_path):
-    parts, folder = judged
-    known = read_known_pictures(tiny_model.candidate(parts, sets=[folder]))
+def test_the_known_pictures_are_the_evaluations_from_worst_to_best(candidate, tmp_path):
+    parts, folder = candidate
+    items = read_known_pictures(tiny_model.candidate(parts, sets=[folder]))
     scores = sorted(pd.read_parquet(parts.evaluation.with_name(TEST_SCORES))["challenger"])
-    assert [item.raw for item in known] == [scores[i] for i in (0, 1, 3, 5)]
-    assert [item.tolerance for item in known] == pytest.approx([0.5 * 1.4] * 4)
+    assert [item.raw for item in items] == [scores[i] for i in (0, 1, 3, 5)]
+    assert [item.tolerance for item in items] == pytest.approx([0.5 * 1.4] * 4)
     shutil.rmtree(folder)
     write_manifest(as_manifest([]), tmp_path / "other")
     with pytest.raises(RegistryError, match=r"images/\d.png: judged by .* in none of the picture sets"):
@@ -756,10 +756,10 @@ def test_the_known_pictures_are_the_evaluations_from_worst_to_best(judged, tmp_p
 
 
 @pytest.mark.slow
-def test_a_champion_served_from_the_stack(stack, judged):
+def test_a_champion_served_from_the_stack(stack, candidate):
     """The whole of it: the server fetches the candidate from S3 through the MLflow server."""
-    parts, folder = judged
-    assert register(parts, "monday", "", SERVED, [folder]).version == "1"
+    parts, folder = candidate
+    assert register(parts, "monday", "", SERVING, [folder]).version == "1"
     assert mlflow.MlflowClient().get_model_version("contrique", "1").tags["proof"].startswith("served by MLflow: 5")
 
 
@@ -777,11 +777,11 @@ class TestFaults:
                 service.start()
                 service.wait()
 
-    def refused(self, parts, match):
-        with pytest.raises(RegistryError, match=match) as told:
+    def check_refusal(self, parts, match):
+        with pytest.raises(RegistryError, match=match) as error:
             register(parts, "tuesday", "1")
-        assert os.environ["MLFLOW_TRACKING_URI"] in str(told.value)
-        assert "\n" not in str(told.value)
+        assert os.environ["MLFLOW_TRACKING_URI"] in str(error.value)
+        assert "\n" not in str(error.value)
 
     def still_monday(self):
         assert Registry(CONFIG).load_champion().version == "1"
@@ -798,7 +798,7 @@ class TestFaults:
         expected = Scorer(models[1].encoder, models[1].regressor).raw([picture])
         assert list(Registry(CONFIG).load_champion().raw([picture])) == list(expected)
 
-    def mended(self, service, models):
+    def check_recovery(self, service, models):
         service.start()
         service.wait()
         self.still_monday()
@@ -806,26 +806,28 @@ class TestFaults:
 
     def test_s3_is_down(self, stack, models):
         stack.s3.stop(0)
-        self.refused(models[1], "check the artifact store behind it")
+        self.check_refusal(models[1], "check the artifact store behind it")
         with pytest.raises(RegistryError, match=r"fetching version 1 failed .* check the artifact store behind it"):
             Registry(CONFIG).load_champion()
-        self.mended(stack.s3, models)
+        self.check_recovery(stack.s3, models)
 
     def test_mlflow_is_down(self, stack, models):
         stack.mlflow.stop(0)
-        self.refused(models[1], r"connecting failed .*; start the server, or correct or unset MLFLOW_TRACKING_URI")
-        self.mended(stack.mlflow, models)
+        self.check_refusal(
+            models[1], r"connecting failed .*; start the server, or correct or unset MLFLOW_TRACKING_URI"
+        )
+        self.check_recovery(stack.mlflow, models)
 
     def test_mlflow_dies_while_a_candidate_is_proven(self, stack, models):
         """The version that it leaves has no champion's tag, shows as never proven, and goes with the next try."""
         with self.mlflow_dying_before("prove", stack):
-            self.refused(models[1], "loading models:/contrique/2 back failed")
-        self.mended(stack.mlflow, models)
+            self.check_refusal(models[1], "loading models:/contrique/2 back failed")
+        self.check_recovery(stack.mlflow, models)
 
     def test_mlflow_dies_before_the_alias_moves(self, stack, models):
         """The version is complete: the next try makes it champion, and makes no other."""
         with self.mlflow_dying_before("move_alias", stack):
-            self.refused(models[1], "making version 2 champion failed")
+            self.check_refusal(models[1], "making version 2 champion failed")
         stack.mlflow.start()
         stack.mlflow.wait()
         assert Registry(CONFIG).load_champion().version == "1"
@@ -847,9 +849,9 @@ class TestFaults:
     def test_postgresql_is_restarted(self, stack, models):
         """MLflow's pooled connections are dead; nobody notices."""
         stack.database.stop()
-        self.mended(stack.database, models)
+        self.check_recovery(stack.database, models)
 
     def test_postgresql_is_down(self, stack, models):
         stack.database.stop(0)
-        self.refused(models[1], "connecting failed")
-        self.mended(stack.database, models)
+        self.check_refusal(models[1], "connecting failed")
+        self.check_recovery(stack.database, models)

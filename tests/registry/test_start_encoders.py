@@ -31,7 +31,7 @@ CONFIG = RegistryConfig(serve_seconds=0)
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
 
@@ -43,7 +43,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def named(name: str) -> tuple[str, str]:
+def resolve_name(name: str) -> tuple[str, str]:
     """SHA-256 of the file and name of its origin."""
     with fetch_encoder(name, CONFIG) as start:
         assert start is not None
@@ -57,19 +57,19 @@ def test_none_is_none() -> None:
 
 
 def test_bundled_is_the_published_one() -> None:
-    assert named("bundled") == (bundled.SHA256[ENCODER], "bundled")
+    assert resolve_name("bundled") == (bundled.SHA256[ENCODER], "bundled")
 
 
 def test_a_file_and_its_folder_are_the_same(file: Path) -> None:
     for name in (str(file), str(file.parent), "run"):
-        assert named(name) == (sha256(file), name)
+        assert resolve_name(name) == (sha256(file), name)
 
 
 def test_a_version_and_its_alias(tmp_path: Path) -> None:
     parts = tiny_model.build(tmp_path / "model")
     registration.register(tiny_model.candidate(parts, ""), config=CONFIG, run="monday")
     for name in ("1", "champion"):
-        assert named(name) == (sha256(parts.encoder), "version 1 of contrique")
+        assert resolve_name(name) == (sha256(parts.encoder), "version 1 of contrique")
 
 
 @pytest.mark.parametrize(("frozen", "use"), [(True, "as it is"), (False, "trained on for 300 steps")])
@@ -90,7 +90,7 @@ def test_an_object_and_its_prefix_in_s3(file: Path, s3: S3) -> None:
     prefix = f"{s3.bucket}/encoders/mine"
     s3_module.upload(file, prefix)
     for name in (prefix, f"{prefix}/", f"{prefix}/{ENCODER}"):
-        assert named(name) == (sha256(file), name)
+        assert resolve_name(name) == (sha256(file), name)
 
 
 def test_nothing_stays_on_this_machine(file: Path, s3: S3) -> None:
@@ -116,10 +116,10 @@ def test_nothing_stays_on_this_machine(file: Path, s3: S3) -> None:
 def test_what_is_no_encoder_is_one_clear_error(name: str, error: type[Exception], words: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.safetensors").write_text("no encoder at all")
-    with pytest.raises(error) as caught, fetch_encoder(name, CONFIG):
+    with pytest.raises(error) as info, fetch_encoder(name, CONFIG):
         pass
-    assert words in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert words in str(info.value)
+    assert "\n" not in str(info.value)
 
 
 def test_an_object_that_is_not_there_is_named(s3: S3) -> None:
@@ -180,8 +180,8 @@ class TestStage:
         assert (frozen.metadata["start"], frozen.metadata["start_name"]) == (sha256(file), str(file))
         names = ("crop", "images", "probe_every", "workers", "threads")
         tiny = {f"pretrain.{name}": getattr(tiny_training.CONFIG, name) for name in names}
-        trained = self.stage(sets, tmp_path / "trained", str(file), tiny | {"pretrain.steps": 2})
-        assert (trained.metadata["steps"], trained.metadata["start"]) == (2, sha256(file))
+        encoder = self.stage(sets, tmp_path / "trained", str(file), tiny | {"pretrain.steps": 2})
+        assert (encoder.metadata["steps"], encoder.metadata["start"]) == (2, sha256(file))
         metadata = read_metadata(tmp_path / "trained" / ENCODER)
         assert (metadata["arch"], metadata["start"]) == ("resnet18", sha256(file)), "its own, not the profile's"
         load_encoder(tmp_path / "trained" / ENCODER)

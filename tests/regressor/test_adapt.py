@@ -27,7 +27,7 @@ ALPHAS = (0.1, 1.0, 10.0, 100.0)
 CONFIG = RegressorConfig(alphas=ALPHAS)
 
 
-def planted(n: int = 60, noise: float = 0.3, seed: int = 0) -> tuple[Any, Any, list[str]]:
+def draw_sample(n: int = 60, noise: float = 0.3, seed: int = 0) -> tuple[Any, Any, list[str]]:
     """Scores that follow the features, two pictures a content."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(n, 12))
@@ -43,36 +43,36 @@ def slow(x: Any, y: Any, contents: list[str], seed: int) -> tuple[float, float]:
         group[test] = k
 
     def cross(rows: Any, alpha: float) -> Any:
-        predicted = np.full(len(y), np.nan)
+        predictions = np.full(len(y), np.nan)
         for k in sorted(set(group[rows])):
             train, test = rows[group[rows] != k], rows[group[rows] == k]
-            predicted[test] = Ridge(alpha=alpha).fit(x[train], y[train]).predict(x[test])
-        return predicted[rows]
+            predictions[test] = Ridge(alpha=alpha).fit(x[train], y[train]).predict(x[test])
+        return predictions[rows]
 
     def best(rows: Any) -> float:
         values = {alpha: srcc(cross(rows, alpha), y[rows]) for alpha in ALPHAS}
         return max(alpha for alpha in ALPHAS if values[alpha] == max(values.values()))
 
-    judged = np.empty(len(y))
+    scores = np.empty(len(y))
     for k in range(ADAPT_FOLDS):
         train, test = np.flatnonzero(group != k), np.flatnonzero(group == k)
-        judged[test] = Ridge(alpha=best(train)).fit(x[train], y[train]).predict(x[test])
-    return best(np.arange(len(y))), srcc(judged, y)
+        scores[test] = Ridge(alpha=best(train)).fit(x[train], y[train]).predict(x[test])
+    return best(np.arange(len(y))), srcc(scores, y)
 
 
 @pytest.mark.parametrize("seed", [0, 3])
 def test_equals_the_slow_nested_loops(seed: int) -> None:
-    x, y, contents = planted(noise=2.0, seed=seed)
-    made = adapt(x, y, contents, config=CONFIG, seed=seed)
+    x, y, contents = draw_sample(noise=2.0, seed=seed)
+    result = adapt(x, y, contents, config=CONFIG, seed=seed)
     alpha, value = slow(x, y, contents, seed)
-    assert made.ridge.alpha == made.summary.alpha == alpha
-    assert made.srcc == pytest.approx(value, abs=1e-12)
+    assert result.ridge.alpha == result.summary.alpha == alpha
+    assert result.srcc == pytest.approx(value, abs=1e-12)
     expected = Ridge(alpha=alpha).fit(x, y)
-    np.testing.assert_allclose(made.ridge.predict(x), expected.predict(x), atol=1e-8)
-    assert made.low <= made.srcc <= made.high
-    assert (made.summary.n, made.summary.contents, made.summary.features_dim) == (60, 30, 12)
-    assert (made.summary.label_low, made.summary.label_high) == (y.min(), y.max())
-    assert same(made, adapt(x, y, contents, config=CONFIG, seed=seed))
+    np.testing.assert_allclose(result.ridge.predict(x), expected.predict(x), atol=1e-8)
+    assert result.low <= result.srcc <= result.high
+    assert (result.summary.n, result.summary.contents, result.summary.features_dim) == (60, 30, 12)
+    assert (result.summary.label_low, result.summary.label_high) == (y.min(), y.max())
+    assert same(result, adapt(x, y, contents, config=CONFIG, seed=seed))
 
 
 def same(a: Adaptation, b: Adaptation) -> bool:
@@ -82,17 +82,17 @@ def same(a: Adaptation, b: Adaptation) -> bool:
 
 
 def test_ranks_what_can_be_ranked_and_claims_nothing_otherwise() -> None:
-    x, y, contents = planted()
+    x, y, contents = draw_sample()
     assert adapt(x, y, contents, config=CONFIG).low > 0.9
     rng = np.random.default_rng(1)
     wide = rng.normal(size=(60, 400))  # fits any 60 scores exactly, and knows nothing of them
-    made = adapt(wide, rng.permutation(y), contents, config=CONFIG)
-    assert made.srcc < 0.4
-    assert made.low < 0 < made.high or made.high < 0.4
+    result = adapt(wide, rng.permutation(y), contents, config=CONFIG)
+    assert result.srcc < 0.4
+    assert result.low < 0 < result.high or result.high < 0.4
 
 
 def test_the_gain_is_that_of_the_same_resamples() -> None:
-    x, y, contents = planted(n=80, noise=1.0)
+    x, y, contents = draw_sample(n=80, noise=1.0)
     rng = np.random.default_rng(5)
     poor, perfect = rng.normal(size=80), 7 * y - 3
     gain = adapt(x, y, contents, config=CONFIG, before=poor).gain
@@ -127,7 +127,7 @@ def test_pictures_of_one_content_stay_together() -> None:
 
 
 def test_refusals() -> None:
-    x, y, contents = planted()
+    x, y, contents = draw_sample()
     with pytest.raises(RegressorError, match="19 scored pictures of 10 contents are too few"):
         adapt(x[:19], y[:19], contents[:19], config=CONFIG)
     with pytest.raises(RegressorError, match="60 scored pictures of 6 contents are too few"):
@@ -171,24 +171,24 @@ def test_the_command_makes_a_model_that_scores(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(house)
     assert main(["adapt", "--labels", "scans/my.csv", "--out", "mine", "--set", "regressor.alphas=[0.01, 1]"]) == 0
-    printed = capsys.readouterr().out
-    assert printed.startswith("mine: 40 pictures of 40 contents, alpha ")
-    assert "SRCC out of fold 0.9" in printed
-    assert "model 1 as it is: SRCC " in printed
-    assert "worth it" in printed
+    output = capsys.readouterr().out
+    assert output.startswith("mine: 40 pictures of 40 contents, alpha ")
+    assert "SRCC out of fold 0.9" in output
+    assert "model 1 as it is: SRCC " in output
+    assert "worth it" in output
     encoder = load_encoder(house / "parts/encoder.safetensors")
     pictures = [np.array(Image.open(house / f"scans/{i}.png")) for i in range(40)]
-    made = adapt(
+    result = adapt(
         extract(pictures, encoder),
         [59.0 - i for i in range(40)],  # the DMOS above, mirrored
         [f"{i}.png" for i in range(40)],
         config=RegressorConfig(alphas=(0.01, 1.0)),
     )
     head = Head.load(house / "mine/regressor")
-    assert head.summary == made.summary
-    np.testing.assert_array_equal(head.ridge.coef, made.ridge.coef)
+    assert head.summary == result.summary
+    np.testing.assert_array_equal(head.ridge.coef, result.ridge.coef)
     scorer = Scorer(house / "mine/encoder.safetensors", house / "mine/regressor")
-    np.testing.assert_allclose(scorer.raw(pictures), made.ridge.predict(extract(pictures, encoder)), atol=1e-5)
+    np.testing.assert_allclose(scorer.raw(pictures), result.ridge.predict(extract(pictures, encoder)), atol=1e-5)
     assert main(["score", "scans/0.png", "scans/39.png", "--model", "mine", "--format", "json"]) == 0
     best, worst = json.loads(capsys.readouterr().out)
     assert best["score"] > 90 > 10 > worst["score"]
@@ -227,16 +227,18 @@ def test_the_command_refuses(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(house)
 
-    def refused(*arguments: str) -> str:
+    def catch_error(*arguments: str) -> str:
         assert main(["adapt", *arguments]) == 2
         error = capsys.readouterr().err
         assert error.splitlines()[-1].startswith("contrique: ")
         return error
 
-    assert "parts: is there already" in refused("--labels", "scans/my.csv", "--out", "parts")
-    assert "none.csv: not found" in refused("--labels", "scans/none.csv", "--out", str(tmp_path / "x"))
-    assert "no version '7'" in refused("--labels", "scans/my.csv", "--model", "7", "--out", str(tmp_path / "x"))
+    assert "parts: is there already" in catch_error("--labels", "scans/my.csv", "--out", "parts")
+    assert "none.csv: not found" in catch_error("--labels", "scans/none.csv", "--out", str(tmp_path / "x"))
+    assert "no version '7'" in catch_error("--labels", "scans/my.csv", "--model", "7", "--out", str(tmp_path / "x"))
     few = house / "scans/few.csv"
     few.write_text("\n".join((house / "scans/my.csv").read_text().splitlines()[:6]))
-    assert "5 scored pictures of 5 contents are too few" in refused("--labels", str(few), "--out", str(tmp_path / "x"))
+    assert "5 scored pictures of 5 contents are too few" in catch_error(
+        "--labels", str(few), "--out", str(tmp_path / "x")
+    )
     assert not list(tmp_path.iterdir())

@@ -65,10 +65,10 @@ def test_a_head_comes_back_as_it_was_saved(folder, tmp_path):
 
 
 def test_each_file_is_read_once(folder, monkeypatch):
-    opened = []
-    monkeypatch.setattr(files, "open_regular", lambda *a, real=files.open_regular: opened.append(a[0].name) or real(*a))
+    names = []
+    monkeypatch.setattr(files, "open_regular", lambda *a, real=files.open_regular: names.append(a[0].name) or real(*a))
     Head.load(folder)
-    assert sorted(opened) == sorted([COEFFICIENTS, DESCRIPTION])
+    assert sorted(names) == sorted([COEFFICIENTS, DESCRIPTION])
 
 
 def test_a_head_from_before_the_contract_still_loads(folder):
@@ -220,9 +220,9 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_folder_is_refused_in_one_line(folder, name):
     HOSTILE[name](folder)
-    with pytest.raises(RegressorError, match="fit it again") as caught:
+    with pytest.raises(RegressorError, match="fit it again") as error:
         Head.load(folder)
-    message = str(caught.value)
+    message = str(error.value)
     assert str(folder) in message
     assert len(message) < 1000
     assert message.isprintable()

@@ -22,12 +22,12 @@ def test_too_few_residuals_give_no_interval(n):
 def test_new_residuals_are_covered_as_often_as_promised(coverage):
     """The promise is on average over the draws that set the radius; heavy tails, so that no normal theory helps."""
     rng = np.random.default_rng(1)
-    covered = []
+    shares = []
     for _ in range(400):
         draws = rng.standard_t(2, size=120)
-        covered.append(np.mean(np.abs(draws[40:]) <= conformal_radius(draws[:40], coverage)))
+        shares.append(np.mean(np.abs(draws[40:]) <= conformal_radius(draws[:40], coverage)))
     exact = np.ceil(41 * coverage) / 41
-    assert np.mean(covered) == pytest.approx(exact, abs=4 * np.std(covered) / np.sqrt(len(covered)))
+    assert np.mean(shares) == pytest.approx(exact, abs=4 * np.std(shares) / np.sqrt(len(shares)))
     assert exact >= coverage
 
 

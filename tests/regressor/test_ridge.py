@@ -54,17 +54,17 @@ def random_tasks(ids, count, seed=0):
     generator = np.random.default_rng(seed)
     tasks = []
     for _ in range(count):
-        away = np.isin(ids, generator.choice(np.unique(ids), 4, replace=False))
-        tasks.append((np.flatnonzero(~away), np.flatnonzero(away)))
+        is_test = np.isin(ids, generator.choice(np.unique(ids), 4, replace=False))
+        tasks.append((np.flatnonzero(~is_test), np.flatnonzero(is_test)))
     return tasks
 
 
 def worst_error(x, y, tasks, predictions):
     """Largest deviation from scikit-learn, in standard deviations of its predictions."""
     worst = 0.0
-    for (train, held_out), predicted in zip(tasks, predictions, strict=True):
-        assert predicted.shape == (len(ALPHAS), len(held_out))
-        for alpha, scores in zip(ALPHAS, predicted, strict=True):
+    for (train, held_out), prediction in zip(tasks, predictions, strict=True):
+        assert prediction.shape == (len(ALPHAS), len(held_out))
+        for alpha, scores in zip(ALPHAS, prediction, strict=True):
             reference = SklearnRidge(alpha=alpha).fit(x[train], y[train]).predict(x[held_out])
             worst = max(worst, np.abs(scores - reference).max() / reference.std())
     return worst
@@ -100,9 +100,9 @@ def test_tasks_with_a_training_part_much_smaller_than_the_whole():
 def test_labels_of_held_out_rows_are_never_read(width):
     x, y, ids = unit_halves(200, width)
     task = (np.flatnonzero(ids > 2), np.flatnonzero(ids <= 2))
-    known = predict_tasks(x, y, [task], ALPHAS)[0]
+    expected = predict_tasks(x, y, [task], ALPHAS)[0]
     y[task[1]] = np.nan
-    np.testing.assert_array_equal(predict_tasks(x, y, [task], ALPHAS)[0], known)
+    np.testing.assert_array_equal(predict_tasks(x, y, [task], ALPHAS)[0], expected)
 
 
 @pytest.mark.parametrize("width", [8, 256])
@@ -111,8 +111,8 @@ def test_float32_features_and_a_shifted_label_change_nothing_else(width):
     x = x.astype(np.float32)
     task = (np.flatnonzero(ids > 2), np.flatnonzero(ids <= 2))
     plain = predict_tasks(x, y, [task], ALPHAS)[0]
-    moved = predict_tasks(x.astype(np.float64) + 3, 2 * y + 1000, [task], ALPHAS)[0]
-    np.testing.assert_allclose(moved, 2 * plain + 1000, atol=1e-4 * y.std())
+    actual = predict_tasks(x.astype(np.float64) + 3, 2 * y + 1000, [task], ALPHAS)[0]
+    np.testing.assert_allclose(actual, 2 * plain + 1000, atol=1e-4 * y.std())
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def exchangeable_set(directory, contents, each=6, seed=0):
 @pytest.mark.parametrize("contents", [400, 40])
 def test_the_interval_covers_the_test_part_as_often_as_promised(tmp_path, contents):
     """With enough contents the validation part sets it alone, with fewer the training part joins out of fold."""
-    covered, total = 0, 0
+    hits, total = 0, 0
     for seed in range(4 if contents > 100 else 20):
         x, y, part = exchangeable_set(tmp_path / f"{seed}", contents, seed=seed)
         summary = fit_set(tmp_path / f"{seed}", tmp_path / f"out{seed}", config=RegressorConfig())
@@ -283,9 +283,9 @@ def test_the_interval_covers_the_test_part_as_often_as_promised(tmp_path, conten
         assert summary.interval_n == (part == "validation").sum() + (0 if alone else (part == "train").sum())
         ridge = Head.load(tmp_path / f"out{seed}").ridge
         test = part == "test"
-        covered += np.sum(np.abs(y[test] - ridge.predict(x[test])) <= summary.interval)
+        hits += np.sum(np.abs(y[test] - ridge.predict(x[test])) <= summary.interval)
         total += test.sum()
-    assert covered / total == pytest.approx(0.9, abs=4 * np.sqrt(0.09 / total))
+    assert hits / total == pytest.approx(0.9, abs=4 * np.sqrt(0.09 / total))
 
 
 def test_residuals_of_training_pictures_come_from_ridges_that_saw_none_of_their_content(tmp_path):
@@ -302,19 +302,19 @@ def test_what_comes_with_a_score_is_fitted_to_the_right_pictures(tmp_path):
     """Human labels, and synthesized pictures of pretraining photographs beside them."""
     feature_set(tmp_path / "features")
     manifest, values = load_set(tmp_path / "features")
-    synthesized = [
+    entries = [
         {"image": f"m{i}.png", "reference": f"p{i % 8}", "split": "pretrain", "kind": "distorted", "level": 3}
         | {"distortion": ["jpeg", "white_noise"][i // 8 % 2], "weak_label": 0.5}
         for i in range(48)
     ]
-    both = as_manifest([*manifest.to_dict("records"), *synthesized])
-    moved = np.random.default_rng(0).normal(size=(48, 16)) + 9 * (np.arange(48) // 8 % 2)[:, None]
-    write_manifest(both, tmp_path / "features")
-    values = np.concatenate([values, moved.astype(np.float32)])
-    save_features(values, list(both["image"]), tmp_path / "features" / FEATURES)
+    table = as_manifest([*manifest.to_dict("records"), *entries])
+    far_values = np.random.default_rng(0).normal(size=(48, 16)) + 9 * (np.arange(48) // 8 % 2)[:, None]
+    write_manifest(table, tmp_path / "features")
+    values = np.concatenate([values, far_values.astype(np.float32)])
+    save_features(values, list(table["image"]), tmp_path / "features" / FEATURES)
     summary = fit_set(tmp_path / "features", tmp_path / "out", config=RegressorConfig())
     assert summary.diagnosis_accuracy == 1.0
     head = Head.load(tmp_path / "out")
-    assert head.diagnosis.suspects(moved[0])[0].distortion == "jpeg"
-    assert head.diagnosis.suspects(moved[8])[0].distortion == "white_noise"
-    assert head.novelty.distance(moved).min() > 1
+    assert head.diagnosis.suspects(far_values[0])[0].distortion == "jpeg"
+    assert head.diagnosis.suspects(far_values[8])[0].distortion == "white_noise"
+    assert head.novelty.distance(far_values).min() > 1

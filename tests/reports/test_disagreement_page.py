@@ -92,13 +92,13 @@ def page(result, tmp_path_factory) -> str:
 
 
 def test_the_page_loads_nothing_and_shows_each_picture_of_a_pair(page, result, photographs):
-    loaded = re.findall(r'(?:src|href)="([^"]*)"', re.sub("&lt;.*?&gt;", "", page))
-    assert all(address.startswith(("data:", "#")) for address in loaded)
+    addresses = re.findall(r'(?:src|href)="([^"]*)"', re.sub("&lt;.*?&gt;", "", page))
+    assert all(address.startswith(("data:", "#")) for address in addresses)
     assert "<script" not in page
-    shown = [address for address in loaded if address.startswith("data:image")]
+    sources = [address for address in addresses if address.startswith("data:image")]
     pictures = [picture for pair in result.pairs for picture in (pair.worse, pair.better)]
-    assert len(shown) == 2 * len(pictures), "whole and middle"
-    for picture, middle in zip(pictures, shown[1::2], strict=True):
+    assert len(sources) == 2 * len(pictures), "whole and middle"
+    for picture, middle in zip(pictures, sources[1::2], strict=True):
         pixels = np.array(Image.open(io.BytesIO(base64.b64decode(middle.partition(",")[2]))).convert("L"), np.int64)
         original = np.asarray(Image.open(picture.path).convert("L"), np.int64)
         assert np.abs(pixels - original).mean() < 3, picture.path

@@ -40,8 +40,8 @@ def test_slices_are_ordered_and_undefined_ones_have_no_bar():
     assert [label.get_text() for label in axes.get_yticklabels()] == ["jitter (2)", "color shift (9)", "jpeg (4)"]
     assert [bar.get_width() for bar in axes.patches] == [-0.2, 0.5]
     assert [list(line.get_xdata()) for line in axes.lines[:2]] == [[-0.5, 0.8], [0.1, 0.8]]
-    shown, not_shown = axes.patches[1].get_facecolor(), axes.patches[0].get_facecolor()
-    assert shown != not_shown, "an interval that reaches zero shows nothing, and is grey"
+    colour, grey = axes.patches[1].get_facecolor(), axes.patches[0].get_facecolor()
+    assert colour != grey, "an interval that reaches zero shows nothing, and is grey"
 
 
 def test_training_curve_draws_loss_and_rate():
@@ -57,9 +57,9 @@ def test_probes_are_drawn_where_they_were_taken():
         {"step": 2, "probe_type": 0.1, "probe_level": 0.3},
         {"step": 4, "probe_type": 1},
     ]
-    drawn = {line.get_label(): line for line in figures.probe_curve(history).axes[0].lines}
-    assert list(drawn["type of distortion"].get_xdata()) == [2, 4]
-    assert list(drawn["level"].get_ydata()) == [0.3]
+    curves = {line.get_label(): line for line in figures.probe_curve(history).axes[0].lines}
+    assert list(curves["type of distortion"].get_xdata()) == [2, 4]
+    assert list(curves["level"].get_ydata()) == [0.3]
 
 
 def test_no_probe_no_figure():
@@ -91,8 +91,8 @@ def test_every_picture_is_on_the_map_once():
     names = ["jpeg", "", "white_noise", "jpeg", "fading"]
     places = np.arange(10.0, dtype=np.float32).reshape(5, 2)
     axes = figures.feature_map(places, names).axes[0]
-    drawn = np.concatenate([marks.get_offsets() for marks in axes.collections])
-    assert sorted(map(tuple, drawn)) == sorted(map(tuple, places))
+    points = np.concatenate([marks.get_offsets() for marks in axes.collections])
+    assert sorted(map(tuple, points)) == sorted(map(tuple, places))
 
 
 @pytest.fixture(scope="module")

@@ -103,8 +103,8 @@ def test_the_page_shows_names_and_obeys_none(run, tmp_path):
 def test_a_figure_draws_a_name_as_it_is(name):
     estimate = {"value": 0.5, "low": 0.1, "high": 0.9}
     bars = figures.svg(figures.slice_bars({name: {"n": 9, "srcc": estimate}}), "slices", name)
-    shown = figures.readable(name)
-    assert f"{shown} (9)" in Elements(bars).text
+    text = figures.readable(name)
+    assert f"{text} (9)" in Elements(bars).text
     places = figures.embed(figures.np.random.default_rng(0).normal(size=(6, 3)).astype("float32"), 0)
     assert figures.svg(figures.feature_map(places, [name] * 6), "features", name)
     assert figures.svg(figures.score_scatter(_scores(), name), "scatter", name)

@@ -30,7 +30,7 @@ VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
 @pytest.fixture(scope="module")
-def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def arguments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return tiny_run.build(tmp_path_factory.mktemp("weak"))
 
 
@@ -39,28 +39,30 @@ def human(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return tiny_run.build(tmp_path_factory.mktemp("human"), "mos", champion=True)
 
 
-def pictures(given: dict[str, Any]) -> Path:
+def pictures(arguments: dict[str, Any]) -> Path:
     """The picture set that the run distorted."""
-    return given["trained"].extract.parent / "distorted"
+    return arguments["trained"].extract.parent / "distorted"
 
 
-def written(folder: Path, given: dict[str, Any], **changed: Any) -> str:
-    write(folder / "report.html", **(given | changed))
+def write_page(folder: Path, arguments: dict[str, Any], **changes: Any) -> str:
+    write(folder / "report.html", **(arguments | changes))
     return (folder / "report.html").read_text()
 
 
 @pytest.fixture(scope="module")
-def page(given, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return written(tmp_path_factory.mktemp("out"), given)
+def page(arguments, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_page(tmp_path_factory.mktemp("out"), arguments)
 
 
 @pytest.fixture(scope="module")
 def human_page(human, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return written(tmp_path_factory.mktemp("out"), human)
+    return write_page(tmp_path_factory.mktemp("out"), human)
 
 
-def told(given: dict[str, Any], name: str) -> Any:
-    path = {"evaluation": given["trained"].evaluation / "evaluation.json", "verdict": given["trained"].verdict}[name]
+def load(arguments: dict[str, Any], name: str) -> Any:
+    path = {"evaluation": arguments["trained"].evaluation / "evaluation.json", "verdict": arguments["trained"].verdict}[
+        name
+    ]
     return json.loads(path.read_text())
 
 
@@ -70,8 +72,8 @@ class Structure(html.parser.HTMLParser):
     def __init__(self, page: str) -> None:
         super().__init__()
         self.open: list[str] = []
-        self.loaded: list[str] = []
-        self.described: list[str] = []
+        self.addresses: list[str] = []
+        self.descriptions: list[str] = []
         self.ids: list[str] = []
         self.feed(page)
 
@@ -82,10 +84,10 @@ class Structure(html.parser.HTMLParser):
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = {name: str(value) for name, value in attrs}
-        self.loaded += [values[name] for name in ("src", "href", "xlink:href") if name in values]
+        self.addresses += [values[name] for name in ("src", "href", "xlink:href") if name in values]
         self.ids += [values["id"]] if "id" in values else []
         if tag in ("img", "svg"):
-            self.described.append(values.get("alt" if tag == "img" else "aria-label", ""))
+            self.descriptions.append(values.get("alt" if tag == "img" else "aria-label", ""))
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -94,8 +96,8 @@ class Structure(html.parser.HTMLParser):
 def test_is_one_file_that_loads_nothing(page):
     structure = Structure(page)
     assert not structure.open
-    assert structure.loaded
-    assert all(one.startswith(("data:", "#")) for one in structure.loaded)
+    assert structure.addresses
+    assert all(address.startswith(("data:", "#")) for address in structure.addresses)
     assert "@import" not in page
     assert not re.search(r"url\((?!#)", page)
     assert "<script" not in page
@@ -103,20 +105,20 @@ def test_is_one_file_that_loads_nothing(page):
 
 def test_links_inside_the_page_lead_somewhere(page):
     structure = Structure(page)
-    assert {one[1:] for one in structure.loaded if one.startswith("#")} <= set(structure.ids)
+    assert {address[1:] for address in structure.addresses if address.startswith("#")} <= set(structure.ids)
 
 
 def test_two_figures_share_no_id_but_of_one_marker(page):
     structure = Structure(page)
-    twice = {one for one in structure.ids if structure.ids.count(one) > 1}
-    shapes = {re.search(rf'<path id="{one}" d="([^"]*)"', page).group(1) for one in twice}
+    twice = {name for name in structure.ids if structure.ids.count(name) > 1}
+    shapes = {re.search(rf'<path id="{name}" d="([^"]*)"', page).group(1) for name in twice}
     assert len(shapes) == len(twice), "an id names two different shapes"
 
 
 def test_every_figure_says_what_it_shows(page):
-    described = Structure(page).described
-    assert len(described) > 20
-    assert all(described)
+    descriptions = Structure(page).descriptions
+    assert len(descriptions) > 20
+    assert all(descriptions)
 
 
 def test_colours_follow_the_page(page):
@@ -129,8 +131,8 @@ def test_colours_follow_the_page(page):
         assert not re.search(r"#0[0-9a-f]0[0-9a-f]0[0-9a-f]|#000000|#ffffff", svg)
 
 
-def test_gives_every_figure_with_its_interval(page, given):
-    evaluation = told(given, "evaluation")
+def test_gives_every_figure_with_its_interval(page, arguments):
+    evaluation = load(arguments, "evaluation")
     for name, judgement, between in (
         ("protocol", evaluation["protocol"], '</td><td class="number">'),
         ("challenger", evaluation["challenger"], '<br><span class="muted">'),
@@ -139,12 +141,12 @@ def test_gives_every_figure_with_its_interval(page, given):
             cells = f"{estimate['value']:.3f}{between}[{estimate['low']:.3f}, {estimate['high']:.3f}]"
             assert cells in page, name
     assert "leave-one-content-out" in page
-    assert told(given, "verdict")["reason"].partition(": ")[2] in page
+    assert load(arguments, "verdict")["reason"].partition(": ")[2] in page
 
 
-def test_says_weak_labels_and_never_mos_of_them(page, given):
+def test_says_weak_labels_and_never_mos_of_them(page, arguments):
     assert "Judged against weak labels" in page
-    for text in (re.sub(r"data:[^\"]*", "", page), model_card(given["trained"])):
+    for text in (re.sub(r"data:[^\"]*", "", page), model_card(arguments["trained"])):
         assert "weak label" in text
         assert "MOS" not in text
         assert "human opinion" not in text
@@ -158,7 +160,7 @@ def test_says_human_scores_of_human_scores(human_page, human):
 
 
 def test_compares_with_the_champion(human_page, human):
-    numbers, champion = told(human, "verdict")["numbers"], told(human, "evaluation")["champion"]
+    numbers, champion = load(human, "verdict")["numbers"], load(human, "evaluation")["champion"]
     assert "champion<br>version 7" in human_page
     assert f"challenger minus champion {numbers['difference']:.3f}" in human_page
     for name in ("jpeg", "white noise"):
@@ -189,14 +191,14 @@ def test_text_from_outside_is_escaped(page):
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
 
 
-def test_lineage_and_registry(page, given):
-    digest = hashlib.sha256((given["trained"].encoder / "encoder.safetensors").read_bytes()).hexdigest()
+def test_lineage_and_registry(page, arguments):
+    digest = hashlib.sha256((arguments["trained"].encoder / "encoder.safetensors").read_bytes()).hexdigest()
     for fact in ("abc.dir", "a-run", "c0de", digest, "contrique version 3", "seed 5", "&#34;steps&#34;: 29"):
         assert fact in page, fact
 
 
-def test_same_run_same_bytes(page, given, tmp_path):
-    assert written(tmp_path, given) == page
+def test_same_run_same_bytes(page, arguments, tmp_path):
+    assert write_page(tmp_path, arguments) == page
 
 
 def test_stays_small(page):
@@ -205,7 +207,7 @@ def test_stays_small(page):
 
 class TestRules:
     def test_are_those_of_the_verdict(self, human):
-        verdict = told(human, "verdict")
+        verdict = load(human, "verdict")
         rules = list(list_rules(verdict))
         assert [rule.observed for rule in rules[:2]] == [
             verdict["numbers"]["challenger_srcc"],
@@ -215,64 +217,65 @@ class TestRules:
         assert all(rule.met for rule in rules) == verdict["promote"]
 
     @pytest.mark.parametrize(
-        ("part", "met"), [({"fall": 0.15}, True), ({"fall": 0.16}, False), ({"fall": None}, False), ({"n": 3}, None)]
+        ("part", "expected"),
+        [({"fall": 0.15}, True), ({"fall": 0.16}, False), ({"fall": None}, False), ({"n": 3}, None)],
     )
-    def test_a_slice_is_judged_as_the_gate_judges_it(self, human, part, met):
-        verdict = told(human, "verdict")
+    def test_a_slice_is_judged_as_the_gate_judges_it(self, human, part, expected):
+        verdict = load(human, "verdict")
         whole = {"n": 4, "challenger": 0.5, "champion": 0.6, "fall": 0.1}
         verdict["numbers"]["slices"] = {"jpeg": whole | part}
-        assert [rule.met for rule in list(list_rules(verdict))[2:]] == ([] if met is None else [met])
+        assert [rule.met for rule in list(list_rules(verdict))[2:]] == ([] if expected is None else [expected])
 
 
-def test_a_hold_without_a_champion(given, tmp_path):
-    verdict = told(given, "verdict") | {"promote": False, "reason": "hold: no"}
+def test_a_hold_without_a_champion(arguments, tmp_path):
+    verdict = load(arguments, "verdict") | {"promote": False, "reason": "hold: no"}
     verdict["numbers"] = {"n": 4, "contents": 2}  # the challenger could not be judged
     (tmp_path / "verdict.json").write_text(json.dumps(verdict))
-    trained = dataclasses.replace(given["trained"], verdict=tmp_path / "verdict.json")
-    text = written(tmp_path, given, trained=trained, outcome={})
+    trained = dataclasses.replace(arguments["trained"], verdict=tmp_path / "verdict.json")
+    text = write_page(tmp_path, arguments, trained=trained, outcome={})
     assert "There is no champion yet" in text
     assert "undefined" in text
     assert "✗ not met" in text
 
 
-def test_the_cross_set_matrix_is_put_in_as_it_is(given, page, tmp_path):
+def test_the_cross_set_matrix_is_put_in_as_it_is(arguments, page, tmp_path):
     (tmp_path / "matrix.html").write_text("<table><tr><td>TID2013 on LIVE</td></tr></table>")
-    assert "<td>TID2013 on LIVE</td>" in written(tmp_path, given, cross_set=tmp_path / "matrix.html")
+    assert "<td>TID2013 on LIVE</td>" in write_page(tmp_path, arguments, cross_set=tmp_path / "matrix.html")
     assert "cross-set" not in page
 
 
-def test_the_interval_of_a_score_is_told_in_points(given, tmp_path):
+def test_the_interval_of_a_score_is_told_in_points(arguments, tmp_path):
     folder = tmp_path / "regressor"
-    shutil.copytree(given["trained"].regressor, folder)
-    fitted = json.loads((folder / "regressor.json").read_text())
-    width = fitted["label_high"] - fitted["label_low"]
-    (folder / "regressor.json").write_text(json.dumps(fitted | {"interval": 0.25 * width, "interval_n": 77}))
-    card = model_card(dataclasses.replace(given["trained"], regressor=folder))
+    shutil.copytree(arguments["trained"].regressor, folder)
+    document = json.loads((folder / "regressor.json").read_text())
+    width = document["label_high"] - document["label_low"]
+    (folder / "regressor.json").write_text(json.dumps(document | {"interval": 0.25 * width, "interval_n": 77}))
+    card = model_card(dataclasses.replace(arguments["trained"], regressor=folder))
     assert "| 90% conformal, ± 25.0 points, from 77 residuals out of fold |" in card
-    (folder / "regressor.json").write_text(json.dumps(fitted | {"interval": None}))
-    assert "conformal" not in model_card(dataclasses.replace(given["trained"], regressor=folder))
+    (folder / "regressor.json").write_text(json.dumps(document | {"interval": None}))
+    assert "conformal" not in model_card(dataclasses.replace(arguments["trained"], regressor=folder))
 
 
-def test_a_run_without_probes_has_one_curve(given, tmp_path):
+def test_a_run_without_probes_has_one_curve(arguments, tmp_path):
     folder = tmp_path / "encoder"
-    shutil.copytree(given["trained"].encoder, folder)
+    shutil.copytree(arguments["trained"].encoder, folder)
     (folder / "history.jsonl").write_text('{"step": 1, "loss": 2.0, "lr": 0.1}\n')
-    text = written(tmp_path, given, trained=dataclasses.replace(given["trained"], encoder=folder))
+    text = write_page(tmp_path, arguments, trained=dataclasses.replace(arguments["trained"], encoder=folder))
     assert len(re.findall("<svg", text)) == 4
     assert "linear probe" not in text
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_page_and_card_say_whose_encoder_it_was(given, frozen, tmp_path):
+def test_page_and_card_say_whose_encoder_it_was(arguments, frozen, tmp_path):
     """Also if its name is markup, and how to make the model again."""
     folder = tmp_path / "encoder"
-    shutil.copytree(given["trained"].encoder, folder)
+    shutil.copytree(arguments["trained"].encoder, folder)
     origin = {"start": "ab" * 32, "start_name": "runs/<b>mine</b>", "frozen": frozen, "steps": 300}
     (folder / "summary.json").write_text(json.dumps(origin))
     if frozen:
         (folder / "history.jsonl").write_text("")
-    trained = dataclasses.replace(given["trained"], encoder=folder, config=resolve("demo"))
-    card, text = model_card(trained), written(tmp_path, given, trained=trained)
+    trained = dataclasses.replace(arguments["trained"], encoder=folder, config=resolve("demo"))
+    card, text = model_card(trained), write_page(tmp_path, arguments, trained=trained)
     assert f"SHA-256 {'ab' * 32}, {'used as it is' if frozen else 'trained on from'} |" in card
     assert ("nothing was pretrained" in text) == frozen
     assert "<b>mine" not in text
@@ -290,40 +293,40 @@ def test_page_and_card_say_whose_encoder_it_was(given, frozen, tmp_path):
         ("regressor", "regressor.json"),
     ],
 )
-def test_a_missing_file_is_named(given, name, file, tmp_path):
-    trained = dataclasses.replace(given["trained"], **{name: tmp_path})
+def test_a_missing_file_is_named(arguments, name, file, tmp_path):
+    trained = dataclasses.replace(arguments["trained"], **{name: tmp_path})
     with pytest.raises(ReportError, match=file):
-        write(tmp_path / "report.html", **(given | {"trained": trained}))
+        write(tmp_path / "report.html", **(arguments | {"trained": trained}))
     assert not (tmp_path / "report.html").exists()
 
 
 @pytest.mark.parametrize("text", ['{"step": 1, "loss": 2.0, "lr": 0.1}\n{"step": 2, "lo', "[1, 2"])
-def test_a_damaged_file_is_named(given, text, tmp_path):
-    shutil.copytree(given["trained"].encoder, tmp_path / "encoder")
+def test_a_damaged_file_is_named(arguments, text, tmp_path):
+    shutil.copytree(arguments["trained"].encoder, tmp_path / "encoder")
     (tmp_path / "encoder" / "history.jsonl").write_text(text)
     with pytest.raises(ReportError, match=r"history\.jsonl: not valid JSON"):
-        model_card(dataclasses.replace(given["trained"], encoder=tmp_path / "encoder"))
+        model_card(dataclasses.replace(arguments["trained"], encoder=tmp_path / "encoder"))
 
 
 class TestContactSheet:
-    def test_shows_the_middle_of_the_pictures_by_rising_level(self, given):
-        sheet = contact_sheet(pictures(given))
+    def test_shows_the_middle_of_the_pictures_by_rising_level(self, arguments):
+        sheet = contact_sheet(pictures(arguments))
         assert {name: [level for level, _ in tiles] for name, tiles in sheet.rows.items()} == {
             name: [1, 2, 3, 4] for name in tiny_run.NAMES
         }
         assert list(sheet.rows) == ["jpeg", "white_noise"], "in the order of the bank"
         for name, tiles in sheet.rows.items():
             for level, uri in tiles:
-                shown = decoded(uri)
-                assert shown.shape == (100, TILE[0], 3)
-                assert likest(shown, pictures(given), slice(24, 216)) == f"0{tiny_run.NAMES.index(name)}-{level}"
+                tile = decode(uri)
+                assert tile.shape == (100, TILE[0], 3)
+                assert likest(tile, pictures(arguments), slice(24, 216)) == f"0{tiny_run.NAMES.index(name)}-{level}"
 
-    def test_begins_with_the_photograph(self, given):
-        shown = decoded(contact_sheet(pictures(given)).photograph)
-        assert likest(shown, pictures(given)) == "0-0"
+    def test_begins_with_the_photograph(self, arguments):
+        tile = decode(contact_sheet(pictures(arguments)).photograph)
+        assert likest(tile, pictures(arguments)) == "0-0"
 
-    def test_of_photographs_alone_is_none(self, given, tmp_path):
-        manifest = read_manifest(pictures(given))
+    def test_of_photographs_alone_is_none(self, arguments, tmp_path):
+        manifest = read_manifest(pictures(arguments))
         write_manifest(manifest.assign(distortion="", level=0), tmp_path)
         assert contact_sheet(tmp_path) is None
 
@@ -331,46 +334,46 @@ class TestContactSheet:
 Pixels = np.ndarray[Any, np.dtype[Any]]
 
 
-def decoded(uri: str) -> Pixels:
+def decode(uri: str) -> Pixels:
     return np.array(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))
 
 
-def likest(shown: Pixels, folder: Path, columns: slice = slice(None)) -> str:
+def likest(tile: Pixels, folder: Path, columns: slice = slice(None)) -> str:
     """The picture of a folder, cut to some columns, that a JPEG of it is likest to."""
     likeness = {
-        path.stem: np.corrcoef(shown.mean(axis=2).ravel(), images.read(path)[:, columns].mean(axis=2).ravel())[0, 1]
+        path.stem: np.corrcoef(tile.mean(axis=2).ravel(), images.read(path)[:, columns].mean(axis=2).ravel())[0, 1]
         for path in folder.glob("*.png")
     }
     return max(likeness, key=lambda name: likeness[name])
 
 
 @pytest.fixture(scope="module")
-def scores(given) -> pd.DataFrame:
-    return pd.read_parquet(given["trained"].evaluation / "test_scores.parquet")
+def scores(arguments) -> pd.DataFrame:
+    return pd.read_parquet(arguments["trained"].evaluation / "test_scores.parquet")
 
 
 @pytest.fixture(scope="module")
-def card(given) -> str:
-    return model_card(given["trained"])
+def card(arguments) -> str:
+    return model_card(arguments["trained"])
 
 
 class TestExtremes:
-    def test_are_what_the_scores_say(self, given, scores):
-        best, worst, far = extremes(scores, pictures(given)).values()
-        ordered = scores.sort_values("challenger")
-        assert [one.predicted for one in worst] == list(ordered["challenger"][:EXTREMES])
-        assert [one.predicted for one in best] == list(ordered["challenger"][::-1][:EXTREMES])
+    def test_are_what_the_scores_say(self, arguments, scores):
+        best, worst, far = extremes(scores, pictures(arguments)).values()
+        ranking = scores.sort_values("challenger")
+        assert [picture.predicted for picture in worst] == list(ranking["challenger"][:EXTREMES])
+        assert [picture.predicted for picture in best] == list(ranking["challenger"][::-1][:EXTREMES])
         error = np.sort(np.abs(scores["challenger"] - scores["label"]))[::-1]
-        assert [abs(one.predicted - one.label) for one in far] == pytest.approx(list(error[:EXTREMES]))
+        assert [abs(picture.predicted - picture.label) for picture in far] == pytest.approx(list(error[:EXTREMES]))
 
-    def test_show_the_picture_that_they_name(self, given, scores):
+    def test_show_the_picture_that_they_name(self, arguments, scores):
         rows = scores[scores["distortion"] == "jpeg"].nlargest(1, "challenger")
-        (shown, *_), *_ = extremes(rows, pictures(given)).values()
+        (picture, *_), *_ = extremes(rows, pictures(arguments)).values()
         name = rows["image"].iloc[0].removesuffix(".png")
-        assert shown.version == f"jpeg {name[-1]}"
-        assert likest(decoded(shown.uri), pictures(given)) == name
+        assert picture.version == f"jpeg {name[-1]}"
+        assert likest(decode(picture.uri), pictures(arguments)) == name
 
-    def test_of_a_picture_that_is_nowhere(self, given, scores, tmp_path):
+    def test_of_a_picture_that_is_nowhere(self, arguments, scores, tmp_path):
         write_manifest(as_manifest([]), tmp_path)
         with pytest.raises(ReportError, match="in none of"):
             extremes(scores, tmp_path)
@@ -379,7 +382,7 @@ class TestExtremes:
 def with_attacks(run: dict[str, Any], folder: Path) -> tuple[str, str]:
     """Card and page of a run whose models were attacked."""
     trained = tiny_run.add_attacks(run["trained"], folder)
-    return model_card(trained), written(folder, run, trained=trained)
+    return model_card(trained), write_page(folder, run, trained=trained)
 
 
 class TestModelCard:
@@ -418,8 +421,8 @@ class TestModelCard:
         assert "Gaming" not in card
         assert 'id="gaming"' not in page
 
-    def test_figures_come_with_intervals(self, card, given):
-        for judgement in (told(given, "evaluation")["protocol"], told(given, "evaluation")["challenger"]):
+    def test_figures_come_with_intervals(self, card, arguments):
+        for judgement in (load(arguments, "evaluation")["protocol"], load(arguments, "evaluation")["challenger"]):
             for name, estimate in judgement["metrics"].items():
                 interval = f"[{estimate['low']:.3f}, {estimate['high']:.3f}]"
                 assert f"| {METRICS[name]} | {estimate['value']:.3f} | {interval} |" in card
@@ -428,8 +431,8 @@ class TestModelCard:
         assert "| direction | higher is better |" in card
         assert "| range | 0 to 100 |" in card
 
-    def test_limits_follow_from_the_slices(self, given, tmp_path):
-        evaluation = told(given, "evaluation")
+    def test_limits_follow_from_the_slices(self, arguments, tmp_path):
+        evaluation = load(arguments, "evaluation")
         estimate = evaluation["protocol"]["metrics"]["srcc"]
         evaluation["protocol"]["slices"] = {
             name: {"n": 9, "srcc": srcc}
@@ -439,9 +442,9 @@ class TestModelCard:
                 ("lens_blur", None),
             )
         }
-        shutil.copytree(given["trained"].evaluation, tmp_path / "evaluation")
+        shutil.copytree(arguments["trained"].evaluation, tmp_path / "evaluation")
         (tmp_path / "evaluation" / "evaluation.json").write_text(json.dumps(evaluation))
-        card = model_card(dataclasses.replace(given["trained"], evaluation=tmp_path / "evaluation"))
+        card = model_card(dataclasses.replace(arguments["trained"], evaluation=tmp_path / "evaluation"))
         assert "is above zero) for: jpeg.\n" in card
         assert "(the interval reaches zero) for: sharpen.\n" in card
         assert "It is undefined for: lens blur.\n" in card
@@ -462,9 +465,9 @@ class TestModelCard:
         assert "Code: Apache-2.0." in card
         assert "| CC0-1.0 | 45 |" in card
 
-    def test_is_the_same_each_time(self, card, given):
-        assert model_card(given["trained"]) == card
+    def test_is_the_same_each_time(self, card, arguments):
+        assert model_card(arguments["trained"]) == card
 
 
-def test_every_metric_has_a_name(given):
-    assert set(told(given, "evaluation")["protocol"]["metrics"]) <= METRICS.keys()
+def test_every_metric_has_a_name(arguments):
+    assert set(load(arguments, "evaluation")["protocol"]["metrics"]) <= METRICS.keys()

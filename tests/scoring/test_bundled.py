@@ -38,9 +38,9 @@ def test_the_command_line_says_which_model_answers(photographs: Path, tmp_path: 
     paths = sorted(map(str, (photographs / "images").iterdir()))[:3]
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     command = [sys.executable, "-m", "contrique.cli", "score", "--format", "json", *paths]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    results = json.loads(done.stdout)
+    process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    results = json.loads(process.stdout)
     assert [item["model"] for item in results] == ["bundled"] * 3
     assert all(0 < item["score"] < 100 and item["interval"] for item in results)
 
@@ -73,8 +73,8 @@ def test_beside_its_reference_an_identical_picture_is_perfect(
     scorer: Scorer, photographs: Path, tmp_path: Path
 ) -> None:
     path = photographs / "images" / "coffee.png"
-    blurred = distortions.distort(images.as_float(images.read(str(path))), "gaussian_blur", 4, np.random.default_rng(0))
-    (tmp_path / "blurred.png").write_bytes(images.encode_png(images.as_uint8(blurred)))
+    blur = distortions.distort(images.as_float(images.read(str(path))), "gaussian_blur", 4, np.random.default_rng(0))
+    (tmp_path / "blurred.png").write_bytes(images.encode_png(images.as_uint8(blur)))
     same, worse = compare(scorer, load_full_reference(), path, [path, tmp_path / "blurred.png"])
     assert isinstance(same, Comparison)
     assert isinstance(worse, Comparison)

@@ -29,9 +29,9 @@ def head(scorer: Scorer) -> FullReference:
         picture = tiny_model.picture(seed)
         for level in range(1, 6):
             rng = np.random.default_rng(level)
-            blurred = distortions.distort(images.as_float(picture), "gaussian_blur", level, rng)
+            blur = distortions.distort(images.as_float(picture), "gaussian_blur", level, rng)
             originals.append(scorer.features(picture))
-            versions.append(scorer.features(images.as_uint8(blurred)))
+            versions.append(scorer.features(images.as_uint8(blur)))
             labels.append(1 - 0.15 * level)
     return fit_full_reference(np.stack(versions), np.stack(originals), labels, 0.1, perfect=1.0)
 
@@ -56,8 +56,8 @@ def test_no_picture_is_above_its_reference_and_quality_falls_with_blur(
     reference = write(picture, tmp_path / "reference.png")
     paths = []
     for level in range(1, 6):
-        blurred = distortions.distort(images.as_float(picture), "gaussian_blur", level, np.random.default_rng(0))
-        paths.append(write(images.as_uint8(blurred), tmp_path / f"{level}.png"))
+        blur = distortions.distort(images.as_float(picture), "gaussian_blur", level, np.random.default_rng(0))
+        paths.append(write(images.as_uint8(blur), tmp_path / f"{level}.png"))
     scores = [item.score for item in compare(scorer, head, reference, paths) if isinstance(item, Comparison)]
     assert len(scores) == 5
     assert max(scores) <= 100
@@ -81,9 +81,9 @@ def test_what_cannot_be_compared_is_named_and_the_rest_goes_on(
 def test_a_head_is_read_as_it_was_written(head: FullReference, tmp_path: Path) -> None:
     path = tmp_path / "head.npz"
     head.save(path)
-    again = FullReference.load(path)
-    np.testing.assert_allclose(again.coef, head.coef, rtol=1e-6)
-    assert (again.perfect, again.alpha, again.worst) == (head.perfect, head.alpha, head.worst)
+    copy = FullReference.load(path)
+    np.testing.assert_allclose(copy.coef, head.coef, rtol=1e-6)
+    assert (copy.perfect, copy.alpha, copy.worst) == (head.perfect, head.alpha, head.worst)
     first = path.read_bytes()
     head.save(path)
     assert path.read_bytes() == first
@@ -113,8 +113,8 @@ def test_the_command_line_compares(photographs: Path, tmp_path: Path, capsys: py
     original = photographs / "images" / "coffee.png"
     (tmp_path / "broken.png").write_bytes(b"no picture")
     assert main(["compare", str(original), str(original), str(tmp_path / "broken.png"), "--format", "json"]) == 1
-    same, broken = json.loads(capsys.readouterr().out)
+    same, failure = json.loads(capsys.readouterr().out)
     assert (same["score"], same["model"]) == (100.0, "bundled")
-    assert "broken.png" in broken["error"]
+    assert "broken.png" in failure["error"]
     assert main(["compare", str(original), str(original), "--model", str(tmp_path)]) == 2
     assert "has no full-reference head" in capsys.readouterr().err

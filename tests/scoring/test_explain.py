@@ -28,7 +28,7 @@ def scorer(parts):
     return Scorer(parts.encoder, parts.regressor)
 
 
-def synthesized(photographs=20, width=40, seed=0):
+def draw_features(photographs=20, width=40, seed=0):
     """Features in which each distortion has a direction of its own, and each level its length."""
     rng = np.random.default_rng(seed)
     directions = dict(zip(("jpeg", "white_noise", "gaussian_blur"), np.eye(width), strict=False))
@@ -36,22 +36,22 @@ def synthesized(photographs=20, width=40, seed=0):
     for i in range(photographs):
         base = 1 + 0.3 * rng.normal(size=width)
         for name, level in [("", 0), *((name, level) for name in directions for level in range(1, 6))]:
-            moved = base + (level and 1 + level) * directions.get(name, 0) + 0.1 * rng.normal(size=width)
-            rows.append((moved, name, level, f"photo{i}"))
+            point = base + (level and 1 + level) * directions.get(name, 0) + 0.1 * rng.normal(size=width)
+            rows.append((point, name, level, f"photo{i}"))
     x, names, levels, contents = zip(*rows, strict=True)
     return np.array(x, np.float32), list(names), list(levels), list(contents)
 
 
 def test_the_head_names_distortions_and_levels_of_photographs_it_never_saw():
-    head, accuracy = fit_diagnosis(*synthesized())
-    x, names, levels, _ = synthesized(seed=1)
-    told = [head.suspects(row)[0] for row in x]
+    head, accuracy = fit_diagnosis(*draw_features())
+    x, names, levels, _ = draw_features(seed=1)
+    answers = [head.suspects(row)[0] for row in x]
     truth = [
         (PRISTINE, 0) if not n or (n, k) == ("gaussian_blur", 1) else (n, k) for n, k in zip(names, levels, strict=True)
     ]
     assert accuracy > 0.85
-    assert np.mean([item.distortion == name for item, (name, _) in zip(told, truth, strict=True)]) > 0.85
-    right = [(item.level, level) for item, (name, level) in zip(told, truth, strict=True) if item.distortion == name]
+    assert np.mean([item.distortion == name for item, (name, _) in zip(answers, truth, strict=True)]) > 0.85
+    right = [(item.level, level) for item, (name, level) in zip(answers, truth, strict=True) if item.distortion == name]
     assert np.mean([abs(a - b) for a, b in right]) < 0.6
     for row in x[:20]:
         suspects = head.suspects(row)
@@ -62,9 +62,13 @@ def test_the_head_names_distortions_and_levels_of_photographs_it_never_saw():
 
 def test_with_levels_of_one_it_is_scikit_learns_discriminant():
     """One level a distortion: the covariance is then that of the classes, as scikit-learn has it."""
-    x, names, levels, contents = synthesized()
-    kept = [i for i, (name, level) in enumerate(zip(names, levels, strict=True)) if level == 3 or not name]
-    x, names, contents = x[kept].astype(np.float64), [names[i] or PRISTINE for i in kept], [contents[i] for i in kept]
+    x, names, levels, contents = draw_features()
+    indices = [i for i, (name, level) in enumerate(zip(names, levels, strict=True)) if level == 3 or not name]
+    x, names, contents = (
+        x[indices].astype(np.float64),
+        [names[i] or PRISTINE for i in indices],
+        [contents[i] for i in indices],
+    )
     head, _ = fit_diagnosis(
         x, ["" if n == PRISTINE else n for n in names], [3 * (n != PRISTINE) for n in names], contents
     )
@@ -75,8 +79,8 @@ def test_with_levels_of_one_it_is_scikit_learns_discriminant():
 
 
 def test_too_few_photographs_give_no_head():
-    assert fit_diagnosis(*synthesized(MIN_CONTENTS - 1)) == (None, None)
-    x, _, _, contents = synthesized()
+    assert fit_diagnosis(*draw_features(MIN_CONTENTS - 1)) == (None, None)
+    x, _, _, contents = draw_features()
     assert fit_diagnosis(x, [""] * len(x), [0] * len(x), contents) == (None, None)
 
 
@@ -110,14 +114,14 @@ def test_each_patch_is_its_own_vector_through_the_ridge(scorer, parts):
 
 def test_an_explanation_holds_the_score_and_needs_no_head(scorer):
     picture = tiny_model.picture(3, 96, 130)
-    told = explain(scorer, picture, "mine")
-    assert told.score.path == "mine"
-    assert told.score.score == scorer.score([picture])[0]
-    assert told.suspects is None
-    assert (told.heat >= 0).all()
-    assert (told.heat <= 100).all()
-    plain = json.loads(json.dumps(explanation_as_dict(told), allow_nan=False))
-    assert np.shape(plain["heat"]) == told.heat.shape
+    explanation = explain(scorer, picture, "mine")
+    assert explanation.score.path == "mine"
+    assert explanation.score.score == scorer.score([picture])[0]
+    assert explanation.suspects is None
+    assert (explanation.heat >= 0).all()
+    assert (explanation.heat <= 100).all()
+    plain = json.loads(json.dumps(explanation_as_dict(explanation), allow_nan=False))
+    assert np.shape(plain["heat"]) == explanation.heat.shape
     assert plain["suspects"] is None
     with pytest.raises(ImageTooSmall):
         explain(scorer, tiny_model.picture(0, 63, 99))
@@ -127,40 +131,40 @@ def test_the_overlay_is_red_where_it_is_bad_and_blue_where_it_is_good():
     picture = np.full((128, 192, 3), 120, np.uint8)
     heat = np.zeros((4, 6), np.float32)
     heat[:, 3:] = 100
-    drawn = overlay(picture, heat).astype(int)
-    assert drawn.shape == picture.shape
-    assert (drawn[:, :60, 0] > drawn[:, :60, 2] + 50).all()
-    assert (drawn[:, 100:, 2] > drawn[:, 100:, 0] + 50).all()
+    pixels = overlay(picture, heat).astype(int)
+    assert pixels.shape == picture.shape
+    assert (pixels[:, :60, 0] > pixels[:, :60, 2] + 50).all()
+    assert (pixels[:, 100:, 2] > pixels[:, 100:, 0] + 50).all()
     np.testing.assert_array_equal(overlay(picture, heat, 0.0), picture)
     smaller = overlay(picture, heat, max_side=96).astype(int)
     assert smaller.shape == (64, 96, 3)
-    np.testing.assert_allclose(smaller, drawn[::2, ::2], atol=12)
+    np.testing.assert_allclose(smaller, pixels[::2, ::2], atol=12)
 
 
 def test_the_command(parts, tmp_path, capsys):
-    head, _ = fit_diagnosis(*synthesized(width=2 * 512))
+    head, _ = fit_diagnosis(*draw_features(width=2 * 512))
     model = tmp_path / "model"
     dataclasses.replace(Head.load(parts.regressor), diagnosis=head).save(model / "regressor")
     (model / "encoder.safetensors").write_bytes(parts.encoder.read_bytes())
     picture = tiny_model.picture(5, 100, 140)
     (tmp_path / "in.png").write_bytes(images.encode_png(picture))
-    given = ["explain", str(tmp_path / "in.png"), "--out", str(tmp_path / "heat.png"), "--model", str(model)]
-    assert main(given) == 0
-    told = capsys.readouterr().out
+    arguments = ["explain", str(tmp_path / "in.png"), "--out", str(tmp_path / "heat.png"), "--model", str(model)]
+    assert main(arguments) == 0
+    output = capsys.readouterr().out
     assert images.read(tmp_path / "heat.png").shape == picture.shape
-    assert "in.png" in told
-    assert told.count("%") >= 3
-    assert main([*given, "--format", "json"]) == 0
+    assert "in.png" in output
+    assert output.count("%") >= 3
+    assert main([*arguments, "--format", "json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert {item["distortion"] for item in answer["suspects"]} == {"gaussian_blur", "jpeg", PRISTINE, "white_noise"}
     assert answer["score"] == Scorer(model / "encoder.safetensors", model / "regressor").score([picture])[0]
     (tmp_path / "in.png").write_bytes(b"")
-    assert main(given) == 2
+    assert main(arguments) == 2
     assert "in.png: the file is empty" in capsys.readouterr().err
 
 
 def test_rows_that_do_not_fit_together_are_refused():
-    head, _ = fit_diagnosis(*synthesized())
+    head, _ = fit_diagnosis(*draw_features())
     assert ANY in head.levels
     with pytest.raises(ValueError):
         Diagnosis(head.coef, head.intercept[:-1], head.distortions, head.levels)

@@ -62,10 +62,10 @@ def observation(
 def test_scores_are_those_of_score_and_failures_keep_their_place(model, folder):
     scorer = Scorer(model / "encoder.safetensors", model / "regressor")
     plain = list(scorer.score_paths([folder]))
-    noted = list(observe(scorer, find_images([folder])))
-    assert [item.score if isinstance(item, Observation) else item for item in noted] == plain
-    assert sum(isinstance(item, Failure) for item in noted) == 2
-    for item in noted:
+    items = list(observe(scorer, find_images([folder])))
+    assert [item.score if isinstance(item, Observation) else item for item in items] == plain
+    assert sum(isinstance(item, Failure) for item in items) == 2
+    for item in items:
         if isinstance(item, Observation):
             assert item.phash == images.perceptual_hash(images.read(item.score.path))
             assert item.taken == datetime.fromtimestamp(Path(item.score.path).stat().st_mtime).date().isoformat()
@@ -134,13 +134,13 @@ def test_a_table_holds_every_result(tmp_path, suffix):
 def test_bars_and_groups_by_hand():
     items = [observation(f"{i}.png", value) for i, value in enumerate([0, 4.99, 5, 99.9, 100])]
     assert page.count_bars(items) == [2, 1, *[0] * 16, 0, 2]
-    named = [("b", items[0]), ("a", items[1]), ("b", items[4])]
-    assert [(group.name, group.count, group.median) for group in page.group_by(named)] == [
+    pairs = [("b", items[0]), ("a", items[1]), ("b", items[4])]
+    assert [(group.name, group.count, group.median) for group in page.group_by(pairs)] == [
         ("b", 2, 50.0),
         ("a", 1, 4.99),
     ]
-    assert [group.name for group in page.group_by(named, by_name=True)] == ["a", "b"]
-    assert page.group_by(named[:1]) == []
+    assert [group.name for group in page.group_by(pairs, by_name=True)] == ["a", "b"]
+    assert page.group_by(pairs[:1]) == []
 
 
 def test_the_page_in_a_browser(model, folder, tmp_path, capsys):
@@ -183,14 +183,14 @@ def test_a_wrong_suffix_is_said_before_anything_is_scored(tmp_path, capsys):
 
 class TestWatching:
     def test_a_picture_comes_when_it_is_whole_and_again_when_it_changes(self, folder):
-        copied = folder / "new.png"
+        copy = folder / "new.png"
         content = (folder / "sea.png").read_bytes()
         steps = iter(
             [
                 lambda: None,
-                lambda: copied.write_bytes(content[:100]),
-                lambda: copied.write_bytes(content[:200]),
-                lambda: copied.write_bytes(content),
+                lambda: copy.write_bytes(content[:100]),
+                lambda: copy.write_bytes(content[:200]),
+                lambda: copy.write_bytes(content),
                 lambda: None,
                 lambda: None,
                 lambda: os.utime(folder / "sea.png", ns=(1, 1)),
@@ -208,7 +208,7 @@ class TestWatching:
         first = next(batches)
         assert len(looks) == 1
         assert sorted(path.relative_to(folder).as_posix() for path in first) == sorted(NAMES)
-        assert next(batches) == [copied]
+        assert next(batches) == [copy]
         assert len(looks) == 5
         assert next(batches) == [folder / "sea.png"]
 

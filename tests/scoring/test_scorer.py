@@ -58,8 +58,8 @@ def by_hand(picture, parts):
     for scale in (picture, half):
         x = torch.from_numpy(scale.transpose(2, 0, 1)[None] / 255.0)
         with torch.no_grad():
-            pooled = encoder.maps(x)[0].mean(dim=(1, 2)).numpy()
-        features.append(pooled / np.linalg.norm(pooled))
+            means = encoder.maps(x)[0].mean(dim=(1, 2)).numpy()
+        features.append(means / np.linalg.norm(means))
     return float(np.concatenate(features) @ ridge.coef + ridge.intercept)
 
 
@@ -104,8 +104,8 @@ def test_the_contract_comes_with_the_score(scorer, folder):
 
 
 def test_files_folders_and_globs(folder, monkeypatch):
-    def names(*given):
-        return [found.relative_to(folder).as_posix() for found in find_images(given)]
+    def names(*inputs):
+        return [file.relative_to(folder).as_posix() for file in find_images(inputs)]
 
     everything = ["a.PNG", "b.png", "sub/c.png", "sub/deeper/d.bmp"]
     assert names(folder) == everything
@@ -159,27 +159,27 @@ def test_an_unreadable_folder_is_named(tmp_path):
     (tmp_path / "closed").mkdir()
     (tmp_path / "a.png").write_bytes(b"x")
     (tmp_path / "closed").chmod(0)
-    found = list(find_images([tmp_path]))
+    items = list(find_images([tmp_path]))
     if os.geteuid() == 0:  # nothing is closed to root
-        assert found == [tmp_path / "a.png"]
+        assert items == [tmp_path / "a.png"]
     else:
-        assert found[0] == tmp_path / "a.png"
-        assert found[1].path == str(tmp_path / "closed")
+        assert items[0] == tmp_path / "a.png"
+        assert items[1].path == str(tmp_path / "closed")
     (tmp_path / "closed").chmod(0o700)
 
 
 def test_paths_are_taken_a_few_ahead(scorer, folder):
-    taken = []
+    numbers = []
 
     def endless():
         for number in itertools.count():
-            taken.append(number)
+            numbers.append(number)
             yield folder / "b.png"
 
     first = list(itertools.islice(scorer.score_paths(endless()), 3))
     assert len(first) == 3
     pixels = 70 * 101
-    assert len(taken) <= 3 + AHEAD + 2 * BATCH_PIXELS["cpu"] // pixels
+    assert len(numbers) <= 3 + AHEAD + 2 * BATCH_PIXELS["cpu"] // pixels
 
 
 def test_parts_that_do_not_belong_together(parts, tmp_path):
@@ -244,15 +244,15 @@ def test_the_table_says_how_to_read_it(results):
 def test_results_are_written_as_they_come(results):
     for form in ("table", "json", "csv"):
         file = io.StringIO()
-        seen = []
+        sizes = []
 
-        def items(file=file, seen=seen):
+        def items(file=file, sizes=sizes):
             for item in results:
-                seen.append(len(file.getvalue()))
+                sizes.append(len(file.getvalue()))
                 yield item
 
         write_results(items(), file, form)
-        assert seen[0] < seen[1] < seen[2] < len(file.getvalue())
+        assert sizes[0] < sizes[1] < sizes[2] < len(file.getvalue())
 
 
 @pytest.fixture
@@ -270,10 +270,10 @@ def sets(tmp_path):
 def test_rescore_finds_each_rows_picture(scorer, sets):
     manifests = [pd.read_parquet(root / "manifest.parquet") for root in sets]
     rows = pd.concat(manifests).iloc[[4, 0, 5, 2]]
-    wanted = [sets[1] / "1.png", sets[0] / "0.png", sets[1] / "2.png", sets[0] / "2.png"]
+    expected = [sets[1] / "1.png", sets[0] / "0.png", sets[1] / "2.png", sets[0] / "2.png"]
     champion = Rescore(scorer, sets)
     assert champion.version == "7"
-    np.testing.assert_array_equal(champion(rows), scorer.raw(images.read(path) for path in wanted))
+    np.testing.assert_array_equal(champion(rows), scorer.raw(images.read(path) for path in expected))
 
 
 def test_rescore_refuses_rows_it_cannot_find(scorer, sets):
@@ -286,7 +286,7 @@ def test_rescore_refuses_rows_it_cannot_find(scorer, sets):
 
 
 @pytest.fixture(scope="module")
-def contracted(parts, tmp_path_factory):
+def contract_scorer(parts, tmp_path_factory):
     """The same model with an interval of 7 points of its scale and a bank of pictures like those of tiny_model."""
     head = Head.load(parts.regressor)
     pictures = [tiny_model.picture(i) for i in range(100, 140)]
@@ -298,40 +298,40 @@ def contracted(parts, tmp_path_factory):
     return Scorer(parts.encoder, folder, version="8")
 
 
-def test_the_interval_is_around_the_score_and_inside_the_range(contracted):
-    seen = []
+def test_the_interval_is_around_the_score_and_inside_the_range(contract_scorer):
+    widths = []
     for i in range(12):
-        item = contracted.judge(images.encode_png(tiny_model.picture(i)), "x")
+        item = contract_scorer.judge(images.encode_png(tiny_model.picture(i)), "x")
         centre = 100 * (item.raw + 20) / 140
         assert item.interval == pytest.approx((np.clip(centre - 7, 0, 100), np.clip(centre + 7, 0, 100)))
         assert item.interval[0] <= item.score <= item.interval[1]
-        seen.append(item.interval[1] - item.interval[0])
-    assert max(seen) == pytest.approx(14)
+        widths.append(item.interval[1] - item.interval[0])
+    assert max(widths) == pytest.approx(14)
 
 
-def test_a_picture_unlike_the_training_ones_is_warned_of(contracted):
-    alike = [contracted.judge(images.encode_png(tiny_model.picture(i)), "x") for i in range(200, 230)]
+def test_a_picture_unlike_the_training_ones_is_warned_of(contract_scorer):
+    alike = [contract_scorer.judge(images.encode_png(tiny_model.picture(i)), "x") for i in range(200, 230)]
     assert np.mean([item.warning == "" for item in alike]) > 0.8
     assert all((item.distance > 1) == bool(item.warning) for item in alike)
     stripes = np.tile(((np.arange(96) // 2 % 2) * 255).astype(np.uint8)[None, :, None], (80, 1, 3))
     for stranger in (np.zeros((80, 96, 3), np.uint8), stripes):
-        item = contracted.judge(images.encode_png(stranger), "x")
+        item = contract_scorer.judge(images.encode_png(stranger), "x")
         assert item.distance > 1
         assert item.warning.startswith(f"unlike the training pictures ({item.distance:.1f} times as far")
 
 
-def test_the_whole_contract_in_every_form(contracted, tmp_path):
+def test_the_whole_contract_in_every_form(contract_scorer, tmp_path):
     for name, picture in (("like", tiny_model.picture(0)), ("unlike", np.zeros((80, 96, 3), np.uint8))):
         (tmp_path / f"{name}.png").write_bytes(images.encode_png(picture))
-    like, unlike = items = list(contracted.score_paths([tmp_path / "like.png", tmp_path / "unlike.png"]))
+    like, unlike = items = list(contract_scorer.score_paths([tmp_path / "like.png", tmp_path / "unlike.png"]))
     text = {}
     for form in ("json", "csv", "table"):
         file = io.StringIO()
         assert write_results(items, file, form) == 0
         text[form] = file.getvalue()
-    told = json.loads(text["json"])
-    assert told[0]["interval"] == list(like.interval)
-    assert (told[0]["distance"], told[1]["warning"]) == (like.distance, unlike.warning)
+    entries = json.loads(text["json"])
+    assert entries[0]["interval"] == list(like.interval)
+    assert (entries[0]["distance"], entries[1]["warning"]) == (like.distance, unlike.warning)
     rows = list(csv.DictReader(io.StringIO(text["csv"])))
     assert (float(rows[0]["interval_low"]), float(rows[0]["interval_high"])) == like.interval
     assert (rows[0]["warning"], rows[1]["warning"]) == (like.warning, unlike.warning)
@@ -368,10 +368,10 @@ def test_a_large_picture_is_decoded_in_its_turn(scorer, folder, monkeypatch):
     paths = [folder / "b.png", folder / "sub/c.png"]
     expected = [item.score for item in scorer.score_paths(paths)]
     monkeypatch.setattr("contrique.scoring.inputs._decode.__defaults__", (10,))
-    taken = []
-    monkeypatch.setattr(images, "read_bytes", lambda path, real=images.read_bytes: taken.append(path) or real(path))
+    reads = []
+    monkeypatch.setattr(images, "read_bytes", lambda path, real=images.read_bytes: reads.append(path) or real(path))
     assert [item.score for item in scorer.score_paths(paths)] == expected
-    assert sorted(taken) == sorted(2 * paths)  # once for its size, once for good
+    assert sorted(reads) == sorted(2 * paths)  # once for its size, once for good
 
 
 @pytest.mark.parametrize("name", ["=1+1.png", "+x.png", "-x.png", "@sum.png", " =x.png", "\t=x.png", 'a",b.png'])

@@ -48,20 +48,20 @@ NAMES = ("jpeg", "lens_blur", "pristine")
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
     """A model with everything that a score can come with: interval, novelty, a head of distortions."""
-    made = tiny_model.build(tmp_path_factory.mktemp("model") / "parts")
-    fitted = Head.load(made.regressor)
-    known = Scorer(made.encoder, made.regressor)
-    bank = np.stack([known.local(tiny_model.picture(i))[0] for i in range(6)])
+    model = tiny_model.build(tmp_path_factory.mktemp("model") / "parts")
+    head = Head.load(model.regressor)
+    scorer = Scorer(model.encoder, model.regressor)
+    bank = np.stack([scorer.local(tiny_model.picture(i))[0] for i in range(6)])
     rng = np.random.default_rng(0)
-    head = Diagnosis(
+    diagnosis = Diagnosis(
         rng.normal(size=(6, bank.shape[1])).astype(np.float32),
         np.zeros(6, np.float32),
         NAMES * 2,
         (ANY,) * 3 + (3, 5, 0),
     )
-    summary = dataclasses.replace(fitted.summary, interval=11.0)
-    Head(fitted.ridge, summary, Novelty(bank, 0.05), head).save(made.regressor)
-    return made
+    summary = dataclasses.replace(head.summary, interval=11.0)
+    Head(head.ridge, summary, Novelty(bank, 0.05), diagnosis).save(model.regressor)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def scorer(parts):
 
 
 @contextmanager
-def running(scorer: Any, limits: ServingLimits = LIMITS, host: str = "127.0.0.1") -> Iterator[int]:
+def run_server(scorer: Any, limits: ServingLimits = LIMITS, host: str = "127.0.0.1") -> Iterator[int]:
     """The port of a server in a thread of this process."""
     with listen(host, 0) as listener:
         server = app.server(scorer, limits, host)
@@ -86,8 +86,8 @@ def running(scorer: Any, limits: ServingLimits = LIMITS, host: str = "127.0.0.1"
 
 @pytest.fixture(scope="module")
 def port(scorer):
-    with running(scorer) as found:
-        yield found
+    with run_server(scorer) as number:
+        yield number
 
 
 def ask(port: int, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
@@ -105,10 +105,10 @@ def ask(port: int, path: str, body: Any = None, **headers: str) -> tuple[int, An
         connection.close()
 
 
-def asking(*pictures: bytes | str, names: tuple[str, ...] = ()) -> dict[str, Any]:
-    encoded = [value if isinstance(value, str) else base64.b64encode(value).decode() for value in pictures]
+def build_body(*pictures: bytes | str, names: tuple[str, ...] = ()) -> dict[str, Any]:
+    strings = [value if isinstance(value, str) else base64.b64encode(value).decode() for value in pictures]
     return {
-        "images": [{"image": value} | ({"name": names[i]} if names else {}) for i, value in enumerate(encoded)],
+        "images": [{"image": value} | ({"name": names[i]} if names else {}) for i, value in enumerate(strings)],
     }
 
 
@@ -120,15 +120,15 @@ class TestAnswers:
     def test_the_corpus_is_answered_as_the_scorer_and_the_registered_model_do(self, port, parts, scorer, tmp_path):
         """Row for row and word for word, bad pictures among good ones."""
         paths = [path for path in bad_inputs.build(tmp_path / "corpus") if path.is_file()][: LIMITS.max_images]
-        given = [path.read_bytes() for path in paths]
-        status, answer = ask(port, "/score", asking(*given))
+        contents = [path.read_bytes() for path in paths]
+        status, answer = ask(port, "/score", build_body(*contents))
         assert status == 200
         rows = answer["predictions"]
-        judged = [flatten(scorer.judge(data, f"image {i}", LIMITS.max_pixels)) for i, data in enumerate(given)]
+        expected = [flatten(scorer.judge(data, f"image {i}", LIMITS.max_pixels)) for i, data in enumerate(contents)]
         model = test_mlflow_model.load_model(test_mlflow_model.load_script(), parts)
-        registered = test_mlflow_model.ask(model, given).to_dict("records")
-        assert len(rows) == len(judged) == len(registered)
-        for row, ours, theirs in zip(rows, judged, registered, strict=True):
+        predictions = test_mlflow_model.ask(model, contents).to_dict("records")
+        assert len(rows) == len(expected) == len(predictions)
+        for row, ours, theirs in zip(rows, expected, predictions, strict=True):
             assert row.pop("name") == ""
             del ours["path"]
             assert row == json.loads(json.dumps(ours))
@@ -136,40 +136,42 @@ class TestAnswers:
         assert 10 < sum(row["error"] is not None for row in rows) < len(rows) - 10
 
     def test_clients_at_once_get_their_own_answers(self, port, scorer):
-        given = [png(i) for i in range(6)]
-        expected = [scorer.judge(data, "x").score for data in given]
+        contents = [png(i) for i in range(6)]
+        expected = [scorer.judge(data, "x").score for data in contents]
         with ThreadPoolExecutor(6) as pool:
-            answers = list(pool.map(lambda data: ask(port, "/score", asking(data, "!"))[1]["predictions"], given * 3))
+            answers = list(
+                pool.map(lambda data: ask(port, "/score", build_body(data, "!"))[1]["predictions"], contents * 3)
+            )
         assert [rows[0]["score"] for rows in answers] == expected * 3
         assert {rows[1]["error"] for rows in answers} == {"image 1: not base64; send the image file's bytes in base64"}
 
     def test_an_explanation_is_that_of_the_command(self, port, scorer):
         picture = tiny_model.picture(2, 150, 200)
-        status, told = ask(port, "/explain", {"image": base64.b64encode(images.encode_png(picture)).decode()})
+        status, answer = ask(port, "/explain", {"image": base64.b64encode(images.encode_png(picture)).decode()})
         expected = explain(scorer, picture)
         assert status == 200
-        assert (told["score"], told["interval_low"]) == (expected.score.score, expected.score.interval[0])
-        np.testing.assert_allclose(told["heat"], expected.heat, atol=0.006)
+        assert (answer["score"], answer["interval_low"]) == (expected.score.score, expected.score.interval[0])
+        np.testing.assert_allclose(answer["heat"], expected.heat, atol=0.006)
         np.testing.assert_array_equal(
-            images.decode(base64.b64decode(told["overlay"])).pixels, overlay(picture, expected.heat)
+            images.decode(base64.b64decode(answer["overlay"])).pixels, overlay(picture, expected.heat)
         )
-        assert told["suspects"] == [dataclasses.asdict(suspect) for suspect in expected.suspects]
-        assert sum(suspect["probability"] for suspect in told["suspects"]) == pytest.approx(1)
+        assert answer["suspects"] == [dataclasses.asdict(suspect) for suspect in expected.suspects]
+        assert sum(suspect["probability"] for suspect in answer["suspects"]) == pytest.approx(1)
 
     @pytest.mark.parametrize("bad", [b"", b"GIF89a", png(0, 40, 50), png()[:300]])
     def test_what_cannot_be_explained_has_an_error_as_in_a_score(self, port, bad):
         value = base64.b64encode(bad).decode()
-        status, told = ask(port, "/explain", {"image": value})
-        assert (status, told["heat"], told["overlay"], told["suspects"]) == (200, None, None, None)
-        assert told["error"] == ask(port, "/score", asking(bad))[1]["predictions"][0]["error"] is not None
+        status, answer = ask(port, "/explain", {"image": value})
+        assert (status, answer["heat"], answer["overlay"], answer["suspects"]) == (200, None, None, None)
+        assert answer["error"] == ask(port, "/score", build_body(bad))[1]["predictions"][0]["error"] is not None
 
     @pytest.mark.parametrize(
         "name", ["/etc/passwd", "../../x.png", "file:///etc/passwd", "<img src=x>", "\0", "ä" * 1000]
     )
     def test_a_name_is_echoed_and_is_no_path(self, port, tmp_path, name):
         (tmp_path / "real.png").write_bytes(png())
-        given = asking(png(), "", str(tmp_path / "real.png"), names=(name, name, str(tmp_path / "real.png")))
-        status, answer = ask(port, "/score", given)
+        body = build_body(png(), "", str(tmp_path / "real.png"), names=(name, name, str(tmp_path / "real.png")))
+        status, answer = ask(port, "/score", body)
         good, empty, path = answer["predictions"]
         assert (status, good["name"], empty["name"]) == (200, name, name)
         assert good["score"] is not None
@@ -179,7 +181,7 @@ class TestAnswers:
     def test_a_name_that_a_terminal_would_obey_is_escaped_on_its_way(self, port):
         name = "sky\x1b[2J\r\n\x9b31m\u202egnp.exe"
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        body = json.dumps(asking("", names=(name,)))
+        body = json.dumps(build_body("", names=(name,)))
         connection.request("POST", "/score", body, {"content-type": "application/json"})
         answer = connection.getresponse().read()
         connection.close()
@@ -187,24 +189,24 @@ class TestAnswers:
         assert json.loads(answer)["predictions"][0]["name"] == name
 
     def test_data_urls_are_taken(self, port):
-        encoded = base64.b64encode(png()).decode()
-        pictures = (f"data:image/png;base64,{encoded}", encoded, "data:image/png;base64,", "data:text/plain,x")
-        first, second, empty, plain_text = ask(port, "/score", asking(*pictures))[1]["predictions"]
+        text = base64.b64encode(png()).decode()
+        pictures = (f"data:image/png;base64,{text}", text, "data:image/png;base64,", "data:text/plain,x")
+        first, second, empty, plain_text = ask(port, "/score", build_body(*pictures))[1]["predictions"]
         assert first["score"] == second["score"] is not None
         assert empty["error"].startswith("image 2: the file is empty")
         assert plain_text["error"].startswith("image 3: not base64")
 
     def test_health(self, port, scorer):
-        status, told = ask(port, "/health")
-        assert (status, told["status"], told["model"], told["labels"]) == (200, "ok", scorer.version, "human")
+        status, answer = ask(port, "/health")
+        assert (status, answer["status"], answer["model"], answer["labels"]) == (200, "ok", scorer.version, "human")
 
 
 class TestLimits:
     def test_images_over_a_limit_fail_alone(self, scorer):
         good = png()
         limits = dataclasses.replace(LIMITS, max_images=3, max_bytes=len(good) + 9, max_pixels=80 * 100)
-        with running(scorer, limits) as port:
-            status, answer = ask(port, "/score", asking(good, good + bytes(99), png(0, 64, 200)[: len(good)], good))
+        with run_server(scorer, limits) as port:
+            status, answer = ask(port, "/score", build_body(good, good + bytes(99), png(0, 64, 200)[: len(good)], good))
         errors = [row["error"] or "" for row in answer["predictions"]]
         assert status == 200
         assert errors[0] == ""
@@ -213,8 +215,8 @@ class TestLimits:
         assert "over 3 images a request" in errors[3]
 
     def test_too_many_images_are_refused_before_they_are_looked_at(self, port):
-        status, told = ask(port, "/score", {"images": [{"image": ""}] * (MAX_ROWS + 1)})
-        assert (status, "at most 1000" in told["error"]) == (422, True)
+        status, answer = ask(port, "/score", {"images": [{"image": ""}] * (MAX_ROWS + 1)})
+        assert (status, "at most 1000" in answer["error"]) == (422, True)
 
     def test_a_body_that_says_it_is_too_large_is_refused_unread(self, port):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
@@ -259,18 +261,18 @@ class TestLimits:
         ],
     )
     def test_what_is_no_request_is_refused_in_one_line(self, port, body, says):
-        status, told = ask(port, "/score", body)
+        status, answer = ask(port, "/score", body)
         assert status in (400, 422)
-        assert list(told) == ["error"]
-        assert says in told["error"]
-        assert "Traceback" not in told["error"]
-        assert len(told["error"].splitlines()) == 1
-        assert len(told["error"]) < 300
+        assert list(answer) == ["error"]
+        assert says in answer["error"]
+        assert "Traceback" not in answer["error"]
+        assert len(answer["error"].splitlines()) == 1
+        assert len(answer["error"]) < 300
 
     def test_a_form_of_another_site_is_refused(self, port):
         """What a browser sends without asking first: text."""
-        status, told = ask(port, "/score", json.dumps(asking(png())).encode(), content_type="text/plain")
-        assert (status, "send application/json" in told["error"]) == (422, True)
+        status, answer = ask(port, "/score", json.dumps(build_body(png())).encode(), content_type="text/plain")
+        assert (status, "send application/json" in answer["error"]) == (422, True)
 
     @pytest.mark.parametrize(
         ("host", "status"),
@@ -295,52 +297,52 @@ class TestLimits:
         assert ask(port, "/score") == (405, {"error": "Method Not Allowed"})
 
 
-_opened: list[str] | None = None  # while it is a list, every file that this process opens
+_paths: list[str] | None = None  # while it is a list, every file that this process opens
 
 
-def _note(event: str, arguments: tuple[Any, ...]) -> None:
-    if event == "open" and _opened is not None:
-        _opened.append(os.fsdecode(arguments[0]) if isinstance(arguments[0], str | bytes) else "")
+def _record_path(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "open" and _paths is not None:
+        _paths.append(os.fsdecode(arguments[0]) if isinstance(arguments[0], str | bytes) else "")
 
 
-sys.addaudithook(_note)
+sys.addaudithook(_record_path)
 
 
 def test_nothing_that_a_client_names_is_opened(port, tmp_path):
     """Seen by Python itself, which tells of every file that is opened."""
-    global _opened
+    global _paths
     path = tmp_path / "real.png"
     path.write_bytes(png())
-    _opened = []
+    _paths = []
     try:
         path.open().close()
-        answers = ask(port, "/score", asking(str(path), f"file://{path}", png(), names=(str(path),) * 3))
+        answers = ask(port, "/score", build_body(str(path), f"file://{path}", png(), names=(str(path),) * 3))
         answers += ask(port, "/explain", {"image": str(path), "name": str(path)})
         answers += ask(port, f"/{path}"), ask(port, f"/..{path}"), ask(port, f"/?path={path}", {})
-        found = _opened
+        paths = _paths
     finally:
-        _opened = None
+        _paths = None
     assert answers[0] == answers[2] == 200
-    assert [name for name in found if "real.png" in name] == [str(path)]  # by this test, which shows that it is seen
+    assert [name for name in paths if "real.png" in name] == [str(path)]  # by this test, which shows that it is seen
 
 
-class Held:
+class GatedModel:
     """A model that answers when it is let."""
 
     version, labels = "7", "human"
 
     def __init__(self) -> None:
-        self.go, self.begun, self.asked = threading.Event(), threading.Event(), []
+        self.go, self.start, self.calls = threading.Event(), threading.Event(), []
 
     def judge_pixels(self, pixels: images.Picture, name: str) -> Failure:
-        self.asked.append(pixels[0, 0, 0])
-        self.begun.set()
+        self.calls.append(pixels[0, 0, 0])
+        self.start.set()
         assert self.go.wait(30)
         return Failure(name, "held")
 
 
 def plain(level: int) -> str:
-    """A picture of one level, which the model of `Held` knows it by."""
+    """A picture of one level, which the model of `GatedModel` knows it by."""
     return base64.b64encode(images.encode_png(np.full((64, 64, 3), level, np.uint8))).decode()
 
 
@@ -353,20 +355,20 @@ def until_waiting(port: int, number: int) -> None:
 
 class TestTurns:
     def test_a_request_that_takes_too_long_is_told_so_and_leaves_nothing_behind(self):
-        held = Held()
-        with running(held, dataclasses.replace(LIMITS, seconds=2.0)) as port, ThreadPoolExecutor(2) as pool:
-            first = pool.submit(ask, port, "/score", asking(plain(1), plain(1)))
-            assert held.begun.wait(10)
-            second = pool.submit(ask, port, "/score", asking(plain(2)))
+        model = GatedModel()
+        with run_server(model, dataclasses.replace(LIMITS, seconds=2.0)) as port, ThreadPoolExecutor(2) as pool:
+            first = pool.submit(ask, port, "/score", build_body(plain(1), plain(1)))
+            assert model.start.wait(10)
+            second = pool.submit(ask, port, "/score", build_body(plain(2)))
             late = {"error": "not done within 2 s; try again, with fewer or smaller pictures"}
             assert first.result(20) == second.result(20) == (504, late)
             assert ask(port, "/health")[0] == 200
-            held.go.set()
-            assert ask(port, "/score", asking(plain(3)))[0] == 200
-        assert held.asked == [1, 3]
+            model.go.set()
+            assert ask(port, "/score", build_body(plain(3)))[0] == 200
+        assert model.calls == [1, 3]
 
     def test_a_request_that_does_not_arrive_is_told_so(self):
-        with running(Held(), dataclasses.replace(LIMITS, seconds=0.5)) as port:
+        with run_server(GatedModel(), dataclasses.replace(LIMITS, seconds=0.5)) as port:
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
             connection.putrequest("POST", "/score")
             connection.putheader("content-type", "application/json")
@@ -378,55 +380,55 @@ class TestTurns:
 
     @pytest.mark.parametrize("limit", [{"max_requests": 2}, {"max_held_bytes": 600}])
     def test_too_many_requests_at_once_are_sent_away_and_the_others_answered(self, limit):
-        held = Held()
-        with running(held, dataclasses.replace(LIMITS, **limit)) as port, ThreadPoolExecutor(2) as pool:
-            under_way = [pool.submit(ask, port, "/score", asking(plain(1))) for _ in range(2)]
+        model = GatedModel()
+        with run_server(model, dataclasses.replace(LIMITS, **limit)) as port, ThreadPoolExecutor(2) as pool:
+            futures = [pool.submit(ask, port, "/score", build_body(plain(1))) for _ in range(2)]
             until_waiting(port, 2)
             refusal = {"error": "too many requests at once; try again in a second"}
-            assert ask(port, "/score", asking(plain(1))) == (503, refusal)
+            assert ask(port, "/score", build_body(plain(1))) == (503, refusal)
             assert ask(port, "/health")[0] == 200
-            held.go.set()
-            assert [future.result(20)[0] for future in under_way] == [200, 200]
-            assert ask(port, "/score", asking(plain(1)))[0] == 200
+            model.go.set()
+            assert [future.result(20)[0] for future in futures] == [200, 200]
+            assert ask(port, "/score", build_body(plain(1)))[0] == 200
 
     def test_what_is_left_of_a_request_whose_client_is_gone_is_not_computed(self):
-        held = Held()
-        with running(held) as port:
+        model = GatedModel()
+        with run_server(model) as port:
             connection = http.client.HTTPConnection("127.0.0.1", port)
-            body = json.dumps(asking(*[plain(1)] * 20))
+            body = json.dumps(build_body(*[plain(1)] * 20))
             connection.request("POST", "/score", body, {"Content-Type": "application/json"})
-            assert held.begun.wait(10)
+            assert model.start.wait(10)
             connection.close()
             until_waiting(port, 1)  # by then the server has heard of it
-            held.go.set()
+            model.go.set()
             until_waiting(port, 0)
-        assert len(held.asked) == 1
+        assert len(model.calls) == 1
 
     def test_a_large_request_does_not_keep_out_a_small_one(self):
-        held = Held()
-        with running(held) as port, ThreadPoolExecutor(2) as pool:
-            large = pool.submit(ask, port, "/score", asking(*[plain(1)] * 20))
-            assert held.begun.wait(10)
-            small = pool.submit(ask, port, "/score", asking(plain(2)))
+        model = GatedModel()
+        with run_server(model) as port, ThreadPoolExecutor(2) as pool:
+            large = pool.submit(ask, port, "/score", build_body(*[plain(1)] * 20))
+            assert model.start.wait(10)
+            small = pool.submit(ask, port, "/score", build_body(plain(2)))
             until_waiting(port, 2)
-            held.go.set()
+            model.go.set()
             assert small.result(20)[0] == large.result(20)[0] == 200
-        assert held.asked.index(2) < 5
+        assert model.calls.index(2) < 5
 
     def test_a_fault_of_the_server_is_told_in_its_log_and_not_to_the_client(self, caplog):
-        held = Held()
+        model = GatedModel()
 
         def judge(*_: Any) -> None:
             raise MemoryError("secret path /srv/model")
 
-        held.judge_pixels = judge
-        with running(held) as port, caplog.at_level(logging.ERROR):
-            status, answer = ask(port, "/score", asking(png()))
-            held.version = object()  # which no answer can hold
-            broken = ask(port, "/health")
+        model.judge_pixels = judge
+        with run_server(model) as port, caplog.at_level(logging.ERROR):
+            status, answer = ask(port, "/score", build_body(png()))
+            model.version = object()  # which no answer can hold
+            health = ask(port, "/health")
         assert status == 200
         assert answer["predictions"][0]["error"] == "image 0: could not be scored (an error of the server; see its log)"
-        assert broken == (500, {"error": "an error of the server; see its log"})
+        assert health == (500, {"error": "an error of the server; see its log"})
         assert "secret path" in caplog.text
 
 
@@ -444,17 +446,19 @@ class TestSchema:
         text = json.dumps(schema)
         for name in text.split('"#/components/schemas/')[1:]:
             assert name.partition('"')[0] in parts
-        assert "HTTPValidationError" not in {used.partition('"')[0] for used in text.split('"#/components/schemas/')}
+        assert "HTTPValidationError" not in {
+            reference.partition('"')[0] for reference in text.split('"#/components/schemas/')
+        }
 
     def test_answers_are_as_it_says(self, port, schema):
         def check(path: str, body: Any = None) -> None:
             status, answer = ask(port, path, body)
-            told = schema["paths"][path]["get" if body is None else "post"]["responses"][str(status)]
-            form = told["content"]["application/json"]["schema"]
+            response = schema["paths"][path]["get" if body is None else "post"]["responses"][str(status)]
+            form = response["content"]["application/json"]["schema"]
             jsonschema.validate(answer, form | {"components": schema["components"]})
 
         check("/health")
-        check("/score", asking(png(), b"x", "!"))
+        check("/score", build_body(png(), b"x", "!"))
         check("/score", {})
         check("/explain", {"image": base64.b64encode(png()).decode()})
         check("/explain", {"image": "!"})
@@ -478,7 +482,7 @@ class TestCommand:
                 line = server.stdout.readline()
                 assert line.startswith("http://127.0.0.1:"), server.stderr.read()
                 port = int(line.split("/")[2].partition(":")[2])
-                assert ask(port, "/score", asking(png()))[1]["predictions"][0]["model"] == str(folder)
+                assert ask(port, "/score", build_body(png()))[1]["predictions"][0]["model"] == str(folder)
                 server.send_signal(signal.SIGINT)
                 assert server.wait(20) == 0
                 assert server.stderr.read() == ""
@@ -489,9 +493,9 @@ class TestCommand:
         with listen("127.0.0.1", 0) as listener:
             port = listener.getsockname()[1]
             assert main(["serve", "--model", "/nowhere", "--port", str(port)]) == 2
-        told = capsys.readouterr().err
-        assert told.startswith(f"contrique: --host 127.0.0.1 --port {port}: cannot listen there")
-        assert told.count("\n") == 1
+        error = capsys.readouterr().err
+        assert error.startswith(f"contrique: --host 127.0.0.1 --port {port}: cannot listen there")
+        assert error.count("\n") == 1
 
     @pytest.mark.parametrize(("host", "port"), [("no.such.host.invalid", 0), ("127.0.0.1", 99_999), ("192.0.2.1", 0)])
     def test_an_address_that_cannot_be_had_is_told(self, host, port):
@@ -503,12 +507,12 @@ class TestCommand:
             def run(self, sockets: Any) -> None: ...
 
         monkeypatch.setattr(app, "server", lambda *_: Nothing())
-        for host, warned in (("127.0.0.1", False), ("0.0.0.0", True)):
+        for host, warns in (("127.0.0.1", False), ("0.0.0.0", True)):
             with listen(host, 0) as listener:
-                serve(Held(), listener, LIMITS, host)
+                serve(GatedModel(), listener, LIMITS, host)
             out, err = capsys.readouterr()
             assert out.startswith(f"http://{host}:")
-            assert (err.count("\n"), "no password" in err) == (warned, warned)
+            assert (err.count("\n"), "no password" in err) == (warns, warns)
 
     def test_everywhere_it_answers_to_addresses_and_its_own_name_alone(self):
         hosts = list_hosts("0.0.0.0")
@@ -519,14 +523,14 @@ class TestCommand:
 
 @pytest.fixture(scope="module")
 def browser():
-    with chromium.launched() as launched:
-        yield launched
+    with chromium.launch_browser() as program:
+        yield program
 
 
 @pytest.fixture
 def drop(tmp_path):
     """Pictures and what is none, by name."""
-    made = {
+    contents = {
         "good.png": png(0, 120, 160),
         "other.jpg": b"",
         "<b>odd</b>\x1b\u202e.tif": b"",
@@ -535,14 +539,14 @@ def drop(tmp_path):
     }
     for name, kind in (("other.jpg", "JPEG"), ("<b>odd</b>\x1b\u202e.tif", "TIFF")):
         Image.fromarray(tiny_model.picture(1, 90, 140)).save(tmp_path / "x", kind)
-        made[name] = (tmp_path / "x").read_bytes()
-    return [{"name": name, "mimeType": "", "buffer": data} for name, data in made.items()]
+        contents[name] = (tmp_path / "x").read_bytes()
+    return [{"name": name, "mimeType": "", "buffer": data} for name, data in contents.items()]
 
 
 @pytest.mark.parametrize("colours", ["light", "dark"])
 @pytest.mark.parametrize("screen", chromium.SCREENS)
 def test_the_page_scores_what_is_chosen(browser, port, scorer, drop, screen, colours):
-    with chromium.opened(browser, f"http://127.0.0.1:{port}/", screen, colours) as (page, faults):
+    with chromium.open_tab(browser, f"http://127.0.0.1:{port}/", screen, colours) as (page, faults):
         page.set_input_files("#files", drop)
         page.wait_for_selector("#cards > li:nth-child(5)[data-state=failed]")
         assert page.inner_text("#status") == "5 of 5 pictures done"
@@ -551,9 +555,9 @@ def test_the_page_scores_what_is_chosen(browser, port, scorer, drop, screen, col
         assert [card.query_selector("h2").inner_text() for card in cards] == [
             file["name"].replace("\x1b", "\\u001b").replace("\u202e", "\\u202e") for file in drop
         ]
-        judged = [scorer.judge(file["buffer"], "x") for file in drop[:3]]
-        assert any(expected.warning for expected in judged)
-        for card, expected in zip(cards[:3], judged, strict=True):
+        results = [scorer.judge(file["buffer"], "x") for file in drop[:3]]
+        assert any(expected.warning for expected in results)
+        for card, expected in zip(cards[:3], results, strict=True):
             text = card.inner_text()
             assert f"{expected.score:.1f}" in text
             assert f"90 % interval: {expected.interval[0]:.1f} to {expected.interval[1]:.1f}" in text
@@ -562,24 +566,24 @@ def test_the_page_scores_what_is_chosen(browser, port, scorer, drop, screen, col
         assert "damaged or truncated" in cards[3].inner_text()
         assert "the file is empty" in cards[4].inner_text()
         assert "cannot show the file" in cards[2].inner_text()  # Chromium knows no TIFF
-        shown = [card.query_selector("img") for card in cards[:3]]
-        before = shown[0].evaluate("image => image.src")
+        thumbnails = [card.query_selector("img") for card in cards[:3]]
+        before = thumbnails[0].evaluate("image => image.src")
         for card in cards[:3]:
             card.query_selector("button").click()
         page.evaluate("Promise.allSettled([...document.images].map(image => image.decode()))")
         # the pictures that Chromium cannot read have no pixels to see
         page.evaluate("document.querySelectorAll('[data-state=failed] img').forEach(image => image.remove())")
-        assert chromium.seen(page) + faults == []
+        assert chromium.list_faults(page) + faults == []
         assert page.evaluate(CONTRAST) == []
         cards[0].query_selector("button").click()
-        assert shown[0].evaluate("image => image.src") == before
+        assert thumbnails[0].evaluate("image => image.src") == before
         page.click("#clear")
         assert page.query_selector_all("#cards > li") == []
         assert page.inner_text("#status") == ""
 
 
 def test_pictures_are_dropped_pasted_and_chosen_by_the_keyboard(browser, port):
-    with chromium.opened(browser, f"http://127.0.0.1:{port}/", "desktop") as (page, faults):
+    with chromium.open_tab(browser, f"http://127.0.0.1:{port}/", "desktop") as (page, faults):
         page.on("filechooser", lambda _: None)  # Chromium is told early to hand them over: it takes a moment
         data = base64.b64encode(png()).decode()
         for kind, field in (("drop", "dataTransfer"), ("paste", "clipboardData")):
@@ -607,19 +611,19 @@ def test_pictures_are_dropped_pasted_and_chosen_by_the_keyboard(browser, port):
 def test_the_page_tells_what_a_model_lacks(browser, tmp_path):
     parts = tiny_model.build(tmp_path / "plain", labels="weak")
     with (
-        running(Scorer(parts.encoder, parts.regressor)) as port,
-        chromium.opened(browser, f"http://127.0.0.1:{port}/", "phone") as (page, faults),
+        run_server(Scorer(parts.encoder, parts.regressor)) as port,
+        chromium.open_tab(browser, f"http://127.0.0.1:{port}/", "phone") as (page, faults),
     ):
         page.set_input_files("#files", [{"name": "a.png", "mimeType": "image/png", "buffer": png()}])
         card = page.wait_for_selector("#cards > [data-state=scored]")
         assert "no interval: this model was fitted without one" in card.inner_text()
         assert "this model cannot name distortions" in card.inner_text()
         assert "learned from weak labels" in page.inner_text("header")
-        assert chromium.seen(page) + faults == []
+        assert chromium.list_faults(page) + faults == []
 
 
 def test_the_page_waits_for_a_busy_server_and_tells_of_one_that_is_gone(browser, port):
-    with chromium.opened(browser, f"http://127.0.0.1:{port}/", "desktop") as (page, _):
+    with chromium.open_tab(browser, f"http://127.0.0.1:{port}/", "desktop") as (page, _):
         turns = iter(["busy", "let", "gone"])
 
         def answer(route: Any) -> None:
@@ -635,8 +639,8 @@ def test_the_page_waits_for_a_busy_server_and_tells_of_one_that_is_gone(browser,
         files = [{"name": f"{i}.png", "mimeType": "image/png", "buffer": png()} for i in range(2)]
         page.set_input_files("#files", files)
         page.wait_for_selector("#cards > :nth-child(1)[data-state=scored]")
-        failed = page.wait_for_selector("#cards > :nth-child(2)[data-state=failed]")
-        assert "the server does not answer; is it still running?" in failed.inner_text()
+        card = page.wait_for_selector("#cards > :nth-child(2)[data-state=failed]")
+        assert "the server does not answer; is it still running?" in card.inner_text()
 
 
 def test_the_page_may_do_no_more_than_it_does(port):

@@ -27,41 +27,41 @@ PIXEL = (
 
 @pytest.fixture(scope="module")
 def browser():
-    with chromium.launched() as launched:
-        yield launched
+    with chromium.launch_browser() as program:
+        yield program
 
 
 @pytest.fixture(scope="module")
-def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    arguments = tiny_run.build(tmp_path_factory.mktemp("run"), champion=True)
-    attacked = tiny_run.add_attacks(arguments["trained"], tmp_path_factory.mktemp("attacked"))
-    return arguments | {"trained": attacked}
+def arguments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    run = tiny_run.build(tmp_path_factory.mktemp("run"), champion=True)
+    trained = tiny_run.add_attacks(run["trained"], tmp_path_factory.mktemp("attacked"))
+    return run | {"trained": trained}
 
 
 @pytest.fixture(scope="module")
-def page_of_run(browser, given, tmp_path_factory: pytest.TempPathFactory) -> str:
+def page_of_run(browser, arguments, tmp_path_factory: pytest.TempPathFactory) -> str:
     out = tmp_path_factory.mktemp("out") / "report.html"
-    write(out, **given)
+    write(out, **arguments)
     return chromium.address(out)
 
 
 @pytest.mark.parametrize("colours", ["light", "dark"])
 @pytest.mark.parametrize("screen", chromium.SCREENS)
 def test_the_report_is_whole(browser, page_of_run, screen, colours):
-    with chromium.opened(browser, page_of_run, screen, colours) as (page, faults):
-        assert chromium.seen(page) + faults == []
+    with chromium.open_tab(browser, page_of_run, screen, colours) as (page, faults):
+        assert chromium.list_faults(page) + faults == []
         assert len(page.query_selector_all("svg")) == 5
         assert len(page.query_selector_all("img")) > 20
         for details in page.query_selector_all("summary"):
             details.click()
-        assert chromium.seen(page) + faults == []
+        assert chromium.list_faults(page) + faults == []
         assert "# Model card" in page.inner_text("#card pre")
 
 
 @pytest.mark.parametrize("colours", ["light", "dark"])
 def test_text_stands_out_from_its_ground(browser, page_of_run, colours):
     """Contrast of at least 4.5 to 1 (WCAG 2, level AA) for every colour of text, in figures too."""
-    with chromium.opened(browser, page_of_run, "desktop", colours) as (page, _):
+    with chromium.open_tab(browser, page_of_run, "desktop", colours) as (page, _):
         poor = page.evaluate(CONTRAST)
     assert poor == []
 
@@ -113,8 +113,8 @@ def page_of_pairs(browser, tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize("colours", ["light", "dark"])
 @pytest.mark.parametrize("screen", chromium.SCREENS)
 def test_pairs_of_two_models_are_side_by_side(browser, page_of_pairs, screen, colours):
-    with chromium.opened(browser, page_of_pairs, screen, colours) as (page, faults):
-        assert chromium.seen(page) + faults == []
+    with chromium.open_tab(browser, page_of_pairs, screen, colours) as (page, faults):
+        assert chromium.list_faults(page) + faults == []
         assert page.evaluate(CONTRAST) == []
         pairs = page.query_selector_all(".pair")
         assert len(pairs) == 9
@@ -124,16 +124,16 @@ def test_pairs_of_two_models_are_side_by_side(browser, page_of_pairs, screen, co
             assert left["x"] + left["width"] <= right["x"]
 
 
-def test_a_click_downloads_the_model_card(browser, page_of_run, given):
-    with chromium.opened(browser, page_of_run, "desktop") as (page, _):
+def test_a_click_downloads_the_model_card(browser, page_of_run, arguments):
+    with chromium.open_tab(browser, page_of_run, "desktop") as (page, _):
         with page.expect_download() as waiting:
             page.click("a[download]")
         assert waiting.value.suggested_filename == "model_card.md"
-        assert Path(waiting.value.path()).read_text() == model_card(given["trained"])
+        assert Path(waiting.value.path()).read_text() == model_card(arguments["trained"])
 
 
 def test_links_of_the_page_go_to_their_sections(browser, page_of_run):
-    with chromium.opened(browser, page_of_run, "phone") as (page, _):
+    with chromium.open_tab(browser, page_of_run, "phone") as (page, _):
         for link in page.query_selector_all("nav a"):
             link.click()
             target = page.query_selector(link.get_attribute("href") + " h2")
@@ -147,9 +147,9 @@ class TestWhatIsWrongIsSeen:
     @staticmethod
     def faults(browser, folder: Path, text: str) -> list[str]:
         (folder / "page.html").write_text(WHOLE + text)
-        with chromium.opened(browser, chromium.address(folder / "page.html"), "desktop") as (page, told):
+        with chromium.open_tab(browser, chromium.address(folder / "page.html"), "desktop") as (page, errors):
             page.wait_for_timeout(100)  # for errors that come after the page
-            return chromium.seen(page) + told
+            return chromium.list_faults(page) + errors
 
     def test_nothing(self, browser, tmp_path):
         assert self.faults(browser, tmp_path, "") == []
@@ -171,14 +171,14 @@ class TestWhatIsWrongIsSeen:
         ],
     )
     def test_is_told(self, browser, tmp_path, text, fault):
-        assert [one for one in self.faults(browser, tmp_path, text) if fault in one]
+        assert [line for line in self.faults(browser, tmp_path, text) if fault in line]
 
 
 def test_a_missing_browser_fails_where_one_is_required(monkeypatch):
     monkeypatch.setattr(chromium, "PROGRAMS", ("no-such-browser",))
     monkeypatch.setenv("CONTRIQUE_REQUIRE_BROWSER", "1")
-    with pytest.raises(pytest.fail.Exception, match="no-such-browser"), chromium.launched():
+    with pytest.raises(pytest.fail.Exception, match="no-such-browser"), chromium.launch_browser():
         pass
     monkeypatch.delenv("CONTRIQUE_REQUIRE_BROWSER")
-    with pytest.raises(pytest.skip.Exception, match="apt-get install chromium"), chromium.launched():
+    with pytest.raises(pytest.skip.Exception, match="apt-get install chromium"), chromium.launch_browser():
         pass

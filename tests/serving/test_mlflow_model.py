@@ -71,17 +71,17 @@ def test_the_corpus_in_base64(model, parts, tmp_path):
     answer = ask(model, [base64.b64encode(path.read_bytes()).decode() for path in paths])
     assert list(answer.columns) == [name for name in CSV_COLUMNS if name != "path"]
     scorer = Scorer(parts.encoder, parts.regressor)
-    failed = 0
+    failures = 0
     for i, (path, row) in enumerate(
         zip(paths, json.loads(json.dumps(answer.to_dict("records"), allow_nan=False)), strict=True)
     ):
         expected = scorer.judge(path.read_bytes(), f"image {i}", ServingLimits().max_pixels)
         if isinstance(expected, Failure):
-            failed += 1
+            failures += 1
             assert (row["error"], row["score"]) == (expected.error, None)
         else:
             assert (row["error"], row["score"], row["direction"]) == (None, expected.score, "higher is better")
-    assert 10 < failed < len(paths) - 10
+    assert 10 < failures < len(paths) - 10
 
 
 def test_limits_fail_what_is_over_them_alone(model, monkeypatch):
@@ -131,10 +131,10 @@ def test_a_fault_of_the_server_is_told_in_its_log_and_not_to_the_client(model, c
 
 def test_a_request_without_the_column_is_mlflows_own_kind_of_error(model):
     """Of any other kind MLflow's server would send the stack trace to the client."""
-    with pytest.raises(MlflowException, match="needs a column 'image'") as refused:
+    with pytest.raises(MlflowException, match="needs a column 'image'") as error:
         model.predict(None, pd.DataFrame({"picture": ["x"]}))
-    assert refused.value.get_http_status_code() == 400
-    assert "Traceback" not in refused.value.serialize_as_json()
+    assert error.value.get_http_status_code() == 400
+    assert "Traceback" not in error.value.serialize_as_json()
 
 
 def test_clients_at_once_get_their_own_answers(model, parts):
@@ -151,8 +151,8 @@ def post(address, body, deadline=120):
     try:
         with urllib.request.urlopen(request, timeout=deadline) as answer:
             return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as refused:
-        return refused.code, refused.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
 
 
 @pytest.mark.slow
@@ -185,7 +185,7 @@ def test_mlflows_server_answers_with_the_contract_and_never_with_a_stack_trace(p
         _wait_until_up(server, address, time.monotonic() + 240)
         status, text = post(address, rows(good, "!", good[:400], "", good, base64.b64encode(b"GIF89a").decode()))
         answers = json.loads(text)["predictions"]
-        refused = [
+        refusals = [
             post(address, body)
             for body in (b"", b"{", b"[]", b'{"dataframe_split": 3}', rows(good, column="picture"), rows(3), rows(None))
         ]
@@ -196,8 +196,8 @@ def test_mlflows_server_answers_with_the_contract_and_never_with_a_stack_trace(p
     )
     assert [bool(row["error"]) for row in answers] == [False, True, True, True, False, True]
     assert all(set(row) == set(CSV_COLUMNS[1:]) for row in answers)
-    for code, told in [(status, text), *refused]:
+    for code, message in [(status, text), *refusals]:
         assert code < 500
-        assert "Traceback" not in told
-        assert "site-packages" not in told
-    assert all(code >= 400 for code, _ in refused[:5])
+        assert "Traceback" not in message
+        assert "site-packages" not in message
+    assert all(code >= 400 for code, _ in refusals[:5])

@@ -7,7 +7,7 @@ import io
 import browser as chromium
 import pytest
 import tiny_model
-from test_app import png, running
+from test_app import png, run_server
 from test_browser import CONTRAST
 
 from contrique import images
@@ -22,13 +22,13 @@ def scorer(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def port(scorer):
-    with running(scorer) as number:
+    with run_server(scorer) as number:
         yield number
 
 
 @pytest.fixture(scope="module")
 def browser():
-    with chromium.launched() as program:
+    with chromium.launch_browser() as program:
         yield program
 
 
@@ -43,7 +43,7 @@ def wait_for_cards(page, count: int) -> None:
 @pytest.mark.parametrize("colours", ["light", "dark"])
 @pytest.mark.parametrize("screen", chromium.SCREENS)
 def test_two_pictures_behind_one_boundary(browser, port, scorer, screen, colours):
-    with chromium.opened(browser, f"http://127.0.0.1:{port}/", screen, colours) as (page, faults):
+    with chromium.open_tab(browser, f"http://127.0.0.1:{port}/", screen, colours) as (page, faults):
         assert "model bundled" in page.inner_text("header")
         assert "comes with the package" in page.inner_text("header")
         page.set_input_files("#files", [upload(f"{i}.png", i, 96 + 32 * i, 160) for i in range(3)])
@@ -68,7 +68,7 @@ def test_two_pictures_behind_one_boundary(browser, port, scorer, screen, colours
         assert page.get_attribute("#pair > :first-child", "alt") == "heat map of 0.png"
         assert page.get_attribute("#pair > :last-child", "src").startswith("data:image/png;base64,")
         page.evaluate("Promise.allSettled([...document.images].map(image => image.decode()))")
-        assert chromium.seen(page) + faults == []
+        assert chromium.list_faults(page) + faults == []
         assert page.evaluate(CONTRAST) == []
         boxes[2].check()  # takes the place of the first
         assert not boxes[0].is_checked()
@@ -86,7 +86,7 @@ def test_a_folder_by_the_button_and_by_the_hand(browser, port, tmp_path):
         (root / name).write_bytes(png(number))
     (root / "notes.txt").write_text("no picture")
     (root / ".hidden.png").write_bytes(b"")
-    with chromium.opened(browser, f"http://127.0.0.1:{port}/", "desktop") as (page, faults):
+    with chromium.open_tab(browser, f"http://127.0.0.1:{port}/", "desktop") as (page, faults):
         page.set_input_files("#folder", root)
         wait_for_cards(page, 3)
         names = [title.inner_text() for title in page.query_selector_all("#cards h2")]
@@ -120,10 +120,10 @@ def test_a_folder_by_the_button_and_by_the_hand(browser, port, tmp_path):
 
 
 def test_rows_are_copied_as_csv_and_none_is_a_formula(browser, port, scorer):
-    with chromium.opened(browser, f"http://127.0.0.1:{port}/", "desktop") as (page, faults):
+    with chromium.open_tab(browser, f"http://127.0.0.1:{port}/", "desktop") as (page, faults):
         page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-        broken = {"name": 'say "b".png', "mimeType": "image/png", "buffer": png()[:300]}
-        page.set_input_files("#files", [upload("=1+1.png", 1), upload("a,\n.png", 2), broken])
+        damage = {"name": 'say "b".png', "mimeType": "image/png", "buffer": png()[:300]}
+        page.set_input_files("#files", [upload("=1+1.png", 1), upload("a,\n.png", 2), damage])
         wait_for_cards(page, 3)
         page.click("#copy")
         page.get_by_text("3 rows copied").wait_for()

@@ -38,14 +38,14 @@ def remote_object(project: Path, file: str) -> Path:
 
 def test_the_pinned_files_arrive_with_their_lineage(project, tmp_path):
     lineage = fetch(tmp_path / "out", data=str(project))
-    arrived = files(tmp_path / "out")
+    contents = files(tmp_path / "out")
     assert read_lineage(tmp_path / "out") == lineage
-    del arrived["lineage.json"]
-    assert arrived == files(tmp_path / "built")
+    del contents["lineage.json"]
+    assert contents == files(tmp_path / "built")
     assert lineage.hash == read_pin(project) == lineage.sources[str(project)]
     assert lineage.revision == git(project, "rev-parse", "HEAD").strip()
     assert (lineage.files, lineage.rows, lineage.counts) == (5, 4, {"pretrain/pristine": 4})
-    assert lineage.bytes == sum(map(len, arrived.values()))
+    assert lineage.bytes == sum(map(len, contents.values()))
     assert not (project / "data").exists()
     assert git(project, "status", "--porcelain") == ""
 
@@ -230,14 +230,14 @@ def test_an_s3_remote_that_fails(s3, tmp_path, monkeypatch):
     assert_refused(tmp_path, project, "data/images/pear.png damaged")
     client.delete_object(Bucket="contrique", Key=key)
     assert_refused(tmp_path, project, "data/images/pear.png not there")
-    with monkeypatch.context() as patched:
-        patched.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with monkeypatch.context() as patch:
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
         assert_refused(tmp_path, project, "remote 'team'", "AWS_")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     assert_refused(tmp_path, project, "remote 'team'", "127.0.0.1:9")
 
 
-def labelled(folder: Path) -> Path:
+def write_labelled(folder: Path) -> Path:
     for number, name in enumerate("abcd"):
         picture(folder, name, 20 + number)
     pd.DataFrame({"image": [f"{name}.png" for name in "abcd"], "mos": [1.0, 2.0, 3.0, 4.0]}).to_csv(
@@ -258,15 +258,15 @@ def test_several_sources_become_one_picture_set(tmp_path):
         picture(tmp_path / "clean" / "below", name, 30 + number)
         picture(tmp_path / "phone", name, 40 + number)
     sources = {"pristine": [str(tmp_path / "clean")], "authentic": [str(tmp_path / "phone")]}
-    lineage = fetch(tmp_path / "out", data=str(labelled(tmp_path / "rated")), **sources)
+    lineage = fetch(tmp_path / "out", data=str(write_labelled(tmp_path / "rated")), **sources)
     manifest = assert_pictures_match(tmp_path / "out")
     assert list(manifest["dataset"]) == ["rated"] * 4 + ["clean"] * 3 + ["phone"] * 3
     assert manifest["image"].iloc[4] == "images/clean/below/x.png"
     assert list(manifest["mos"].dropna()) == [1, 2, 3, 4]
     assert lineage.counts["pretrain/pristine"] == lineage.counts["pretrain/authentic"] == 3
     assert sorted(lineage.sources) == sorted(str(tmp_path / name) for name in ("rated", "clean", "phone"))
-    again = fetch(tmp_path / "again", data=str(tmp_path / "rated"), **sources)
-    assert again == lineage
+    second = fetch(tmp_path / "again", data=str(tmp_path / "rated"), **sources)
+    assert second == lineage
     (tmp_path / "phone" / "z.png").unlink()
     assert fetch(tmp_path / "out", data=str(tmp_path / "rated"), **sources).hash != lineage.hash
 
@@ -286,9 +286,9 @@ def test_a_project_and_photographs_together(project, tmp_path):
 
 
 def test_shards_are_taken_along(tmp_path):
-    built = picture_set(tmp_path / "built")
-    manifest = read_manifest(built)
-    contents = [(built / name).read_bytes() for name in manifest["image"]]
+    folder = picture_set(tmp_path / "built")
+    manifest = read_manifest(folder)
+    contents = [(folder / name).read_bytes() for name in manifest["image"]]
     (tmp_path / "sharded" / "shards").mkdir(parents=True)
     (tmp_path / "sharded" / "shards" / "0.tar").write_bytes(b"".join(contents))
     sizes = np.array([len(data) for data in contents])
@@ -322,10 +322,10 @@ def test_everything_may_lie_in_s3(s3, tmp_path):
     ],
 )
 def test_a_url_with_credentials_is_refused_without_repeating_them(url, ask):
-    with pytest.raises(FetchError, match=r"data on git\.test holds credentials") as caught:
+    with pytest.raises(FetchError, match=r"data on git\.test holds credentials") as error:
         ask(url)
-    assert "token@" not in str(caught.value)
-    assert "word" not in str(caught.value)
+    assert "token@" not in str(error.value)
+    assert "word" not in str(error.value)
 
 
 def test_sources_that_cannot_be_merged(tmp_path):
@@ -333,14 +333,14 @@ def test_sources_that_cannot_be_merged(tmp_path):
     picture(tmp_path / "b" / "same", "x", 2)
     with pytest.raises(FetchError, match="two sources are called 'same'"):
         fetch(tmp_path / "out", pristine=[str(tmp_path / "a" / "same")], authentic=[str(tmp_path / "b" / "same")])
-    built = picture_set(tmp_path / "built")
-    (built / "images" / "plum.png").unlink()
-    assert_refused(tmp_path, built, "images/plum.png", "restore the file")
-    manifest = read_manifest(built)
+    folder = picture_set(tmp_path / "built")
+    (folder / "images" / "plum.png").unlink()
+    assert_refused(tmp_path, folder, "images/plum.png", "restore the file")
+    manifest = read_manifest(folder)
     manifest.loc[0, "image"] = "../../escape.png"
-    write_manifest(manifest, built)
+    write_manifest(manifest, folder)
     with pytest.raises(DatasetError, match="leads out of its folder"):
-        fetch(tmp_path / "out", data=str(built))
+        fetch(tmp_path / "out", data=str(folder))
     (tmp_path / "empty").mkdir()
     with pytest.raises(DatasetError, match=r"labels\.csv"):
         fetch(tmp_path / "out", data=str(tmp_path / "empty"))
@@ -368,21 +368,21 @@ def test_a_fingerprint_names_the_content_of_the_data(project, s3, tmp_path):
     (project / "data.dvc").write_text(publish(picture_set(tmp_path / "newer", seed=50), project))
     assert name() != first
     assert name(revision="v1") == first
-    built = tmp_path / "built"
-    assert name(str(built)) != name(str(built))
+    folder = tmp_path / "built"
+    assert name(str(folder)) != name(str(folder))
     where = f"{s3.bucket}/fingerprint/fruit"
-    s3_module.upload(built, where)
+    s3_module.upload(folder, where)
     stored = name(where)
     assert name(where) == stored
-    picture(built / "images", "pear", 99)
-    s3_module.upload(built, where)
+    picture(folder / "images", "pear", 99)
+    s3_module.upload(folder, where)
     assert name(where) != stored
     assert name(pristine=[where]) == name(pristine=[where]) != name()
-    assert name(pristine=[str(built)]) != name(pristine=[str(built)])
+    assert name(pristine=[str(folder)]) != name(pristine=[str(folder)])
 
 
 def test_data_that_changed_since_their_fingerprint_was_taken_are_refused(project, tmp_path):
-    taken = fingerprint(data=str(project))
-    fetch(tmp_path / "out", data=str(project), expected=taken)
+    expected = fingerprint(data=str(project))
+    fetch(tmp_path / "out", data=str(project), expected=expected)
     (project / "data.dvc").write_text(publish(picture_set(tmp_path / "newer", seed=50), project))
-    assert_refused(tmp_path, project, "changed while they were fetched", expected=taken)
+    assert_refused(tmp_path, project, "changed while they were fetched", expected=expected)

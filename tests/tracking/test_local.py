@@ -240,7 +240,7 @@ def test_a_user_without_a_name_or_a_home(work):
     code = "from contrique.tracking.store import current_user\nprint(current_user())\n" + OPEN
     capability = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
     environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "USER", "LOGNAME")}
-    completed = subprocess.run(
+    process = subprocess.run(
         ["setpriv", "--reuid=54321", "--regid=54321", "--clear-groups", *capability, sys.executable, "-c", code],
         cwd=work,
         env=environment | {"PYTHONPATH": str(ROOT)},
@@ -248,8 +248,8 @@ def test_a_user_without_a_name_or_a_home(work):
         capture_output=True,
         text=True,
     )
-    assert completed.returncode == 0, completed.stderr
-    assert completed.stdout.startswith("uid 54321\n")
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.startswith("uid 54321\n")
     assert current_user()
 
 

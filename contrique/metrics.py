@@ -169,8 +169,8 @@ def _groups(values: Array) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
 def _ranks(values: Array, counts: Array) -> Array:
     """Average ranks of each picture inside each resample. Shape (B, N)."""
     order, starts = _groups(values)
-    held = np.add.reduceat(counts[:, order], starts, axis=1)
-    ranks = np.cumsum(held, axis=1) - held + (held + 1) / 2
+    totals = np.add.reduceat(counts[:, order], starts, axis=1)
+    ranks = np.cumsum(totals, axis=1) - totals + (totals + 1) / 2
     group = np.empty(len(values), dtype=np.intp)
     group[order] = np.repeat(np.arange(len(starts)), np.diff(np.r_[starts, len(values)]))
     return np.asarray(ranks[:, group])
@@ -219,7 +219,7 @@ def krcc_resampled(scores: Array, labels: Array, counts: Array) -> Array:
     With S the matrix of signs of differences, tau-b of a resample c is c'(Sx Sy)c / sqrt(c'|Sx|c c'|Sy|c). S is built
     some rows at a time; its cells and the counts are small integers, so that float32 sums of them are exact.
     """
-    held = counts.astype(np.float32).T
+    weights = counts.astype(np.float32).T
     sums = np.zeros((3, len(counts)))
     block = max(1, _CELLS // max(1, len(scores)))
     for start in range(0, len(scores), block):
@@ -227,7 +227,7 @@ def krcc_resampled(scores: Array, labels: Array, counts: Array) -> Array:
         dx = np.sign(scores[rows, None] - scores[None, :]).astype(np.float32)
         dy = np.sign(labels[rows, None] - labels[None, :]).astype(np.float32)
         for i, signs in enumerate((dx * dy, np.abs(dx), np.abs(dy))):
-            sums[i] += np.einsum("nb,nb->b", signs @ held, held[rows], dtype=np.float64)
+            sums[i] += np.einsum("nb,nb->b", signs @ weights, weights[rows], dtype=np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         tau = sums[0] / np.sqrt(sums[1] * sums[2])
     return np.where(counts.sum(axis=1) < 3, np.nan, tau)

@@ -333,7 +333,7 @@ def check(options: argparse.Namespace) -> None:
 
     tell = partial(print, flush=True)
     findings = check_cluster(_cluster(options), options.data, options.artifacts, tell)
-    failures = sum(finding.held is False for finding in findings)
+    failures = sum(finding.holds is False for finding in findings)
     if failures:
         raise CheckFailed(f"{failures} of {len(findings)} did not hold; each ✗ above says what to look at")
 

@@ -44,6 +44,11 @@ ONLY_IMPORTERS = {
     "fastapi": {"contrique/serving/", "contrique/rating/server.py"},
     "uvicorn": {"contrique/serving/"},
 }
+# Past participles that named things once, and say nothing of what the thing is.
+PARTICIPLES = {
+    *("told", "heard", "made", "given", "found", "said", "seen", "kept", "chosen", "shown", "taken", "joined", "known"),
+    *("was", "were", "wanted", "drawn", "sent", "got", "held"),
+}
 # Modules through which files, networks, clocks or other processes are reached.
 IO = {"datetime", "glob", "pathlib", "requests", "shutil", "socket", "subprocess", "tempfile", "time", "urllib"}
 
@@ -69,6 +74,24 @@ def imports(path: Path) -> Iterator[str]:
 
 def roots(path: Path) -> set[str]:
     return {name.partition(".")[0] for name in imports(path)}
+
+
+def list_names(path: Path) -> Iterator[tuple[str, int]]:
+    """Every name that a file binds, and where: variables, attributes, arguments, functions, classes."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.id if isinstance(node, ast.Name) else node.attr, node.lineno
+        elif isinstance(node, ast.arg):
+            yield node.arg, node.lineno
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name, node.lineno
+
+
+@pytest.mark.parametrize("layer", [*LAYERS, "benchmarks", "tests"])
+def test_no_name_is_a_participle(layer):
+    names = [(name, f"{name_of(path)}:{line}") for path in sources(layer) for name, line in list_names(path)]
+    assert len(names) > 50
+    assert not [f"{place}: {name}" for name, place in names if name.strip("_").lower() in PARTICIPLES]
 
 
 @pytest.mark.parametrize("path", sources("contrique"), ids=name_of)

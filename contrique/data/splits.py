@@ -46,8 +46,8 @@ def assign_splits(references: pd.Series, fractions: tuple[float, float, float] =
         return stop
 
     tested = end(0, test, test, LEAST_TESTED, 2, LEAST_VALIDATED + LEAST_TRAINED)
-    held = end(tested, test + validation, validation, LEAST_VALIDATED, 1, LEAST_TRAINED)
-    parts = ["test"] * tested + ["validation"] * (held - tested) + ["train"] * (len(ranked) - held)
+    outside = end(tested, test + validation, validation, LEAST_VALIDATED, 1, LEAST_TRAINED)
+    parts = ["test"] * tested + ["validation"] * (outside - tested) + ["train"] * (len(ranked) - outside)
     return references.map(dict(zip(ranked, parts, strict=True))).astype("str")
 
 

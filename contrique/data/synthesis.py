@@ -94,8 +94,8 @@ def synthesize(
     """Distort every pristine photograph of a picture set.
 
     Writes `out/shards/*.tar`, a sidecar beside each, and `out/manifest.parquet`. Each row keeps the photograph's split,
-    reference, source and licence; `weak_label` is set for the versions that `weakly_labelled` picks. Shards that an
-    earlier run finished from the same photographs, seed, configuration and library versions are kept.
+    reference, source and licence; `weak_label` is set for the versions that `draw_weakly_labelled` picks. Shards that
+    an earlier run finished from the same photographs, seed, configuration and library versions are kept.
 
     Args:
         source: a picture set; only its rows of kind `pristine` are used.

@@ -170,8 +170,8 @@ def scale_pairs(count: int, comparisons: Sequence[tuple[int, int]]) -> tuple[Arr
 def share_agreed(count: int, own: Sequence[tuple[int, int]], others: Sequence[tuple[int, int]]) -> tuple[int, int]:
     """How many of a rater's comparisons the scale of the others would have made alike, and of how many it can tell."""
     values, _ = scale_pairs(count, others)
-    asked = {i for pair in others for i in pair}
-    gaps = [values[better] - values[worse] for better, worse in own if {better, worse} <= asked]
+    scaled = {i for pair in others for i in pair}
+    gaps = [values[better] - values[worse] for better, worse in own if {better, worse} <= scaled]
     return sum(gap > 0 for gap in gaps), len(gaps)
 
 

@@ -82,7 +82,7 @@ def write_overview(out: Path, results: Sequence[Observation | Failure], skipped:
         "tables": {
             "Likeliest fault": group_by([(item.fault.replace("_", " "), item) for item in scored if item.fault]),
             "Subfolder": group_by([(name(Path(item.score.path).parent), item) for item in scored]),
-            "Month taken": group_by([(item.taken[:7], item) for item in scored if item.taken], by_name=True),
+            "Month taken": group_by([(item.day[:7], item) for item in scored if item.day], by_name=True),
         },
         "copies": [
             (draw(group[0]), [(name(item.score.path), item.score.score) for item in group[1:]])
@@ -106,10 +106,10 @@ def count_bars(scored: Sequence[Observation]) -> list[int]:
     return counts
 
 
-def group_by(named: Sequence[tuple[str, Observation]], *, by_name: bool = False) -> list[Group]:
+def group_by(pairs: Sequence[tuple[str, Observation]], *, by_name: bool = False) -> list[Group]:
     """Groups of pictures by a name, the largest first or in order of name; none if all have the same name."""
     scores: dict[str, list[float]] = {}
-    for name, item in named:
+    for name, item in pairs:
         scores.setdefault(name, []).append(item.score.score)
     groups = [Group(name, len(own), median(own), min(own), max(own)) for name, own in scores.items()]
     ordered = sorted(groups, key=lambda group: group.name if by_name else (-group.count, group.name))

@@ -24,7 +24,7 @@ from contrique.scoring.scorer import Scorer
 from contrique.text import dump_json
 
 MOST_COMPARED: Final = 20_000  # pictures among which copies are sought: two hundred million pairs, seconds
-COLUMNS: Final = (*CSV_COLUMNS, "fault", "taken")
+COLUMNS: Final = (*CSV_COLUMNS, "fault", "day")
 FORMATS: Final = (".parquet", ".csv", ".json")
 
 
@@ -36,13 +36,13 @@ class Observation:
         score: with its contract.
         fault: the likeliest distortion, `pristine` for none; empty if the model cannot name any.
         phash: `images.perceptual_hash`.
-        taken: day in ISO 8601, from EXIF or else of the file; empty for what is no file.
+        day: of the picture in ISO 8601, from EXIF or else of the file; empty for what is no file.
     """
 
     score: Score
     fault: str
     phash: str
-    taken: str
+    day: str
 
 
 def observe(scorer: Scorer, paths: Iterable[Path | Failure]) -> Iterator[Observation | Failure]:
@@ -102,9 +102,9 @@ def group_copies(observations: Sequence[Observation], bits: int) -> list[list[Ob
 def as_row(item: Observation | Failure) -> dict[str, Any]:
     """A result as one row of COLUMNS; what it lacks is None."""
     if isinstance(item, Failure):
-        row = flatten(item) | {"fault": None, "taken": None}
+        row = flatten(item) | {"fault": None, "day": None}
     else:
-        row = flatten(item.score) | {"fault": item.fault, "taken": item.taken}
+        row = flatten(item.score) | {"fault": item.fault, "day": item.day}
     # A file name need not be Unicode, and a table must.
     return {
         name: value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value

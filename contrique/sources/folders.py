@@ -74,10 +74,10 @@ def describe_rows(rows: Sequence[dict[str, Any]], folder: Path, name: str) -> li
 
 def _identities(rows: Sequence[dict[str, Any]], described: Sequence[dict[str, Any]]) -> pd.Series:
     """What each row's content is known by, wherever it lies: its reference's name, or else its picture's hash."""
-    named = {row["reference"] for row in rows if row["reference"] != row["image"]}
+    references = {row["reference"] for row in rows if row["reference"] != row["image"]}
     return pd.Series(
         [
-            row["reference"] if row["reference"] in named else facts["content"]
+            row["reference"] if row["reference"] in references else facts["content"]
             for row, facts in zip(rows, described, strict=True)
         ]
     )
@@ -86,10 +86,10 @@ def _identities(rows: Sequence[dict[str, Any]], described: Sequence[dict[str, An
 def _unlabelled_rows(folder: Path, role: str) -> list[dict[str, Any]]:
     walked = list(walk_pictures(folder))
     skipped = [entry for entry in walked if isinstance(entry, Skipped)]
-    lost = [entry for entry in skipped if entry.lost and "cannot be read" in entry.reason]
-    if lost:
-        place = escape_control(str(lost[0].path))
-        raise DatasetError(f"{place}: {lost[0].reason}; check its permissions, or move it out of {folder}")
+    unreadable = [entry for entry in skipped if entry.lost and "cannot be read" in entry.reason]
+    if unreadable:
+        place = escape_control(str(unreadable[0].path))
+        raise DatasetError(f"{place}: {unreadable[0].reason}; check its permissions, or move it out of {folder}")
     files = sorted(entry for entry in walked if isinstance(entry, Path))
     if not files:
         expected = ", ".join(sorted(SUFFIXES))

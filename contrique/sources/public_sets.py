@@ -173,12 +173,12 @@ def _check_scores(layout: PublicSet, folder: Path, rows: list[Row]) -> None:
 
 def _resolve(layout: PublicSet, folder: Path, top: str, files: dict[str, str], rows: list[Row]) -> None:
     """Replace the names in the score files by those on disk; every picture and every reference must be there."""
-    named = {row[column] for row in rows for column in ("image", "reference") if column in row}
-    on_disk = {name: files.get(top + name.lower()) for name in named}
+    names = {row[column] for row in rows for column in ("image", "reference") if column in row}
+    on_disk = {name: files.get(top + name.lower()) for name in names}
     absent = sorted(name for name, path in on_disk.items() if path is None)
     if absent:
         raise PublicSetError(
-            f"{folder}: {len(absent)} of the {len(named)} pictures of {layout.title} are missing, first "
+            f"{folder}: {len(absent)} of the {len(names)} pictures of {layout.title} are missing, first "
             f"{', '.join(absent[:3])}; fetch them from {layout.home}"
         )
     for row in rows:

@@ -129,13 +129,13 @@
     const place = (value) => `${(100 * (value - answer.low)) / (answer.high - answer.low)}%`;
     say(find("value"), answer.score.toFixed(1));
     find("point").style.left = place(answer.score);
-    const known = answer.interval_low !== null;
-    find("band").hidden = !known;
-    if (known) {
+    const hasInterval = answer.interval_low !== null;
+    find("band").hidden = !hasInterval;
+    if (hasInterval) {
       find("band").style.left = place(answer.interval_low);
       find("band").style.right = `calc(100% - ${place(answer.interval_high)})`;
     }
-    say(find("interval"), known
+    say(find("interval"), hasInterval
       ? `90 % interval: ${answer.interval_low.toFixed(1)} to ${answer.interval_high.toFixed(1)}`
       : "no interval: this model was fitted without one");
     say(find("warning"), answer.warning || "");

@@ -33,16 +33,16 @@ class Finding:
 
     Attributes:
         what: was looked at.
-        held: whether it did; None if it was not looked at.
-        seen: what was there, or why nothing was.
+        holds: whether it does; None if it was not looked at.
+        detail: what was there, or why nothing was.
     """
 
     what: str
-    held: bool | None
+    holds: bool | None
     detail: str
 
     def __str__(self) -> str:
-        return f"{_MARKS[self.held]} {self.what:<48} {self.detail}"
+        return f"{_MARKS[self.holds]} {self.what:<48} {self.detail}"
 
 
 class _Absent(ContriqueError):
@@ -62,8 +62,8 @@ def check(cluster: Cluster, data: str, artifacts: str, tell: Callable[[Finding],
     """
     findings: list[Finding] = []
 
-    def note(what: str, held: bool | None, detail: str) -> None:
-        findings.append(Finding(what, held, detail))
+    def note(what: str, holds: bool | None, detail: str) -> None:
+        findings.append(Finding(what, holds, detail))
         tell(findings[-1])
 
     def look(what: str, action: Callable[[], T], detail: Callable[[T], str]) -> T | None:
@@ -116,7 +116,7 @@ def _mlflow_run(run: str) -> str:
     store = Store(RegistryConfig())
     runs = store.client.search_runs([store.experiment_id()], f"tags.`{PIPELINE_RUN}` = '{run}'")
     if [item.info.status for item in runs] != ["FINISHED"]:
-        raise _Absent(f"{len(runs)} MLflow runs of it, {[one.info.status for one in runs]}; see the log of close_run")
+        raise _Absent(f"{len(runs)} MLflow runs of it, {[item.info.status for item in runs]}; see the log of close_run")
     return str(runs[0].info.run_id)
 
 

@@ -212,8 +212,8 @@ class Terminal:
         text, decoder = "", codecs.getincrementaldecoder("utf-8")("replace")  # a chunk may end within a character
         for chunk in chunks:
             text += decoder.decode(chunk)
-            *done, text = re.split(r"(?<=\n)|(?<=\r)(?!\n)", text)
-            for piece in done:
+            *lines, text = re.split(r"(?<=\n)|(?<=\r)(?!\n)", text)
+            for piece in lines:
                 if piece.strip() and (piece.endswith("\r") or _BAR in piece):
                     self._show(f"  {piece.strip()}")
                 if piece.endswith("\n"):
@@ -331,10 +331,10 @@ def run(
         )
     if failure:
         raise RunFailed(f"{failure}\nThe whole log: {root / 'run.log'}", terminal.exit_status)
-    done = _read_run(root)
+    outcome = _read_run(root)
     if pipeline.name == "contrique-training":
-        check_branches(done)
-    return done
+        check_branches(outcome)
+    return outcome
 
 
 @contextlib.contextmanager

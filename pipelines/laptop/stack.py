@@ -159,9 +159,9 @@ class Stack:
                 make = [*user, str(programs / "initdb"), "-D", str(aside), "--username=contrique", "--encoding=UTF8"]
                 make += ["--locale=C", "--auth=scram-sha-256", "--pwfile=/dev/stdin"]
                 password = self.settings.password.encode()
-                done = subprocess.run(make, input=password, capture_output=True, check=False)
-                if done.returncode:
-                    raise StackError(f"database: initdb failed in {data}: {done.stderr.decode().strip()}")
+                process = subprocess.run(make, input=password, capture_output=True, check=False)
+                if process.returncode:
+                    raise StackError(f"database: initdb failed in {data}: {process.stderr.decode().strip()}")
 
         def ready() -> bool:
             return subprocess.run(probe, check=False).returncode == 0
@@ -288,7 +288,7 @@ def _settings(path: Path) -> Settings:
     if not running(path.parent):
         for name in _PORTS:
             port = settings.ports.get(name, 0)
-            while not port or _taken(port) or list(settings.ports.values()).count(port) > 1:
+            while not port or _is_in_use(port) or list(settings.ports.values()).count(port) > 1:
                 port = secrets.randbelow(12_000) + 20_000  # below those that the system hands out meanwhile
                 settings.ports[name] = port
         with write_aside(path) as aside:
@@ -305,7 +305,7 @@ def bypass_proxies() -> dict[str, str]:
     return {"NO_PROXY": value, "no_proxy": value}
 
 
-def _taken(port: int) -> bool:
+def _is_in_use(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 

@@ -53,10 +53,8 @@ def score_of(path: str, value: float) -> Score:
     return Score(path, value, value, "7", "human", (value - 5, value + 5), 0.5, "")
 
 
-def observation(
-    path: str, value: float, phash: str = "", fault: str = "jpeg", taken: str = "2024-05-01"
-) -> Observation:
-    return Observation(score_of(path, value), fault, phash, taken)
+def observation(path: str, value: float, phash: str = "", fault: str = "jpeg", day: str = "2024-05-01") -> Observation:
+    return Observation(score_of(path, value), fault, phash, day)
 
 
 def test_scores_are_those_of_score_and_failures_keep_their_place(model, folder):
@@ -68,7 +66,7 @@ def test_scores_are_those_of_score_and_failures_keep_their_place(model, folder):
     for item in items:
         if isinstance(item, Observation):
             assert item.phash == images.perceptual_hash(images.read(item.score.path))
-            assert item.taken == datetime.fromtimestamp(Path(item.score.path).stat().st_mtime).date().isoformat()
+            assert item.day == datetime.fromtimestamp(Path(item.score.path).stat().st_mtime).date().isoformat()
             assert item.fault == ""  # the tiny model has no diagnosis
 
 

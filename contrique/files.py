@@ -17,7 +17,7 @@ from contrique.errors import ContriqueError, one_line
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MAX_BYTES: Final = 2_000_000_000  # of a file that is read whole
-_SHOWN = 200  # characters of a name that a message repeats
+_MAX_QUOTE = 200  # characters of a name that a message repeats
 _UNITS = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 _FULL_WORDS = ("No space left on device (os error 28)", "database or disk is full")  # of safetensors and of SQLite
 
@@ -156,7 +156,7 @@ def inside(name: str, where: str) -> PurePosixPath:
         StorageError: it is empty or absolute, climbs up by `..`, or holds a backslash, a drive letter or a NUL.
     """
     if re.search(UNSAFE_NAME, name):
-        quoted = repr(name) if len(name) <= _SHOWN else f"{name[:_SHOWN]!r}..."
+        quoted = repr(name) if len(name) <= _MAX_QUOTE else f"{name[:_MAX_QUOTE]!r}..."
         raise StorageError(f"{where}: the name {quoted} leads out of its folder; rename it")
     return PurePosixPath(name)
 

@@ -33,7 +33,7 @@ _STRIP: Final = 2**22  # pixels that are converted at once
 _FLOAT_SLACK: Final = 1 / 512  # beyond 0 and 1, as rounding leaves it
 _ORIENTATION: Final = 0x0112
 _EXIF: Final = 0x8769  # where the camera's own entries are
-_TAKEN: Final = 0x9003
+_DATE_TAKEN: Final = 0x9003
 _JPEG_COLOURS: Final = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}  # by Pillow's mode
 _DAMAGED: Final = "damaged or truncated ({}); fetch the file again"
 _PNM_KINDS: Final = b"0123456fy"  # as Pillow tells them apart, by their second byte
@@ -297,7 +297,7 @@ def read_day(path: Path | str) -> str:
     data = read_bytes(path)
     try:
         with _explained(data, str(path)), Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            text = str(image.getexif().get_ifd(_EXIF).get(_TAKEN, ""))
+            text = str(image.getexif().get_ifd(_EXIF).get(_DATE_TAKEN, ""))
         return date(*map(int, text[:10].split(":"))).isoformat()
     except (BadImage, ValueError, TypeError):  # damaged EXIF says nothing; the pixels may be whole all the same
         return ""

@@ -10,7 +10,7 @@ from contrique.config import ValidationConfig
 from contrique.data.manifest import KINDS, SPLITS
 from contrique.text import escape_control
 
-SHOWN = 5  # rows that a message names
+MAX_NAMES = 5  # rows that a message names
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +42,8 @@ class Check:
         if rows.empty:
             return f"{self.what}; {self.remedy}"
         names = self.names(rows)
-        more = f" and {len(names) - SHOWN} more, named in the log" if len(names) > SHOWN else ""
-        return f"{self.what} ({len(rows)}): {', '.join(names[:SHOWN])}{more}; {self.remedy}"
+        more = f" and {len(names) - MAX_NAMES} more, named in the log" if len(names) > MAX_NAMES else ""
+        return f"{self.what} ({len(rows)}): {', '.join(names[:MAX_NAMES])}{more}; {self.remedy}"
 
 
 def list_checks(facts: pd.DataFrame, config: ValidationConfig) -> list[Check]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-_KEPT = 2
+_COPIES = 2
 _STATE, _SUMS = "state.json", "SHA256SUMS"
 
 
@@ -107,7 +107,7 @@ class Checkpoints:
 
     def _outdated(self, step: int) -> list[int]:
         """Checkpoints up to this step, without the newest ones; later ones are damaged, as training resumed here."""
-        return [old for old in self.steps() if old <= step][_KEPT:]
+        return [old for old in self.steps() if old <= step][_COPIES:]
 
     def steps(self) -> list[int]:
         """Steps with a checkpoint, whole or not, newest first.

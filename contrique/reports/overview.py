@@ -16,7 +16,7 @@ from contrique.reports.tiles import draw_thumbnail
 from contrique.scoring.overview import MOST_COMPARED, Observation, group_copies
 from contrique.scoring.results import Failure
 
-SHOWN: Final = 12  # pictures at each end, and groups of copies
+MAX_TILES: Final = 12  # pictures at each end, and groups of copies
 _BARS: Final = 20  # of the histogram, 5 points each
 _LINES: Final = 200  # of a table
 
@@ -54,7 +54,7 @@ def write_overview(out: Path, results: Sequence[Observation | Failure], skipped:
     scored = [item for item in results if isinstance(item, Observation)]
     failures = [item for item in results if isinstance(item, Failure)]
     ranked = sorted(scored, key=lambda item: (item.score.score, item.score.path))
-    half = min(SHOWN, (len(ranked) + 1) // 2)
+    half = min(MAX_TILES, (len(ranked) + 1) // 2)
     root = os.path.commonpath([Path(item.score.path).absolute().parent for item in scored]) if scored else ""
 
     def name(path: str | Path) -> str:
@@ -78,7 +78,7 @@ def write_overview(out: Path, results: Sequence[Observation | Failure], skipped:
         "bars": count_bars(scored),
         "root": root,
         "worst": [draw(item) for item in ranked[:half]],
-        "best": [draw(item) for item in ranked[::-1][: len(ranked) - half][:SHOWN]],
+        "best": [draw(item) for item in ranked[::-1][: len(ranked) - half][:MAX_TILES]],
         "tables": {
             "Likeliest fault": group_by([(item.fault.replace("_", " "), item) for item in scored if item.fault]),
             "Subfolder": group_by([(name(Path(item.score.path).parent), item) for item in scored]),
@@ -86,7 +86,7 @@ def write_overview(out: Path, results: Sequence[Observation | Failure], skipped:
         },
         "copies": [
             (draw(group[0]), [(name(item.score.path), item.score.score) for item in group[1:]])
-            for group in copies[:SHOWN]
+            for group in copies[:MAX_TILES]
         ],
         "copied": sum(len(group) - 1 for group in copies),
         "groups": len(copies),

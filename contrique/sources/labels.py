@@ -15,7 +15,7 @@ from contrique.files import StorageError, inside, read_regular
 from contrique.text import escape_control
 
 _MAX_BYTES = 2**28  # of the file
-_SHOWN = 60  # characters of a cell that a message repeats
+_MAX_QUOTE = 60  # characters of a cell that a message repeats
 _SCORES = ("mos", "dmos")
 _COLUMNS = ("image", *_SCORES, "reference", "distortion", "level", "split")
 _DELIMITERS = (",", ";", "\t")
@@ -133,7 +133,7 @@ def _read_header(cells: Sequence[str], path: Path) -> list[str]:
     if twice:
         raise DatasetError(f"{path}: has the column {twice[0]} twice; remove one")
     if "image" not in header or not {*_SCORES} & {*header}:
-        names = [escape_control(name[:_SHOWN]) for name in header[:_SHOWN]]
+        names = [escape_control(name[:_MAX_QUOTE]) for name in header[:_MAX_QUOTE]]
         raise DatasetError(f"{path}: needs the columns image and mos (or dmos), has {names}")
     return header
 
@@ -150,7 +150,7 @@ def _name_cells(cells: Sequence[str], header: Sequence[str], line: int, path: Pa
 
 def _fault(record: _Record, column: str, path: Path, what: str) -> DatasetError:
     cell = record.cells[column]
-    text = escape_control(cell if len(cell) <= _SHOWN else f"{cell[:_SHOWN]}...")
+    text = escape_control(cell if len(cell) <= _MAX_QUOTE else f"{cell[:_MAX_QUOTE]}...")
     return DatasetError(f"{path}: line {record.line}, column {column}: '{text}' {what}")
 
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from contrique import images
 from contrique.config import ValidationConfig
 from contrique.data import leaks
-from contrique.data.expectations import SHOWN, Check, list_checks
+from contrique.data.expectations import MAX_NAMES, Check, list_checks
 from contrique.data.manifest import SPLITS, read_manifest, read_picture_bytes
 from contrique.data.splits import LEAST_TESTED, LEAST_TRAINED, LEAST_VALIDATED
 from contrique.data.validation_page import escape, render
@@ -127,7 +127,7 @@ def accept(findings: Path) -> None:
     """
     outcome = json.loads(findings.read_text(encoding="utf-8"))
     for what, names in outcome["named"].items():  # of many, the message names a few
-        if len(names) > SHOWN:
+        if len(names) > MAX_NAMES:
             print(f"{what}: {', '.join(names)}", file=sys.stderr)
     if outcome["failures"]:
         raise ValidationFailed(outcome["failures"])

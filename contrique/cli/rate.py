@@ -1,6 +1,7 @@
 """rate: people judge pictures, and their answers become labels."""
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,6 @@ def add_parsers(commands: Any) -> None:
     command.add_argument(
         "--choose",
         choices=("model", "random"),
-        default="model",
         help="who chooses the pictures of a new session; random needs no model; default: model",
     )
     command.add_argument("--count", type=parse_integer(5, 10**6), help="pictures that each rater judges; default: 100")
@@ -98,6 +98,11 @@ def _open_session(options: argparse.Namespace, place: Path) -> Any:
     from contrique.walk import Skipped, summarize_skipped
 
     if start.exists(place):
+        settled = [f"--{name}" for name in ("choose", "count", "model") if getattr(options, name)]
+        if settled:
+            raise UsageError(
+                f"{place}: its pictures are chosen already; leave out {', '.join(settled)}, or give another --session"
+            )
         return start.resume(place, options.folder, options.method, options.seed)
     config = resolve_config(options)
     rating = dataclasses.replace(config.rating, count=options.count) if options.count else config.rating
@@ -106,7 +111,7 @@ def _open_session(options: argparse.Namespace, place: Path) -> Any:
         options.folder,
         method=options.method or "acr",
         seed=options.seed or 0,
-        choice=options.choose,
+        choice=options.choose or "model",
         config=rating,
         limits=config.serving,
         load_scorer=lambda: load_scorer(options),
@@ -132,7 +137,6 @@ def _export(options: argparse.Namespace, place: Path) -> None:
     base = write_labels(labels, options.folder, options.export)
     for note in labels.notes:
         print_line(note)
-    images = "" if base == options.export.parent else f" --images {base}"
-    print_line(
-        f"{options.export}: {len(labels.rows)} pictures; next: contrique adapt --labels {options.export}{images}"
-    )
+    words = ["contrique", "adapt", "--labels", str(options.export)]
+    words += [] if base == options.export.parent else ["--images", str(base)]
+    print_line(f"{options.export}: {len(labels.rows)} pictures; next: {shlex.join([*words, '--out', 'my_model'])}")

@@ -126,7 +126,9 @@ def check_rater(name: str) -> str:
         RatingError: it is empty, too long, or holds more than letters, digits, blanks, - and _.
     """
     key = unicodedata.normalize("NFC", " ".join(name.split())).casefold()
-    if not _NAME.fullmatch(key) or len(os.fsencode(key)) > 4 * MAX_NAME or len(key) > MAX_NAME:
+    # of a letter with marks that no single character holds, as in many scripts of India, the letter counts
+    plain = "".join(c for i, c in enumerate(key) if not i or not unicodedata.category(c).startswith("M"))
+    if not _NAME.fullmatch(plain) or len(os.fsencode(key)) > 4 * MAX_NAME or len(key) > MAX_NAME:
         raise RatingError(
             f"rater '{name[:MAX_NAME]}': give a name of 1 to {MAX_NAME} letters, digits, blanks, - and _, "
             "that begins with a letter or digit"

@@ -74,9 +74,13 @@ def verify(registry: Registry, name: str) -> str:
             client.set_model_version_tag(model, number, tag, tags[tag])
     try:
         proof = f"{prove(registry, number, examples)}; verified {current_time()} by {current_user()}"
-    except BaseException:
-        for tag in sorted(missing):  # lest MLflow's server take it for one of ours
-            client.delete_model_version_tag(model, number, tag)
+    except BaseException as error:
+        try:
+            with registry.store.translate_errors(f"taking tags from version {number}"):
+                for tag in sorted(missing):  # lest MLflow's server take it for one of ours
+                    client.delete_model_version_tag(model, number, tag)
+        except RegistryError as second:  # the first error is the cause; without STATE the version is never used
+            error.add_note(str(second))
         raise
     with registry.store.translate_errors(f"completing version {number}"):
         client.set_model_version_tag(model, number, PROOF, proof)

@@ -69,11 +69,6 @@ class Lineage(Facts):
     licences: dict[str, int]
 
 
-def read_lineage(directory: Path) -> Lineage:
-    """Read the `lineage.json` that `fetch` left in a picture set."""
-    return Lineage(**json.loads((directory / LINEAGE).read_text()))
-
-
 def fetch(
     out: Path,
     *,

@@ -6,6 +6,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from contrique.artifacts import LINEAGE
+from contrique.errors import one_line
+from contrique.tracking.store import RegistryError
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
@@ -13,13 +15,27 @@ if TYPE_CHECKING:
 Context = Literal["training", "evaluation"]
 _DIGEST_CHARS: Final = 36  # of MLflow's column, which is as long as the hash of a folder by DVC
 _NAME_CHARS: Final = 200
+_KEYS: Final = frozenset({"source", "hash", "counts", "revision", "sources"})  # of it, that MLflow is told
 _SUFFIX: Final[dict[Context, str]] = {"training": "", "evaluation": ", test part"}  # one set has one context in a run
 
 
 def read_lineage(dataset: Path) -> dict[str, Any]:
-    """What `fetch` wrote of a picture set; empty for a set without, which was made by hand."""
+    """What `fetch` wrote of a picture set; empty for a set without, which was made by hand.
+
+    Raises:
+        RegistryError: the file is damaged, or is none that `fetch` writes.
+    """
     path = dataset / LINEAGE
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        lineage = json.loads(path.read_text())
+        missing = sorted(_KEYS - lineage.keys())
+    except (ValueError, AttributeError) as error:
+        raise RegistryError(f"{path}: not readable ({one_line(error)}); fetch the set again, or remove it") from error
+    if missing:
+        raise RegistryError(f"{path}: says nothing of {', '.join(missing)}; fetch the set again, or remove it")
+    return dict(lineage)
 
 
 def name_dataset(lineage: Mapping[str, Any], context: Context) -> tuple[str, str]:

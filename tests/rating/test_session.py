@@ -3,11 +3,13 @@
 import dataclasses
 import json
 import multiprocessing
+import shlex
 
 import numpy as np
 import pytest
 import tiny_ratings
 
+from contrique.cli.main import main
 from contrique.rating import session as sessions
 from contrique.rating.candidates import RatingError
 from contrique.rating.questions import count_questions, list_questions
@@ -73,7 +75,8 @@ class TestStore:
 
 
 @pytest.mark.parametrize(
-    "name", ["../x", "", "  ", "a/b", ".hidden", "a\x00b", "a\nb/..", "x" * 41, "<b>", "-x", "a.b"]
+    "name",
+    ["../x", "", "  ", "a/b", ".hidden", "a\x00b", "a\nb/..", "x" * 41, "<b>", "-x", "a.b", "\u0301anna", "a\u0301/b"],
 )
 def test_names_that_are_no_file_names(name, tmp_path):
     with pytest.raises(RatingError, match="give a name of 1 to 40 letters"):
@@ -86,6 +89,8 @@ def test_names_that_are_no_file_names(name, tmp_path):
 def test_names_of_one_person_are_one():
     assert check_rater(" Anna  Müller ") == check_rater("anna mu\u0308ller") == "anna müller"
     assert check_rater("李雷_2") == "李雷_2"
+    assert check_rater("अनीता") == "अनीता"  # two of its vowels are marks, which no single character holds
+    assert check_rater("தமிழ் 2") == "தமிழ் 2"
 
 
 def _hold(folder):
@@ -195,3 +200,31 @@ class TestFiles:
     def test_none_is_one_clear_error(self, tmp_path):
         with pytest.raises(RatingError, match="no session of `contrique rate`"):
             Session.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [(["--count", "10"], "--count"), (["--model", "bundled", "--choose", "random"], "--choose, --model")],
+)
+def test_a_session_that_exists_chooses_no_pictures_again(session, folder, tmp_path, capsys, options, names):
+    session.save(tmp_path / "s")
+    assert main(["rate", str(folder), "--session", str(tmp_path / "s"), "--port", "0", *options]) == 2
+    assert f"are chosen already; leave out {names}, or give another --session" in capsys.readouterr().err
+
+
+def test_the_next_command_can_be_pasted(session, folder, tmp_path, capsys):
+    place, out = tmp_path / "s", tmp_path / "my own" / "labels.csv"
+    out.parent.mkdir()
+    session.save(place)
+    for number, question in enumerate(
+        walk(session, "anna", lambda q: q.items[0][0] % 2 if session.method == "pairs" else 3)
+    ):
+        names = tuple(session.pictures[i].image for i, _ in question.items)
+        flags = tuple(is_damaged for _, is_damaged in question.items)
+        answer = question.items[0][0] % 2 if session.method == "pairs" else 1 + question.items[0][0] % 5
+        Store(place).append("anna", Answer(number, question.part, names, flags, answer, 1.0, 1.0, ""))
+    assert main(["rate", str(folder), "--session", str(place), "--export", str(out)]) == 0
+    command = capsys.readouterr().out.splitlines()[-1].partition("next: ")[2]
+    words = shlex.split(command)
+    assert words[:4] == ["contrique", "adapt", "--labels", str(out)]
+    assert words[4:] == ["--images", str(folder), "--out", "my_model"]

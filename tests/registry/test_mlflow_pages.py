@@ -7,6 +7,7 @@ import mlflow
 import pytest
 import tiny_model
 import tiny_run
+from mlflow.exceptions import MlflowException
 
 from contrique.artifacts import ENCODER
 from contrique.cli.main import main
@@ -17,6 +18,7 @@ from contrique.registry.load import load_model
 from contrique.registry.promotion import keep_champion, promote
 from contrique.registry.versions import PROVEN, UNPROVEN, Registry
 from contrique.reports.card import describe_version
+from contrique.tracking.datasets import read_lineage
 from contrique.tracking.runs import Runs
 from contrique.tracking.store import RegistryError, Store
 
@@ -122,6 +124,33 @@ class TestAPromotionByAPerson:
         with pytest.raises(RegistryError, match="scores the input example 1000"):
             main_or_raise("2")
         assert mlflow.MlflowClient().get_model_version("contrique", "2").tags == {}
+
+    def test_whose_traces_cannot_be_taken_back_says_both(self, store, models, monkeypatch):
+        from contrique.registry import proof
+
+        register(models[0], "monday", "")
+        promote_on_the_page("1")
+        monkeypatch.setattr(proof, "_ask_loaded", lambda *_: [{"raw": 1e3, "error": None, "model": "2"}])
+
+        def fail(*_: object) -> None:
+            raise MlflowException("the database is locked")
+
+        monkeypatch.setattr(mlflow.MlflowClient, "delete_model_version_tag", fail)
+        with pytest.raises(RegistryError, match="scores the input example 1000") as caught:
+            main_or_raise("2")
+        assert any("taking tags from version 2 failed" in note for note in caught.value.__notes__)
+        with pytest.raises(RegistryError, match="never proven"):
+            load_model("2", CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "not readable"), ("[1]", "not readable"), ('{"source": "x", "hash": "y"}', "nothing of counts, revision")],
+)
+def test_a_lineage_made_by_hand_is_one_clear_error(tmp_path, text, message):
+    (tmp_path / "lineage.json").write_text(text)
+    with pytest.raises(RegistryError, match=message):
+        read_lineage(tmp_path)
 
 
 def main_or_raise(number: str) -> str:

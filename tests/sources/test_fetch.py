@@ -13,6 +13,7 @@ from dvc_projects import dvc_project, files, flip, git, picture, picture_set
 
 from contrique import images
 from contrique import s3 as s3_module
+from contrique.artifacts import LINEAGE
 from contrique.data.manifest import (
     DatasetError,
     read_manifest,
@@ -22,7 +23,7 @@ from contrique.data.manifest import (
 from contrique.files import StorageError
 from contrique.sources.dvc_pin import dir_hash, is_published, list_files, publish, read_pin
 from contrique.sources.dvc_remote import FetchError
-from contrique.sources.fetch import fetch, fingerprint, read_lineage
+from contrique.sources.fetch import Lineage, fetch, fingerprint
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def remote_object(project: Path, file: str) -> Path:
 def test_the_pinned_files_arrive_with_their_lineage(project, tmp_path):
     lineage = fetch(tmp_path / "out", data=str(project))
     contents = files(tmp_path / "out")
-    assert read_lineage(tmp_path / "out") == lineage
+    assert Lineage(**json.loads((tmp_path / "out" / LINEAGE).read_text())) == lineage
     del contents["lineage.json"]
     assert contents == files(tmp_path / "built")
     assert lineage.hash == read_pin(project) == lineage.sources[str(project)]

@@ -307,7 +307,9 @@ def _local(location: str, work: Path) -> Path:
     if not s3.is_s3(location):
         folder = Path(location).resolve()
         if not folder.is_dir():
-            raise FetchError(f"{location}: no such folder; check the path")
+            name, colon, _ = location.partition(":")
+            sets = f", or name one of {', '.join(public_sets.SETS)}" if colon and name.isalnum() else ""
+            raise FetchError(f"{location}: no such folder; check the path{sets}")
         return folder
     folder = work / PurePosixPath(location.removeprefix("s3://")).name
     s3.download(location, folder)

@@ -126,7 +126,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="rated folder with labels.csv")
     parser.add_argument("--cache", type=Path, required=True, help="npz of the features; written if it is not there")
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--no-prior", dest="prior", action="store_false", help="heads that know nothing of the bundled")
+    parser.add_argument(
+        "--no-prior", dest="prior", action="store_false", help="without the bundled head's scores as a feature"
+    )
     options = parser.parse_args()
     rows = read_labels(options.data / "labels.csv")
     mos, content = np.array([row["mos"] for row in rows]), np.array([row["reference"] for row in rows])

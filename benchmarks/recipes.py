@@ -107,7 +107,7 @@ def _never_train(norm: ViewNorm, mode: bool = True) -> ViewNorm:
 
 
 def measure_probe(dataset: Path, distorted: Path, encoder: Encoder) -> dict[str, float]:
-    """The probe at PROBED pixels, whatever crops the encoder was trained on; nothing if photographs are too few."""
+    """The probe at PROBE_SIDE pixels, whatever crops the encoder was trained on; nothing if photographs are too few."""
     pool, others = build_pool(dataset, distorted)
     _, rows = split_probe_rows(pd.concat([pool[pool["label"] >= 0], others]))
     if not len(rows):

@@ -128,8 +128,8 @@ class RegressorConfig:
     """Ridge regression from features to scores."""
 
     alphas: Annotated[tuple[Above0, ...], MinLen(1)] = tuple(10.0 ** (k / 2) for k in range(-6, 5))
-    # what the ridge shrinks towards, where the encoder is the bundled one or was trained on from it: the bundled head,
-    # or one score for every picture, as in the paper
+    # whose scores are one more feature of the ridge, where the encoder is the bundled one or was trained on from it:
+    # those of the bundled head, or nobody's, as in the paper
     prior: Literal["bundled", "none"] = "bundled"
 
 

@@ -240,7 +240,7 @@ def adapt(options: argparse.Namespace) -> None:
         [row["mos"] for row in rows],
         contents,
         config=config.regressor,
-        prior=find_prior(model.origin, config.regressor),
+        prior=find_prior(model.encoder_file, config.regressor),
         before=model.head.predict(features),
         seed=options.seed,
     )
@@ -254,11 +254,14 @@ def adapt(options: argparse.Namespace) -> None:
         print(f"contrique: warning: {escape_control(message)}", file=sys.stderr)
     with write_aside(options.out) as aside:
         aside.mkdir()
-        save_encoder(model.encoder, aside / ENCODER, {"adapted_from": model.version, "start": model.origin})
+        save_encoder(
+            model.encoder, aside / ENCODER, {"adapted_from": model.version, "origin": model.encoder_file.origin}
+        )
         Head(fit.ridge, fit.summary, fit.novelty, model.head.diagnosis).save(aside / REGRESSOR)
+    start = f"with the scores of the {fit.summary.prior} head as a feature, " if fit.summary.prior else ""
     print_line(
-        f"{options.out}: {fit.summary.n} pictures of {fit.summary.contents} contents, alpha {fit.summary.alpha:g}; "
-        f"SRCC out of fold {fit.srcc:.3f} [{fit.low:.3f}, {fit.high:.3f}]"
+        f"{options.out}: {fit.summary.n} pictures of {fit.summary.contents} contents, {start}"
+        f"alpha {fit.summary.alpha:g}; SRCC out of fold {fit.srcc:.3f} [{fit.low:.3f}, {fit.high:.3f}]"
     )
     print_line(_describe_gain(fit, model.version))
 

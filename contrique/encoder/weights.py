@@ -45,8 +45,8 @@ class EncoderFile:
 
     @property
     def origin(self) -> str:
-        """SHA-256, in hex, of the encoder whose training this one went on from; its own if there is none."""
-        return str(self.metadata.get("start") or self.digest)
+        """SHA-256, in hex, of the encoder that this one goes back to over any number of trainings; or its own."""
+        return str(self.metadata.get("origin") or self.metadata.get("start") or self.digest)
 
     @property
     def width(self) -> int:

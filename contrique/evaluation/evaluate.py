@@ -103,7 +103,7 @@ def evaluate_set(
         config: protocol and bootstrap.
         seed: of splits and bootstrap.
         alphas: of the protocol's ridge; the defaults of `RegressorConfig` unless given.
-        prior: the head that the protocol's ridge shrinks towards, as the challenger's does.
+        prior: scores of another head, as one more feature of the protocol's ridge, as the challenger has it.
         champion: scores the manifest rows of the test part; higher is better, any scale. Prefer unclipped scores.
         champion_version: the registry version that `champion` is.
         champion_head: brings its scores to points; None if they are shown nowhere.
@@ -115,7 +115,7 @@ def evaluate_set(
         EvaluationError: too few contents or pictures, constant or non-finite challenger scores.
     """
     judged = _read_judged(features, config)
-    learner = ridge_learner((alphas or RegressorConfig()).alphas, prior)
+    candidates = (alphas or RegressorConfig()).alphas
     head = Head.load(fitted)
     table = _score_test_part(judged, head, champion)
     table["challenger_points"] = head.to_points(table["challenger"])
@@ -137,8 +137,8 @@ def evaluate_set(
         seed=seed,
         resamples=config.resamples,
         confidence=config.confidence,
-        protocol=_judge_out_of_fold(judged, learner, config, seed),
-        opinion_unaware=_judge_unaware(judged, learner, config, seed),
+        protocol=_judge_out_of_fold(judged, ridge_learner(candidates, prior), config, seed),
+        opinion_unaware=_judge_unaware(judged, ridge_learner(candidates), config, seed),
         challenger=judge_column("challenger"),
         champion=rival,
         champion_version=champion_version,

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from contrique.config import PretrainConfig
 from contrique.encoder.architectures import EncoderError
 from contrique.encoder.network import Encoder, Projector, ViewNorm
-from contrique.encoder.weights import load_encoder
+from contrique.encoder.weights import EncoderFile, load_encoder
 from contrique.errors import ContriqueError
-from contrique.files import sha256
 from contrique.pretraining import distributed
 from contrique.pretraining.batches import Batch
 from contrique.pretraining.colour import COLOUR_SPACES, convert_views
@@ -70,7 +69,7 @@ class Trainer:
         n_joint = 2 if self.device.type == "cpu" and not distributed.is_in_group() else 1
         self.encoder = Encoder(config.arch, seed, n_joint).to(self.device)
         # without a start no key, so that recipes of checkpoints from before there was one still agree
-        self.origin = {"start": _copy_weights(start, self.encoder)} if start else {}
+        self.origin = _copy_weights(start, self.encoder) if start else {}
         if start and not config.calibration:
             _keep_statistics(self.encoder)
         projector = Projector(self.encoder.width, config.projection, seed).to(self.device)
@@ -188,16 +187,17 @@ class Trainer:
         """What must agree to resume from a checkpoint: configuration without speed and place; seed; data; start."""
         free = ("workers", "cache", "threads", "checkpoint_every", "checkpoints", "log_every", "minutes")
         recipe = {k: v for k, v in dataclasses.asdict(self.config).items() if k not in free}
-        recipe |= {"seed": self.seed, "data": self.data} | self.origin
+        recipe |= {"seed": self.seed, "data": self.data}
+        recipe |= {"start": self.origin["start"]} if self.origin else {}
         plain: dict[str, Any] = json.loads(json.dumps(recipe))  # as a checkpoint stores it
         return plain
 
 
-def _copy_weights(start: Path, encoder: Encoder) -> str:
+def _copy_weights(start: Path, encoder: Encoder) -> dict[str, str]:
     """Give an encoder the weights of a file.
 
     Returns:
-        the file's SHA-256.
+        `start`, the file's SHA-256, and `origin`, that of the encoder that it goes back to.
     Raises:
         EncoderError: it cannot be loaded, or is of another architecture.
     """
@@ -208,7 +208,8 @@ def _copy_weights(start: Path, encoder: Encoder) -> str:
             "another encoder"
         )
     encoder.load_state_dict(source.state_dict())
-    return sha256(start)
+    file = EncoderFile(start)
+    return {"start": file.digest, "origin": file.origin}
 
 
 def _keep_statistics(encoder: Encoder) -> None:

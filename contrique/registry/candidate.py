@@ -86,6 +86,7 @@ def read_facts(candidate: Candidate) -> Facts:
         "srcc.interval": f"{srcc['low']:.4f} to {srcc['high']:.4f}",
         "srcc.n": str(srcc["n"]),
     }
+    tags |= {"regressor.prior": summary["prior"]} if summary.get("prior") else {}
     tags |= _describe_start(read_start(candidate.encoder))
     tags |= hash_model(candidate.encoder, candidate.regressor)
     return Facts(expected_champion, reason, tags, _list_figures(evaluation), lineage)

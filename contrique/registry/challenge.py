@@ -20,19 +20,19 @@ from contrique.scoring.scorer import Scorer
 
 
 def fit_challenger(features: Path, encoder: Path, out: Path, *, config: RegressorConfig) -> RegressorSummary:
-    """`fit_set`; the ridge shrinks towards the bundled head where the encoder is the bundled one or began as it.
+    """`fit_set`, with the bundled head's scores where the encoder is the bundled one or was trained on from it.
 
     Args:
         features: feature set.
         encoder: file of the encoder that made the features.
         out: folder to write.
-        config: the alphas, and whether that is wanted.
+        config: the alphas, and whether those scores shall be a feature.
     Raises:
         RegressorError, EvaluationError: as `fit_set`.
         BundleError: a file of the bundled model is damaged.
         EncoderError: `encoder` is no encoder.
     """
-    return fit_set(features, out, config=config, prior=find_prior(EncoderFile(encoder).origin, config))
+    return fit_set(features, out, config=config, prior=find_prior(EncoderFile(encoder), config))
 
 
 def evaluate_challenger(
@@ -71,7 +71,7 @@ def evaluate_challenger(
         config=config.evaluation,
         seed=seed,
         alphas=config.regressor,
-        prior=find_prior(challenger.origin, config.regressor),
+        prior=find_prior(challenger.encoder_file, config.regressor),
         champion=Rescore(champion, sets) if champion else None,
         champion_version=champion.version if champion else "",
         champion_head=champion.head if champion else None,

@@ -88,7 +88,7 @@ def adapt(
         labels: higher is better, any range. Shape (N,).
         contents: of each picture. Length N.
         config: the alphas.
-        prior: the head that the new one shrinks towards.
+        prior: scores of another head, as one more feature.
         before: what the model as it is says of the pictures, higher is better, any range. Shape (N,).
         resamples, confidence: of the interval.
         seed: of the folds and of the bootstrap.

@@ -170,7 +170,7 @@ def predict_out_of_fold(
 
 
 def ridge_learner(alphas: Sequence[float], prior: Prior | None = None) -> Learner:
-    """Ridge with each alpha as a candidate, weakest penalty first; it shrinks towards the prior's scores, if any."""
+    """Ridge with each alpha as a candidate, weakest penalty first; the prior's scores, if any, are one more feature."""
     candidates = tuple(sorted(alphas))
     return Learner(
         lambda features, labels, tasks: predict_tasks(extend(features, prior), labels, tasks, candidates), candidates

@@ -39,7 +39,7 @@ def fit_set(features: Path, out: Path, *, config: RegressorConfig, prior: Prior 
         features: folder with `manifest.parquet` and `features.npz` (`contrique.encoder.feature_set.extract_set`).
         out: folder to write: `ridge.npz` and `regressor.json`, as `Head.load` reads them.
         config: the alphas.
-        prior: the head that the ridge shrinks towards.
+        prior: scores of another head, as one more feature.
     Returns:
         what was fitted.
     Raises:

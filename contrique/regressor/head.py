@@ -47,7 +47,7 @@ class RegressorSummary(Facts):
             there were too few residuals, or in a file from before it was kept.
         interval_n: residuals that set it.
         diagnosis_accuracy: share of held-out synthesized pictures whose distortion is named right; None without them.
-        prior: whose head the ridge shrinks towards (`regressor.prior`); empty for none.
+        prior: whose head's scores were one more feature of the ridge (`regressor.prior`); empty for none.
         format: version of the two files.
     """
 

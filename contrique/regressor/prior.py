@@ -1,7 +1,6 @@
-"""A head that another one starts from: what few ratings cannot teach a ridge, the other head knows already."""
+"""What another head says of a picture as one more feature: a ridge on a few ratings need not learn it again."""
 
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -9,16 +8,14 @@ from numpy.typing import ArrayLike
 from contrique.regressor.head import Head
 from contrique.regressor.ridge import Array, Ridge
 
-WEIGHT: Final = 100.0  # of the column of scores: the penalty of its slope is 1e-4 of that of a feature's
-
 
 @dataclass(frozen=True)
 class Prior:
-    """Scores of another head on the same features, as one more feature, which the penalty hardly touches.
+    """Scores of another head on the same features, as a column beside them.
 
-    A ridge on the features alone shrinks towards one score for every picture; with this column it shrinks towards a
-    line in the other head's scores, whose slope and offset the labels give. Both are linear in the features, so
-    what was fitted becomes a ridge on the features alone again (`absorb`).
+    They vary far more than any single feature does, so that the penalty, which is the same for all, costs them least:
+    with few ratings the ridge leans on them, with many it follows the ratings. They are linear in the features, so what
+    was fitted is a ridge on the features alone again (`absorb`).
 
     Attributes:
         scores: features to the other head's scores, 0 at the lowest of its labels and 1 at the highest.
@@ -41,11 +38,11 @@ class Prior:
         Raises:
             RegressorError: as `Ridge.predict`.
         """
-        return np.column_stack([np.asarray(features, np.float64), WEIGHT * self.scores.predict(features)])
+        return np.column_stack([np.asarray(features, np.float64), self.scores.predict(features)])
 
     def absorb(self, ridge: Ridge) -> Ridge:
         """The ridge on the features alone that predicts what one on extended features does."""
-        slope = WEIGHT * float(ridge.coef[-1])
+        slope = float(ridge.coef[-1])
         return Ridge(
             ridge.coef[:-1] + slope * self.scores.coef, ridge.intercept + slope * self.scores.intercept, ridge.alpha
         )

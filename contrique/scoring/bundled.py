@@ -10,6 +10,7 @@ from typing import Final
 
 from contrique.artifacts import COEFFICIENTS, DESCRIPTION, ENCODER, FULL_REFERENCE, REGRESSOR
 from contrique.config import RegressorConfig
+from contrique.encoder.weights import EncoderFile
 from contrique.errors import ContriqueError
 from contrique.files import sha256
 from contrique.regressor.full_reference import FullReference
@@ -70,18 +71,20 @@ def load_full_reference() -> FullReference:
     return FullReference.load(check_bundle() / FULL_REFERENCE)
 
 
-def find_prior(origin: str, config: RegressorConfig) -> Prior | None:
-    """The bundled head for a ridge on an encoder's features to shrink towards.
+def find_prior(encoder: EncoderFile, config: RegressorConfig) -> Prior | None:
+    """The bundled head's scores for a ridge on an encoder's features.
 
     Args:
-        origin: of the encoder, as `EncoderFile.origin`.
-        config: `prior` says whether that is wanted.
+        encoder: whose features they are.
+        config: `prior` says whether they shall be a feature.
     Returns:
-        None if it is not, or if the encoder is neither the bundled one nor trained on from it: the bundled head knows
-        nothing of other features.
+        None if they shall not, or if the encoder is neither the bundled one nor was trained on from it: the bundled
+        head knows nothing of other features.
     Raises:
         BundleError: as `check_bundle`.
     """
-    if config.prior == "none" or origin != SHA256[ENCODER]:
+    if config.prior == "none" or encoder.origin != SHA256[ENCODER]:
         return None
-    return Prior.of(Head.load(check_bundle() / REGRESSOR), NAME)
+    head = Head.load(check_bundle() / REGRESSOR)
+    # a file may say that it comes from anywhere
+    return Prior.of(head, NAME) if head.summary.features_dim == 2 * encoder.width else None

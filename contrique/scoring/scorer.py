@@ -70,9 +70,9 @@ class Scorer:
             )
 
     @property
-    def origin(self) -> str:
-        """Of the encoder, as `EncoderFile.origin`."""
-        return self._file.origin
+    def encoder_file(self) -> EncoderFile:
+        """The encoder's file."""
+        return self._file
 
     @property
     def labels(self) -> str:

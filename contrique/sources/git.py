@@ -69,7 +69,7 @@ class Repository:
         return content
 
     def extract(self, commit: str, select: Callable[[str], bool], folder: Path) -> None:
-        """Write the regular files of a commit whose path is `wanted` below a folder; links and submodules are left out.
+        """Write the regular files of a commit whose path `select` takes below a folder, without links and submodules.
 
         Raises:
             StorageError: a path that leads out of the folder.

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from contrique.text import Markdown, escape_control, escape_markdown
+from contrique.text import Markdown, count_noun, escape_control, escape_markdown
 
 if TYPE_CHECKING:
     import jinja2
@@ -25,6 +25,7 @@ def environment(**options: Any) -> "jinja2.Environment":
         loader=loader, autoescape=escaped, undefined=jinja2.StrictUndefined, finalize=_make_finalizer(), **options
     )
     page.filters["code"] = lambda text: Markdown(escape_control(text))  # of an indented line, where no mark counts
+    page.filters["count"] = count_noun
     return page
 
 

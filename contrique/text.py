@@ -89,6 +89,11 @@ def escape_markdown(text: str) -> Markdown:
     return Markdown(line)
 
 
+def count_noun(number: int, noun: str) -> str:
+    """A number of things: "1 content", "2 contents"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def shorten(text: str, limit: int) -> str:
     """Text of at most `limit` characters: the middle goes, for names and reasons stand first and remedies last."""
     if len(text) <= limit:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from contrique import pages
-from contrique.text import Markdown, escape_markdown
+from contrique.text import Markdown, count_noun, escape_markdown
 
 WEAK: Final = "weak labels"  # what the set of synthesized pictures is called
 _COLUMNS: Final = {
@@ -62,9 +62,9 @@ def _own_table(result: Mapping[str, Any], name: str) -> Table:
             values = dict(zip(("srcc", "plcc_logistic"), figures[name], strict=True))
             cells = ["" if values.get(column) is None else f"{values[column]:.3f}" for column in _COLUMNS]
             published.append([f"{method} (published)", *cells, ""])
-    protocol = f"{judged['protocol']}, {judged['splits']} split{'s' * (judged['splits'] != 1)}"
+    protocol = f"{judged['protocol']}, {count_noun(judged['splits'], 'split')}"
     note = (
-        f"{judged['n']} pictures of {judged['contents']} contents; {protocol}; scores {facts['low']:.4g} to "
+        f"{judged['n']} pictures of {count_noun(judged['contents'], 'content')}; {protocol}; scores {facts['low']:.4g} to "
         f"{facts['high']:.4g}, higher is better"
     )
     return Table(
@@ -93,7 +93,7 @@ def _across_table(result: Mapping[str, Any], sets: Sequence[str], method: str) -
             cells.append(_estimate(cell["judgement"] and cell["judgement"]["metrics"]["srcc"]))
             where = f"fitted on {fitted}, judged on {judged}"
             if cell["left_out"]:
-                notes.append(f"{where}: {cell['left_out']} contents that both show were left out of the fit")
+                notes.append(f"{where}: left out of the fit: {count_noun(cell['left_out'], 'content')} that both show")
             if not cell["crops_seen"]:
                 notes.append(f"{where}: contents compared by perceptual hash alone, which sees no crops")
             if cell["reason"]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from contrique.artifacts import EVALUATION, LINEAGE, SCORES, SUMMARY
 from contrique.reports.facts import LABELS, METRICS
-from contrique.text import escape_control, mask_secrets
+from contrique.text import count_noun, escape_control, mask_secrets
 from contrique.tracking.address import DEFAULT_URI
 from pipelines.laptop.runner import Run
 
@@ -83,7 +83,8 @@ def _figures(judgement: dict[str, Any] | None) -> list[str]:
     against = {"human": "human scores", "weak": "weak labels"}[judgement["labels"]]
     lines = [
         f"Scores    {judgement['protocol']}, on {against}: "
-        f"n = {judgement['n']} pictures of {judgement['contents']} contents, {judgement['splits']} splits"
+        f"n = {judgement['n']} pictures of {count_noun(judgement['contents'], 'content')}, "
+        f"{count_noun(judgement['splits'], 'split')}"
     ]
     for name, estimate in judgement["metrics"].items():
         if name != "rmse_logistic" or "rmse" not in judgement["metrics"]:

@@ -207,7 +207,7 @@ def test_files_hold_what_was_returned(house: Path, benchmark: Benchmark) -> None
         assert f"{srcc.value:.3f} [{srcc.low:.3f}, {srcc.high:.3f}]" in document
         assert "BRISQUE (published)" in document
         assert "20 of the 779 pictures of LIVE-IQA" in document
-        assert "1 contents that both show were left out of the fit" in document
+        assert "left out of the fit: 1 content that both show" in document
     assert not re.search(r"https?:|src=|href=|<script|@import|url\(", page)
     assert chromium.inspect(out / PAGE) == []
 

@@ -64,8 +64,8 @@ def _own_table(result: Mapping[str, Any], name: str) -> Table:
             published.append([f"{method} (published)", *cells, ""])
     protocol = f"{judged['protocol']}, {count_noun(judged['splits'], 'split')}"
     note = (
-        f"{judged['n']} pictures of {count_noun(judged['contents'], 'content')}; {protocol}; scores {facts['low']:.4g} to "
-        f"{facts['high']:.4g}, higher is better"
+        f"{judged['n']} pictures of {count_noun(judged['contents'], 'content')}; {protocol}; "
+        f"scores {facts['low']:.4g} to {facts['high']:.4g}, higher is better"
     )
     return Table(
         f"{facts['title']}: own set",

@@ -18,6 +18,7 @@ from contrique.cli.options import (
     print_line,
     resolve_config,
 )
+from contrique.text import escape_control
 
 
 def add_parsers(commands: Any) -> None:
@@ -98,12 +99,11 @@ def _open_session(options: argparse.Namespace, place: Path) -> Any:
     from contrique.walk import Skipped, summarize_skipped
 
     if start.exists(place):
-        settled = [f"--{name}" for name in ("choose", "count", "model") if getattr(options, name)]
-        if settled:
-            raise UsageError(
-                f"{place}: its pictures are chosen already; leave out {', '.join(settled)}, or give another --session"
-            )
-        return start.resume(place, options.folder, options.method, options.seed)
+        session = start.resume(place, options.folder, options.method, options.seed)
+        if settled := [f"--{name}" for name in ("choose", "count", "model") if getattr(options, name)]:
+            text = f"{place} goes on with the pictures that it began with, whatever {', '.join(settled)} would choose"
+            print(f"contrique: {escape_control(text)}", file=sys.stderr)
+        return session
     config = resolve_config(options)
     rating = dataclasses.replace(config.rating, count=options.count) if options.count else config.rating
     skipped: list[Skipped] = []

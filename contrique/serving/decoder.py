@@ -30,7 +30,8 @@ from contrique.errors import ContriqueError
 
 LARGE: Final = 2**22  # pixels, or bytes of a file or a request, from which it may take all of `decode_seconds`
 _SMALL_SHARE: Final = 0.2  # of `decode_seconds`, for smaller ones
-_WALL: Final = 6  # times `decode_seconds`, when other work leaves a decoder little of a processor
+_WALL: Final = 6  # times `decode_seconds`, when other work leaves a decoder little of a processor ...
+_LEAST_WALL: Final = 60.0  # ... and seconds at the least, of which the start of a process alone may take some there
 _IDLE: Final = 20  # seconds after which a decoder that has nothing to do ends; another takes its place when needed
 _FRAME: Final = struct.Struct(">IQ")  # bytes of the header, and of what follows it
 _WHITE: Final = b" \t\n\r\v\f"
@@ -134,13 +135,13 @@ class Decoders:
         try:
             child = child or self._start_child()
             try:
-                answer, content = child.ask(header, data, _WALL * self._limits.decode_seconds)
+                answer, content = child.ask(header, data)
             except (OSError, EOFError):
                 if not child.has_left():
                     raise
                 self._children.discard(child)
                 child = self._start_child()
-                answer, content = child.ask(header, data, _WALL * self._limits.decode_seconds)
+                answer, content = child.ask(header, data)
         except (OSError, EOFError):  # it was killed, or has no memory left to go on with
             assert child
             self._children.discard(child)
@@ -174,11 +175,11 @@ class _Child:
             stderr=subprocess.DEVNULL,  # what C libraries print there
         )
 
-    def ask(self, header: dict[str, Any], data: bytes, seconds: float) -> tuple[dict[str, Any], bytearray]:
+    def ask(self, header: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytearray]:
         """Send a task and wait for its answer; killed if it does not come, or comes not whole."""
         assert self._process.stdin
         assert self._process.stdout
-        timer = threading.Timer(seconds, self._expire)
+        timer = threading.Timer(max(_LEAST_WALL, _WALL * self._limits.decode_seconds), self._expire)
         timer.daemon = True
         timer.start()
         try:

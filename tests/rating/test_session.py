@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tiny_ratings
 
-from contrique.cli.main import main
+from contrique.cli import rate
+from contrique.cli.main import build_parser, main
 from contrique.rating import session as sessions
 from contrique.rating.candidates import RatingError
 from contrique.rating.questions import count_questions, list_questions
@@ -206,10 +207,11 @@ class TestFiles:
     ("options", "names"),
     [(["--count", "10"], "--count"), (["--model", "bundled", "--choose", "random"], "--choose, --model")],
 )
-def test_a_session_that_exists_chooses_no_pictures_again(session, folder, tmp_path, capsys, options, names):
+def test_the_same_command_goes_on_with_the_pictures_of_its_session(session, folder, tmp_path, capsys, options, names):
     session.save(tmp_path / "s")
-    assert main(["rate", str(folder), "--session", str(tmp_path / "s"), "--port", "0", *options]) == 2
-    assert f"are chosen already; leave out {names}, or give another --session" in capsys.readouterr().err
+    arguments = build_parser().parse_args(["rate", str(folder), "--session", str(tmp_path / "s"), *options])
+    assert rate._open_session(arguments, tmp_path / "s") == Session.load(tmp_path / "s")
+    assert f"goes on with the pictures that it began with, whatever {names} would choose" in capsys.readouterr().err
 
 
 def test_the_next_command_can_be_pasted(session, folder, tmp_path, capsys):

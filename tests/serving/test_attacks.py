@@ -26,6 +26,7 @@ import attacks
 
 from contrique.config import ServingLimits
 from contrique.images import BadImage
+from contrique.serving import decoder
 from contrique.serving.decoder import Decoders
 
 pytestmark = pytest.mark.slow
@@ -83,7 +84,8 @@ def honest_clients(port: int, count: int = 3) -> Iterator[None]:
     def client() -> None:
         while True:
             status, answer = ask(port, body)
-            answers.append((status, answer["predictions"][0]["score"] if status == 200 else answer))
+            prediction = answer["predictions"][0] if status == 200 else {"error": answer}
+            answers.append((status, prediction["error"] or prediction["score"]))
             answers.append((ask(port, None, "/health")[0], expected))
             if over.is_set():
                 return
@@ -215,6 +217,30 @@ class TestDecoders:
         with pytest.raises(BadImage, match="takes more time or memory"):
             decoders.decode(attacks.photograph(), "good")
         assert decoders.decode(attacks.photograph(), "good") is not None
+
+    def test_a_decoder_that_gets_no_processor_for_a_while_still_answers(self):
+        decoders = Decoders(ServingLimits(decoders=1, decode_seconds=0.1))
+        decoders.start()
+        (child,) = decoders._children
+        os.kill(child._process.pid, signal.SIGSTOP)
+        resume = threading.Timer(3, os.kill, (child._process.pid, signal.SIGCONT))
+        resume.start()
+        try:
+            assert decoders.decode(attacks.photograph(), "good").shape == (80, 96, 3)
+        finally:
+            resume.join()
+            decoders.close()
+
+    def test_a_decoder_that_never_answers_is_ended(self, monkeypatch):
+        monkeypatch.setattr(decoder, "_LEAST_WALL", 1.0)
+        decoders = Decoders(ServingLimits(decoders=1, decode_seconds=0.1))
+        decoders.start()
+        (child,) = decoders._children
+        os.kill(child._process.pid, signal.SIGSTOP)
+        with pytest.raises(BadImage, match=r"takes over 0\.1 s to decode"):
+            decoders.decode(attacks.photograph(), "stuck")
+        assert decoders.decode(attacks.photograph(), "good") is not None
+        decoders.close()
 
     def test_none_is_left_behind(self):
         decoders = Decoders(ServingLimits(decoders=2))

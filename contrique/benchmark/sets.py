@@ -20,6 +20,7 @@ from contrique.errors import ContriqueError
 from contrique.evaluation.judgement import Rated
 from contrique.sources import public_sets
 from contrique.sources.folders import Source, import_folder
+from contrique.text import count_noun
 
 MAX_SCENE_PAIRS: Final = 5000  # of contents compared by key points, some 10 ms each; more are compared by hashes alone
 
@@ -124,10 +125,10 @@ def open_set(data: str, *, bits: int) -> JudgedSet:
     merged = leaks.merge_contents(rows, bits=bits, loader=lambda row: read_picture(folder, row))
     fewer = rows["reference"].nunique() - merged.nunique()
     if fewer:
-        notes.append(f"{fewer} contents share a picture with another and are taken as one with it")
+        notes.append(f"taken as one with another that shares a picture: {count_noun(fewer, 'content')}")
     parts = pd.Series(official).groupby(merged.to_numpy()).nunique() if official else pd.Series()
     if (parts > 1).any():
-        notes.append(f"{int((parts > 1).sum())} contents are in more than one part of its official split")
+        notes.append(f"in more than one part of its official split: {count_noun(int((parts > 1).sum()), 'content')}")
     rows = rows.assign(reference=merged)
     return JudgedSet(
         name,

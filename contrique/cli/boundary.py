@@ -44,7 +44,8 @@ def run_command(
             sys.stdout.flush()
         return status
     except ContriqueError as error:
-        return _report(prefix, str(error), error.exit_status, keep="\n")
+        text = "; ".join([str(error), *getattr(error, "__notes__", ())])
+        return _report(prefix, text, error.exit_status, keep="\n")
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         _discard(sys.stdout)
         return PIPE_CLOSED

@@ -99,11 +99,7 @@ def _open_session(options: argparse.Namespace, place: Path) -> Any:
     from contrique.walk import Skipped, summarize_skipped
 
     if start.exists(place):
-        session = start.resume(place, options.folder, options.method, options.seed)
-        if settled := [f"--{name}" for name in ("choose", "count", "model") if getattr(options, name)]:
-            text = f"{place} goes on with the pictures that it began with, whatever {', '.join(settled)} would choose"
-            print(f"contrique: {escape_control(text)}", file=sys.stderr)
-        return session
+        return _resume(options, place)
     config = resolve_config(options)
     rating = dataclasses.replace(config.rating, count=options.count) if options.count else config.rating
     skipped: list[Skipped] = []
@@ -127,12 +123,24 @@ def _open_session(options: argparse.Namespace, place: Path) -> Any:
     return session
 
 
-def _export(options: argparse.Namespace, place: Path) -> None:
-    from contrique.rating.export import analyse, write_labels
-    from contrique.rating.session import Store
+def _resume(options: argparse.Namespace, place: Path) -> Any:
+    """The session of a folder; what would choose its pictures is said to have no effect."""
     from contrique.rating.start import resume
 
     session = resume(place, options.folder, options.method, options.seed)
+    settled = [f"--{name}" for name in ("choose", "count", "model") if getattr(options, name)]
+    settled += [f"--set {text.partition('=')[0]}" for text in options.set if text.startswith("rating.count=")]
+    if settled:
+        text = f"{place} goes on with the pictures that it began with, whatever {', '.join(settled)} would choose"
+        print(f"contrique: {escape_control(text)}", file=sys.stderr)
+    return session
+
+
+def _export(options: argparse.Namespace, place: Path) -> None:
+    from contrique.rating.export import analyse, write_labels
+    from contrique.rating.session import Store
+
+    session = _resume(options, place)
     labels = analyse(session, Store(place), resolve_config(options).rating)
     base = write_labels(labels, options.folder, options.export)
     for note in labels.notes:

@@ -30,6 +30,9 @@ ANSWERS: Final = "answers"
 LABELS: Final = ("Bad", "Poor", "Fair", "Good", "Excellent")  # of 1 to 5: ITU-R BT.500-15 and ITU-T P.910
 MAX_NAME: Final = 40  # characters of a rater's name
 _NAME: Final = re.compile(r"\w[\w -]*")
+_LETTER: Final = "x"
+_JOINERS: Final = "\u200c\u200d"
+_INVISIBLE: Final = re.compile("[\u034f\ufe00-\ufe0f]")  # marks that change nothing of what a name looks like
 _MAX_BYTES: Final = 2**28
 Method = Literal["acr", "pairs"]
 Part = Literal["training", "test", "repeat", "golden"]
@@ -125,15 +128,24 @@ def check_rater(name: str) -> str:
     Raises:
         RatingError: it is empty, too long, or holds more than letters, digits, blanks, - and _.
     """
-    key = unicodedata.normalize("NFC", " ".join(name.split())).casefold()
-    # of a letter with marks that no single character holds, as in many scripts of India, the letter counts
-    plain = "".join(c for i, c in enumerate(key) if not i or not unicodedata.category(c).startswith("M"))
+    key = unicodedata.normalize("NFC", " ".join(_INVISIBLE.sub("", name).split())).casefold()
+    # a letter may have marks and joiners that no single character holds, as in many scripts of Asia
+    plain = "".join(_LETTER if _belongs_to_letter(key, i) else char for i, char in enumerate(key))
     if not _NAME.fullmatch(plain) or len(os.fsencode(key)) > 4 * MAX_NAME or len(key) > MAX_NAME:
         raise RatingError(
             f"rater '{name[:MAX_NAME]}': give a name of 1 to {MAX_NAME} letters, digits, blanks, - and _, "
             "that begins with a letter or digit"
         )
     return key
+
+
+def _belongs_to_letter(text: str, i: int) -> bool:
+    """Whether a character is a mark or joiner after a letter, or after another one of those."""
+    while i > 0 and (text[i] in _JOINERS or unicodedata.category(text[i]).startswith("M")):
+        i -= 1
+        if text[i].isalpha():
+            return True
+    return False
 
 
 class Store:

@@ -308,7 +308,7 @@ def _local(location: str, work: Path) -> Path:
         folder = Path(location).resolve()
         if not folder.is_dir():
             name, colon, _ = location.partition(":")
-            sets = f", or name one of {', '.join(public_sets.SETS)}" if colon and name.isalnum() else ""
+            sets = f", or name one of {', '.join(public_sets.SETS)}" if colon and re.fullmatch(r"[\w-]+", name) else ""
             raise FetchError(f"{location}: no such folder; check the path{sets}")
         return folder
     folder = work / PurePosixPath(location.removeprefix("s3://")).name

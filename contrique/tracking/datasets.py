@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Context = Literal["training", "evaluation"]
 _DIGEST_CHARS: Final = 36  # of MLflow's column, which is as long as the hash of a folder by DVC
 _NAME_CHARS: Final = 200
-_KEYS: Final = frozenset({"source", "hash", "counts", "revision", "sources"})  # of it, that MLflow is told
+_KINDS: Final = {"source": str, "hash": str, "counts": dict, "revision": str, "sources": dict}  # that MLflow is told
 _SUFFIX: Final[dict[Context, str]] = {"training": "", "evaluation": ", test part"}  # one set has one context in a run
 
 
@@ -30,12 +30,13 @@ def read_lineage(dataset: Path) -> dict[str, Any]:
         return {}
     try:
         lineage = json.loads(path.read_text())
-        missing = sorted(_KEYS - lineage.keys())
-    except (ValueError, AttributeError) as error:
+    except ValueError as error:
         raise RegistryError(f"{path}: not readable ({one_line(error)}); fetch the set again, or remove it") from error
-    if missing:
-        raise RegistryError(f"{path}: says nothing of {', '.join(missing)}; fetch the set again, or remove it")
-    return dict(lineage)
+    lineage = lineage if isinstance(lineage, dict) else {}
+    wrong = [key for key, kind in _KINDS.items() if not isinstance(lineage.get(key), kind)]
+    if wrong:
+        raise RegistryError(f"{path}: says nothing usable of {', '.join(wrong)}; fetch the set again, or remove it")
+    return lineage
 
 
 def name_dataset(lineage: Mapping[str, Any], context: Context) -> tuple[str, str]:

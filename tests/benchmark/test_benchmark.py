@@ -324,7 +324,7 @@ def test_contents_that_share_a_picture_are_one(house: Path, tmp_path: Path) -> N
         file.write("z.png,zebra,,50\n")
     dataset = open_set(str(folder), bits=6)
     assert sorted(set(dataset.contents)) == ["twins:astronaut", "twins:coffee", "twins:rocket"]
-    assert dataset.notes == ("1 contents share a picture with another and are taken as one with it",)
+    assert dataset.notes == ("taken as one with another that shares a picture: 1 content",)
 
 
 def test_a_picture_set_is_judged_by_its_human_scores(house: Path, tmp_path: Path) -> None:
@@ -350,7 +350,7 @@ def test_a_public_set_is_read_as_distributed(name: str, tmp_path: Path, monkeypa
     dataset = open_set(f"{name}:{tmp_path}", bits=0)
     assert (dataset.title, len(dataset.rows)) == (public_set.title, pictures)
     assert set(dataset.official) == ({"train", "validation", "test"} if name == "flive" else set())
-    spread = "1 contents are in more than one part of its official split"  # its pictures are one and the same here
+    spread = "in more than one part of its official split: 1 content"  # its pictures are one and the same here
     assert (spread in dataset.notes) == (name == "flive")
 
 

@@ -77,7 +77,24 @@ class TestStore:
 
 @pytest.mark.parametrize(
     "name",
-    ["../x", "", "  ", "a/b", ".hidden", "a\x00b", "a\nb/..", "x" * 41, "<b>", "-x", "a.b", "\u0301anna", "a\u0301/b"],
+    [
+        "../x",
+        "",
+        "  ",
+        "a/b",
+        ".hidden",
+        "a\x00b",
+        "a\nb/..",
+        "x" * 41,
+        "<b>",
+        "-x",
+        "a.b",
+        "\u0301anna",
+        "a\u0301/b",
+        "anna \u0301",
+        "\u200danna",
+        "anna -\u200d",
+    ],
 )
 def test_names_that_are_no_file_names(name, tmp_path):
     with pytest.raises(RatingError, match="give a name of 1 to 40 letters"):
@@ -92,6 +109,9 @@ def test_names_of_one_person_are_one():
     assert check_rater("李雷_2") == "李雷_2"
     assert check_rater("अनीता") == "अनीता"  # two of its vowels are marks, which no single character holds
     assert check_rater("தமிழ் 2") == "தமிழ் 2"
+    assert check_rater("ශ්\u200dරීමා") == "ශ්\u200dරීමා"  # its first letter joins two
+    assert check_rater("علی\u200cرضا") == "علی\u200cرضا"
+    assert check_rater("anna\ufe0f") == check_rater("an\u034fna") == "anna"
 
 
 def _hold(folder):
@@ -205,7 +225,11 @@ class TestFiles:
 
 @pytest.mark.parametrize(
     ("options", "names"),
-    [(["--count", "10"], "--count"), (["--model", "bundled", "--choose", "random"], "--choose, --model")],
+    [
+        (["--count", "10"], "--count"),
+        (["--model", "bundled", "--choose", "random"], "--choose, --model"),
+        (["--set", "rating.count=9"], "--set rating.count"),
+    ],
 )
 def test_the_same_command_goes_on_with_the_pictures_of_its_session(session, folder, tmp_path, capsys, options, names):
     session.save(tmp_path / "s")

@@ -230,7 +230,7 @@ def test_an_encoder_that_cannot_come_from_where_it_says_has_no_prior(tmp_path):
     assert find_prior(EncoderFile(tmp_path / "encoder"), RegressorConfig()) is None
 
 
-def test_the_component_fits_towards_it_unless_it_is_asked_not_to(tmp_path):
+def test_the_component_fits_with_it_unless_it_is_asked_not_to(tmp_path):
     rng = np.random.default_rng(0)
     features = rng.normal(size=(60, 4096)) / 64
     write_set(tmp_path / "features", features, rng.normal(size=60), 12)

@@ -183,6 +183,7 @@ def test_what_is_not_a_usable_project_is_said_so(project, tmp_path):
     assert_refused(tmp_path, "", "nothing to fetch")
     assert_refused(tmp_path, tmp_path / "absent", "absent: no such folder; check the path")
     assert_refused(tmp_path, f"tid2023:{tmp_path}", "no such folder; check the path, or name one of live, csiq")
+    assert_refused(tmp_path, "koniq-10k:x", "no such folder; check the path, or name one of live, csiq")
     assert_refused(tmp_path, "LIVE:x", "no such folder; check the path, or name one of live, csiq")
     text = (project / "data.dvc").read_text()
     for bad in (

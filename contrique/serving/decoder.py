@@ -270,6 +270,8 @@ def serve_parent() -> None:
             answer = {"error": f"{header.get('name', 'the request')}: takes more memory to decode than there is"}, b""
         except Exception:  # the parent logs it
             answer = {"fault": traceback.format_exc()}, b""
+        # lest what one picture has left of its seconds be all that reading the next one may take
+        resource.setrlimit(resource.RLIMIT_CPU, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         _send(answers, *answer)
 
 

@@ -231,6 +231,13 @@ class TestDecoders:
             resume.join()
             decoders.close()
 
+    def test_one_picture_leaves_the_next_one_no_limit_of_its_own(self, decoders):
+        decoders.decode(attacks.photograph(), "good")
+        with pytest.raises(BadImage, match="no header"):
+            decoders.decode(attacks.ppm_with_long_header(10_000_000), "bad")
+        (child,) = decoders._children
+        assert psutil.Process(child._process.pid).rlimit(psutil.RLIMIT_CPU)[0] == psutil.RLIM_INFINITY
+
     def test_a_decoder_that_never_answers_is_ended(self, monkeypatch):
         monkeypatch.setattr(decoder, "_LEAST_WALL", 1.0)
         decoders = Decoders(ServingLimits(decoders=1, decode_seconds=0.1))

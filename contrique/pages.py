@@ -25,7 +25,7 @@ def environment(**options: Any) -> "jinja2.Environment":
         loader=loader, autoescape=escaped, undefined=jinja2.StrictUndefined, finalize=_make_finalizer(), **options
     )
     page.filters["code"] = lambda text: Markdown(escape_control(text))  # of an indented line, where no mark counts
-    page.filters["count"] = count_noun
+    page.filters["count_noun"] = count_noun
     return page
 
 

@@ -258,9 +258,9 @@ def adapt(options: argparse.Namespace) -> None:
             model.encoder, aside / ENCODER, {"adapted_from": model.version, "origin": model.encoder_file.origin}
         )
         Head(fit.ridge, fit.summary, fit.novelty, model.head.diagnosis).save(aside / REGRESSOR)
-    start = f"with the scores of the {fit.summary.prior} head as a feature, " if fit.summary.prior else ""
+    clause = f"with the scores of the {fit.summary.prior} head as a feature, " if fit.summary.prior else ""
     print_line(
-        f"{options.out}: {fit.summary.n} pictures of {fit.summary.contents} contents, {start}"
+        f"{options.out}: {fit.summary.n} pictures of {fit.summary.contents} contents, {clause}"
         f"alpha {fit.summary.alpha:g}; SRCC out of fold {fit.srcc:.3f} [{fit.low:.3f}, {fit.high:.3f}]"
     )
     print_line(_describe_gain(fit, model.version))

@@ -45,9 +45,11 @@ def assign_splits(references: pd.Series, fractions: tuple[float, float, float] =
             stop += 1
         return stop
 
-    tested = end(0, test, test, LEAST_TESTED, 2, LEAST_VALIDATED + LEAST_TRAINED)
-    outside = end(tested, test + validation, validation, LEAST_VALIDATED, 1, LEAST_TRAINED)
-    parts = ["test"] * tested + ["validation"] * (outside - tested) + ["train"] * (len(ranked) - outside)
+    test_end = end(0, test, test, LEAST_TESTED, 2, LEAST_VALIDATED + LEAST_TRAINED)
+    validation_end = end(test_end, test + validation, validation, LEAST_VALIDATED, 1, LEAST_TRAINED)
+    parts = (
+        ["test"] * test_end + ["validation"] * (validation_end - test_end) + ["train"] * (len(ranked) - validation_end)
+    )
     return references.map(dict(zip(ranked, parts, strict=True))).astype("str")
 
 

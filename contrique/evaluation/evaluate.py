@@ -34,7 +34,7 @@ from contrique.metadata import Metadata, describe
 from contrique.metrics import EvaluationError
 from contrique.regressor.cross_validation import Learner, ridge_learner
 from contrique.regressor.head import Head
-from contrique.regressor.prior import Prior
+from contrique.regressor.prior import Prior, extend
 
 Champion = Callable[[pd.DataFrame], ArrayLike]
 Attack = Callable[[pd.DataFrame], Gaming]
@@ -115,7 +115,7 @@ def evaluate_set(
         EvaluationError: too few contents or pictures, constant or non-finite challenger scores.
     """
     judged = _read_judged(features, config)
-    candidates = (alphas or RegressorConfig()).alphas
+    learner = ridge_learner((alphas or RegressorConfig()).alphas)
     head = Head.load(fitted)
     table = _score_test_part(judged, head, champion)
     table["challenger_points"] = head.to_points(table["challenger"])
@@ -137,8 +137,8 @@ def evaluate_set(
         seed=seed,
         resamples=config.resamples,
         confidence=config.confidence,
-        protocol=_judge_out_of_fold(judged, ridge_learner(candidates, prior), config, seed),
-        opinion_unaware=_judge_unaware(judged, ridge_learner(candidates), config, seed),
+        protocol=_judge_out_of_fold(judged, learner, prior, config, seed),
+        opinion_unaware=_judge_unaware(judged, learner, config, seed),
         challenger=judge_column("challenger"),
         champion=rival,
         champion_version=champion_version,
@@ -186,13 +186,14 @@ def _read_judged(features: Path, config: EvaluationConfig) -> JudgedRows:
     return JudgedRows(features, values, rows, pretrain_rows(manifest), column, source)
 
 
-def _judge_out_of_fold(judged: JudgedRows, learner: Learner, config: EvaluationConfig, seed: int) -> Judgement:
+def _judge_out_of_fold(
+    judged: JudgedRows, learner: Learner, prior: Prior | None, config: EvaluationConfig, seed: int
+) -> Judgement:
     # where people judge, weak labels are no labels to fit beside theirs
     extra = judged.weak if judged.label_source == "weak" else judged.weak[:0]
     pool = pd.concat([judged.rows, extra])
-    return cross_validate(
-        judged.values[pool.index], judged.rated(pool), learner, config=config, seed=seed, extra=len(extra)
-    )
+    inputs = extend(judged.values[pool.index], prior)
+    return cross_validate(inputs, judged.rated(pool), learner, config=config, seed=seed, extra=len(extra))
 
 
 def _judge_unaware(judged: JudgedRows, learner: Learner, config: EvaluationConfig, seed: int) -> Judgement | None:

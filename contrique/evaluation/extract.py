@@ -22,7 +22,7 @@ from contrique.files import write_aside
 SHEET = "sheet"  # picture set: one photograph and all that was made of it
 TEST_PICTURES = "test_pictures"  # picture set: those of the test part that are shown or asked for
 FEATURE_SAMPLE = "feature_sample"  # feature set of held-out pictures
-QUESTIONS = 4  # pictures that a served model is asked for
+KNOWN_PICTURES = 4  # pictures that a served model is asked for
 EXTREMES = 6  # pictures of each kind
 DISAGREEMENTS = 5  # pairs of pictures
 POINTS = 600  # rows of the feature sample
@@ -74,9 +74,9 @@ def keep_extract(features: Path, evaluation: Path, sets: Sequence[Path], out: Pa
 
 
 def pick_known(scores: pd.DataFrame) -> pd.DataFrame:
-    """At most QUESTIONS rows of the test part, from the worst to the best as predicted."""
+    """At most KNOWN_PICTURES rows of the test part, from the worst to the best as predicted."""
     rows = scores.sort_values(["challenger", "image"])
-    return rows.iloc[np.linspace(0, len(rows) - 1, min(QUESTIONS, len(rows))).astype(int)]
+    return rows.iloc[np.linspace(0, len(rows) - 1, min(KNOWN_PICTURES, len(rows))).astype(int)]
 
 
 def pick_extremes(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:

@@ -162,7 +162,7 @@ def pretrain(
             recipe = dataclasses.asdict(config)
             del recipe["cache"]  # a place, which does not change what is trained
             metadata = {"config": recipe, "seed": seed, "steps": past.step, "crops": past.crops}
-            save_encoder(trainer.encoder, out / ENCODER, metadata | trainer.origin)
+            save_encoder(trainer.encoder, out / ENCODER, metadata | trainer.provenance)
     losses = [entry["loss"] for entry in past.history]
     tail = max(1, len(losses) // 20)
     return PretrainSummary(
@@ -172,7 +172,7 @@ def pretrain(
         loss_last=sum(losses[-tail:]) / tail,
         minutes=minutes,
         wait_share=waited,
-        start=trainer.origin.get("start", ""),
+        start=trainer.provenance.get("start", ""),
     )
 
 

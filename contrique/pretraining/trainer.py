@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from contrique.config import PretrainConfig
 from contrique.encoder.architectures import EncoderError
 from contrique.encoder.network import Encoder, Projector, ViewNorm
-from contrique.encoder.weights import EncoderFile, load_encoder
+from contrique.encoder.weights import EncoderFile
 from contrique.errors import ContriqueError
 from contrique.pretraining import distributed
 from contrique.pretraining.batches import Batch
@@ -68,8 +68,7 @@ class Trainer:
         # batch-norm statistics are a view's own, as in the paper; one pass for both views is faster on a CPU alone
         n_joint = 2 if self.device.type == "cpu" and not distributed.is_in_group() else 1
         self.encoder = Encoder(config.arch, seed, n_joint).to(self.device)
-        # without a start no key, so that recipes of checkpoints from before there was one still agree
-        self.origin = _copy_weights(start, self.encoder) if start else {}
+        self.provenance = _copy_weights(start, self.encoder) if start else {}
         if start and not config.calibration:
             _keep_statistics(self.encoder)
         projector = Projector(self.encoder.width, config.projection, seed).to(self.device)
@@ -188,7 +187,8 @@ class Trainer:
         free = ("workers", "cache", "threads", "checkpoint_every", "checkpoints", "log_every", "minutes")
         recipe = {k: v for k, v in dataclasses.asdict(self.config).items() if k not in free}
         recipe |= {"seed": self.seed, "data": self.data}
-        recipe |= {"start": self.origin["start"]} if self.origin else {}
+        # without a start no key, and never the origin: recipes of older checkpoints must still agree
+        recipe |= {"start": self.provenance["start"]} if self.provenance else {}
         plain: dict[str, Any] = json.loads(json.dumps(recipe))  # as a checkpoint stores it
         return plain
 
@@ -201,14 +201,14 @@ def _copy_weights(start: Path, encoder: Encoder) -> dict[str, str]:
     Raises:
         EncoderError: it cannot be loaded, or is of another architecture.
     """
-    source = load_encoder(start)
+    file = EncoderFile(start)
+    source = file.load()
     if source.arch != encoder.arch:
         raise EncoderError(
             f"{start}: a {source.arch}, but pretrain.arch is {encoder.arch}; set pretrain.arch={source.arch}, or give "
             "another encoder"
         )
     encoder.load_state_dict(source.state_dict())
-    file = EncoderFile(start)
     return {"start": file.digest, "origin": file.origin}
 
 

@@ -117,10 +117,10 @@ def adapt(
     for k, fold in enumerate(folds):
         group[fold.test] = k
     alphas = sorted(config.alphas)
-    parts, _ = predict_out_of_fold(features, y, [str(k) for k in group], folds, ridge_learner(alphas, prior))
+    inputs = extend(features, prior)
+    parts, _ = predict_out_of_fold(inputs, y, [str(k) for k in group], folds, ridge_learner(alphas))
     scores = np.empty_like(y)
     candidates = np.empty((len(alphas), len(y)))
-    inputs = extend(features, prior)
     predictions = predict_tasks(inputs, y, [(fold.train, fold.test) for fold in folds], alphas)
     for fold, part, prediction in zip(folds, parts, predictions, strict=True):
         scores[fold.test], candidates[:, fold.test] = part, prediction

@@ -10,7 +10,6 @@ from tqdm import tqdm
 
 from contrique.config import EvaluationConfig
 from contrique.metrics import EvaluationError, srcc
-from contrique.regressor.prior import Prior, extend
 from contrique.regressor.ridge import Array, Rows, Task, fit_path, predict_tasks
 
 
@@ -169,12 +168,10 @@ def predict_out_of_fold(
     return scores, indices
 
 
-def ridge_learner(alphas: Sequence[float], prior: Prior | None = None) -> Learner:
-    """Ridge with each alpha as a candidate, weakest penalty first; the prior's scores, if any, are one more feature."""
+def ridge_learner(alphas: Sequence[float]) -> Learner:
+    """Ridge with each alpha as a candidate, weakest penalty first."""
     candidates = tuple(sorted(alphas))
-    return Learner(
-        lambda features, labels, tasks: predict_tasks(extend(features, prior), labels, tasks, candidates), candidates
-    )
+    return Learner(lambda features, labels, tasks: predict_tasks(features, labels, tasks, candidates), candidates)
 
 
 def full_reference_learner(alphas: Sequence[float], perfect: float) -> Learner:

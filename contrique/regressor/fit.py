@@ -113,7 +113,7 @@ def _leave_one_out(
     if not tasks:
         raise RegressorError(f"{len(rows)} pictures to fit and to choose alpha on are too few; label more contents")
     predictions = predict_tasks(values, labels, tasks, alphas)
-    return Choice(np.concatenate(predictions, axis=1), labels[np.concatenate([rows for _, rows in tasks])])
+    return Choice(np.concatenate(predictions, axis=1), labels[np.concatenate([held_out for _, held_out in tasks])])
 
 
 def _predict_residuals(features: ArrayLike, labels: Array, contents: NDArray[np.str_], alpha: float) -> Array:
@@ -127,7 +127,7 @@ def _predict_residuals(features: ArrayLike, labels: Array, contents: NDArray[np.
     tasks = [task for task in tasks if np.ptp(labels[task[0]]) > 0]  # constant labels cannot be fitted
     predictions = predict_tasks(features, labels, tasks, [alpha])
     return np.concatenate(
-        [np.empty(0), *(labels[rows] - scores[0] for (_, rows), scores in zip(tasks, predictions, strict=True))]
+        [np.empty(0), *(labels[held_out] - scores[0] for (_, held_out), scores in zip(tasks, predictions, strict=True))]
     )
 
 

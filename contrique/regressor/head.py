@@ -223,14 +223,14 @@ def _read_diagnosis(arrays: Arrays, width: tuple[int]) -> Diagnosis:
     levels = pick_array(arrays, "diagnosis_levels", np.int64, rows)
     intercept = pick_array(arrays, "diagnosis_intercept", np.float32, rows)
     for name in map(str, names):
-        _check_name("a distortion", name or "\0")
+        _check_name("a distortion", name, 1)
     if not all(-1 <= level <= MAX_LEVEL for level in levels):
         _refuse(f"levels {levels.min()} to {levels.max()}, expected at most {MAX_LEVEL}")
     return Diagnosis(coef, intercept, tuple(map(str, names)), tuple(map(int, levels)))
 
 
-def _check_name(kind: str, name: object) -> None:
-    if not isinstance(name, str) or len(name) > MAX_NAME or not name.isprintable():
+def _check_name(kind: str, name: object, least: int = 0) -> None:
+    if not isinstance(name, str) or not least <= len(name) <= MAX_NAME or not name.isprintable():
         _refuse(f"{kind} called {str(name)[:MAX_NAME]!r}")
 
 

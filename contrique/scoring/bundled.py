@@ -86,5 +86,5 @@ def find_prior(encoder: EncoderFile, config: RegressorConfig) -> Prior | None:
     if config.prior == "none" or encoder.origin != SHA256[ENCODER]:
         return None
     head = Head.load(check_bundle() / REGRESSOR)
-    # a file may say that it comes from anywhere
+    # the origin is what the file's header claims; a head of another width would not fit its features
     return Prior.of(head, NAME) if head.summary.features_dim == 2 * encoder.width else None

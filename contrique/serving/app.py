@@ -258,8 +258,8 @@ def locate(listener: socket.socket, host: str) -> str:
             "there is no password and no encryption",
             file=sys.stderr,
         )
-    domain = f"[{address}]" if ":" in address else address
-    return f"http://{domain}:{port}/"
+    literal = f"[{address}]" if ":" in address else address
+    return f"http://{literal}:{port}/"
 
 
 def serve(scorer: Scorer, listener: socket.socket, limits: ServingLimits, host: str) -> None:

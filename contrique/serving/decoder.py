@@ -30,8 +30,8 @@ from contrique.errors import ContriqueError
 
 LARGE: Final = 2**22  # pixels, or bytes of a file or a request, from which it may take all of `decode_seconds`
 _SMALL_SHARE: Final = 0.2  # of `decode_seconds`, for smaller ones
-_WALL: Final = 6  # times `decode_seconds`, when other work leaves a decoder little of a processor ...
-_LEAST_WALL: Final = 60.0  # ... and seconds at the least, of which the start of a process alone may take some there
+_WALL: Final = 6  # times `decode_seconds`: on a busy machine a decoder gets little of a processor
+_LEAST_WALL: Final = 60.0  # seconds below which the limit of `_WALL` never goes: the start of a process counts too
 _IDLE: Final = 20  # seconds after which a decoder that has nothing to do ends; another takes its place when needed
 _FRAME: Final = struct.Struct(">IQ")  # bytes of the header, and of what follows it
 _WHITE: Final = b" \t\n\r\v\f"
@@ -270,7 +270,7 @@ def serve_parent() -> None:
             answer = {"error": f"{header.get('name', 'the request')}: takes more memory to decode than there is"}, b""
         except Exception:  # the parent logs it
             answer = {"fault": traceback.format_exc()}, b""
-        # lest what one picture has left of its seconds be all that reading the next one may take
+        # `_do` limits the time of one picture; to wait for the next one and to read it has no limit
         resource.setrlimit(resource.RLIMIT_CPU, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         _send(answers, *answer)
 

@@ -126,13 +126,15 @@ class Cluster:
             ClusterError: the API cannot be reached or refuses, as it does a version's name that is taken.
         """
         with self._client(pipeline) as client, _compiled(pipeline) as package:
-            identity = self._pipeline(client, pipeline.name)
-            if not identity:
+            pipeline_id = self._pipeline(client, pipeline.name)
+            if not pipeline_id:
                 about = " ".join((pipeline.description or "").split())
-                identity = client.upload_pipeline(
+                pipeline_id = client.upload_pipeline(
                     package, pipeline.name, description=about, namespace=self.namespace or None
                 ).pipeline_id
-            uploaded = client.upload_pipeline_version(package, version, pipeline_id=identity, description=description)
+            uploaded = client.upload_pipeline_version(
+                package, version, pipeline_id=pipeline_id, description=description
+            )
             return str(uploaded.pipeline_version_id)
 
     def _pipeline(self, client: kfp.Client, name: str) -> str:

@@ -80,7 +80,7 @@ def list_models(options: argparse.Namespace) -> None:
     }
     registry = Registry(resolve_config(options).registry)
     rows = registry.list_versions()
-    _print_rows(rows, columns, options.format, "no model is registered yet; run the pipeline: python -m pipelines run")
+    _print_rows(rows, columns, options.format, "no model is registered yet; run the pipeline, such as `make demo`")
     for row in rows:
         if registry.config.alias in row.aliases and row.proof == UNPROVEN:
             _warn(f"version {row.version} is champion and was never proven: `contrique verify {row.version}`")

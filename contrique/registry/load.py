@@ -73,4 +73,10 @@ def _load_registered(name: str, config: RegistryConfig) -> "Scorer":
 
     if "/" in name or name in (".", ".."):  # no alias can be called so
         raise RegistryError(f"{name}: no model there; give a folder with {ENCODER} and {REGRESSOR}/, or a version")
-    return Registry(config).load(name)
+    registry = Registry(config)
+    if not registry.store.exists:
+        raise RegistryError(
+            f"model '{name}': no folder with {ENCODER}, and {registry.store.uri} holds no registry with versions; give "
+            "such a folder, run the pipeline first, or set MLFLOW_TRACKING_URI"
+        )
+    return registry.load(name)

@@ -556,6 +556,15 @@ def test_lost_artifacts_are_named(store, models):
         Registry(CONFIG).load_champion()
 
 
+@pytest.mark.parametrize("name", ["my_model", "3"])
+def test_a_model_that_is_nowhere_is_said_so(tmp_path, monkeypatch, name):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RegistryError, match=f"model '{name}': no folder with .*, and .* holds no registry"):
+        load_model(name, CONFIG)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_reading_makes_no_store(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)

@@ -41,6 +41,7 @@ BATCHES := batch-1 batch-2 batch-3 batch-4 batch-5 batch-6
 export MLFLOW_DISABLE_TELEMETRY := true
 export GX_ANALYTICS_ENABLED := false
 export DVC_NO_ANALYTICS := 1
+export ORT_DISABLE_TELEMETRY := 1
 
 .PHONY: $(TESTS) $(BATCHES) help setup data demo kubeflow-check stack stack-stop demo-stack test fuzz faults lint format compile ui containers image image-check audit lock wheel-check clean
 

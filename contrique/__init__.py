@@ -14,6 +14,8 @@ Everything is imported when it is first used.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from contrique.telemetry import disable_telemetry
+
 if TYPE_CHECKING:
     from contrique.api import distort as distort
     from contrique.api import explain as explain
@@ -36,6 +38,7 @@ _PLACES = {
     "Score": "contrique.scoring.results",
 }
 __all__ = ["Explanation", "Failure", "Model", "Score", "distort", "explain", "load", "score"]
+disable_telemetry()
 
 
 def __getattr__(name: str) -> Any:

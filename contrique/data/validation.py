@@ -219,7 +219,6 @@ def _near_duplicates(facts: pd.DataFrame, bits: int) -> pd.Series:
 
 def _run(facts: pd.DataFrame, checks: list[Check]) -> Any:
     """The result of Great Expectations; each expectation carries the number of its check."""
-    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     import great_expectations as gx
     from great_expectations import expectations
     from great_expectations.data_context.types.base import ProgressBarsConfig

@@ -77,7 +77,6 @@ def _start_server(model: str, store: str, log: Path) -> "Iterator[tuple[subproce
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     environment = os.environ | {
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_REGISTRY_URI": store,
         "MLFLOW_TRACKING_URI": store,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # MLflow starts uvicorn by its name

@@ -172,7 +172,6 @@ def _import_mlflow() -> Any:
         Path.home()
     except RuntimeError:  # a user without a name, as containers have; MLflow asks for the folder as it is imported
         os.environ["HOME"] = "/nonexistent"
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow

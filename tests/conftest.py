@@ -1,6 +1,7 @@
 """What several test modules share: the sample photographs, a real S3 server and the whole stack."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,14 @@ from pipelines.laptop.stack import BUCKET, Stack
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.register_profile("fuzz", deadline=None)
 settings.load_profile("fuzz" if os.environ.get("CONTRIQUE_FUZZ") else "repeatable")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give the tests a temporary folder, removed after the last: MLflow, torchrun and what is killed leave files."""
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())  # pytest's own stay, those of failed tests
+    scratch = tempfile.TemporaryDirectory(prefix="contrique-tests-", ignore_cleanup_errors=True)
+    config.add_cleanup(scratch.cleanup)
+    os.environ["TMPDIR"] = tempfile.tempdir = scratch.name
 
 
 @pytest.fixture(scope="session")

@@ -207,8 +207,9 @@ def _ask_loaded(registry: Registry, model: str, pictures: Sequence[bytes]) -> li
     path, pickles = sys.path.copy(), os.environ.get(_PICKLES)
     os.environ[_PICKLES] = "false"
     try:
-        with registry.store.translate_errors(f"loading {model} back", STORE_REMEDY):
-            answers = mlflow.pyfunc.load_model(model).predict(pd.DataFrame({"image": pictures}))
+        with TemporaryDirectory() as scratch, registry.store.translate_errors(f"loading {model} back", STORE_REMEDY):
+            loaded = mlflow.pyfunc.load_model(model, dst_path=scratch)  # MLflow would leave a folder of its own behind
+            answers = loaded.predict(pd.DataFrame({"image": pictures}))
     finally:
         sys.path[:] = path  # MLflow puts the model's copy of the code in front
         if pickles is None:

@@ -9,6 +9,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import traceback
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -118,6 +119,18 @@ def state():
 def sql(store, statement):
     with sqlite3.connect(store / "mlruns" / "mlflow.db") as connection:
         connection.execute(statement)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [CONFIG, SERVING], ids=["loaded", "served"])
+def test_a_registration_leaves_no_temporary_files(stack, models, tmp_path, monkeypatch, config):
+    """MLflow leaves each model that it fetches, 45 megabytes, and a laptop registers many."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    assert register(models[0], "monday", expected="", config=config).version == "1"
+    assert list(scratch.iterdir()) == []
 
 
 def test_the_installed_mlflow_is_not_shadowed_by_the_folder():

@@ -44,6 +44,7 @@ class ValidationConfig:
     mos_range: tuple[float, float] = (-1000.0, 1000.0)
     near_duplicate_bits: Bits = 6  # of 64: re-encoded and resized copies differ by fewer
     min_pretrain_contents: Count = 2
+    authentic_needed: bool = False  # a pipeline says so itself, by pretrain.authentic_share
     min_judged_contents: Count = 3  # one each to train, validate and test with; none at all is a pretraining set
 
     def __post_init__(self) -> None:

@@ -164,6 +164,16 @@ def list_checks(facts: pd.DataFrame, config: ValidationConfig) -> list[Check]:
                 {"column": "kind", "value_set": ["pristine"]},
             )
         )
+    if config.authentic_needed and not pretraining.empty:
+        checks.append(
+            Check(
+                "no authentic pictures, which pretraining takes for a share of every step",
+                "add a folder of camera photographs as --authentic, or set pretrain.authentic_share=0",
+                "ExpectColumnDistinctValuesToContainSet",
+                {"column": "kind", "value_set": ["authentic"]},
+                "pretraining",
+            )
+        )
     if judged.empty:
         return checks
     empty = [split for split in SPLITS[1:] if split not in set(judged["split"])]

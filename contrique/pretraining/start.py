@@ -74,11 +74,14 @@ def train_or_adopt(
 
 
 def limit_data(profile: str, overrides: Mapping[str, Any], start: str) -> ValidationConfig:
-    """What the data must hold: nothing to pretrain on if an encoder is used as it is.
+    """What the data must hold: nothing to pretrain on if an encoder is used as it is, else all that a step draws.
 
     Args:
         profile, overrides: of the configuration.
         start: name of the encoder that training starts from; empty for random weights.
     """
-    limits = resolve(profile, overrides).validation
-    return replace(limits, min_pretrain_contents=0) if start and not has_length(overrides) else limits
+    config = resolve(profile, overrides)
+    if start and not has_length(overrides):
+        return replace(config.validation, min_pretrain_contents=0)
+    takes_authentic = round(config.pretrain.images * config.pretrain.authentic_share) > 0
+    return replace(config.validation, authentic_needed=config.validation.authentic_needed or takes_authentic)

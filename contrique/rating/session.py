@@ -31,6 +31,7 @@ LABELS: Final = ("Bad", "Poor", "Fair", "Good", "Excellent")  # of 1 to 5: ITU-R
 MAX_NAME: Final = 40  # characters of a rater's name
 _NAME: Final = re.compile(r"\w[\w -]*")
 _LETTER: Final = "x"
+_LOCK: Final = ".lock"
 _JOINERS: Final = "\u200c\u200d"
 _INVISIBLE: Final = re.compile("[\u034f\ufe00-\ufe0f]")  # marks that change nothing of what a name looks like
 _MAX_BYTES: Final = 2**28
@@ -266,12 +267,15 @@ def now() -> str:
 def hold(folder: Path) -> Iterator[None]:
     """Keep a session to this process; the lock goes with the process, however that ends.
 
+    Where none begins, because its pictures are refused, no folder stays.
+
     Raises:
         RatingError: another process has it, or the folder cannot be written.
     """
+    absent = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a")
+        file = (folder / _LOCK).open("a")
     except OSError as error:
         raise RatingError(f"{folder}: cannot be written ({one_line(error)}); give another --session") from error
     with file:
@@ -279,4 +283,11 @@ def hold(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise RatingError(f"{folder}: another `contrique rate` uses this session; stop it first") from None
-        yield
+        try:
+            yield
+        finally:
+            if absent and not (folder / SESSION).exists():
+                (folder / _LOCK).unlink()
+                for path in absent:
+                    if not any(path.iterdir()):
+                        path.rmdir()

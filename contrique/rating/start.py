@@ -13,6 +13,7 @@ from contrique.rating.candidates import Candidate, RatingError, check_folder, fi
 from contrique.rating.selection import Choice, choose
 from contrique.rating.session import SESSION, Method, Session
 from contrique.scoring.scorer import Scorer
+from contrique.text import count_noun
 from contrique.walk import Skipped
 
 MIN_PICTURES: Final = 5
@@ -74,7 +75,8 @@ def begin(
     order = choose(candidates, features, config.count, by=choice, seed=seed, config=config)
     asked, others = order[: config.count], order[config.count :]
     if len(asked) < MIN_PICTURES:
-        raise RatingError(f"{folder}: {len(asked)} different pictures can be shown; give at least {MIN_PICTURES}")
+        pictures = count_noun(len(asked), "different picture")
+        raise RatingError(f"{folder}: {pictures} can be shown; give at least {MIN_PICTURES}")
     pool = others if len(others) >= config.training else asked
     training = _pick_range(candidates, pool, min(config.training, len(pool)))
     golden = sorted(asked, key=lambda i: -(candidates[i].score or 0))[: min(config.golden, len(asked) // 2)]

@@ -342,6 +342,14 @@ def test_a_set_without_pristine_pictures_is_refused_before_any_are_distorted(sam
     only(sample, tmp_path, "no pristine pictures", "--pristine")
 
 
+def test_authentic_pictures_that_training_needs_are_missed_before_any_are_distorted(sample, tmp_path):
+    """Hours later, pretraining would."""
+    change(sample, lambda rows: rows[rows["kind"] != "authentic"])
+    validate(sample, tmp_path / "report.html")
+    needed = ValidationConfig(authentic_needed=True)
+    only(sample, tmp_path, "no authentic pictures", "--authentic", "pretrain.authentic_share=0", config=needed)
+
+
 @pytest.mark.parametrize(
     "name", ["<img src=x onerror=alert(1)>.png", "price $\\frac{$column.png", "a\x1b[2J\n.png", "&lt;b&gt;.png"]
 )

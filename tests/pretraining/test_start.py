@@ -15,7 +15,7 @@ from contrique.errors import ContriqueError
 from contrique.files import sha256
 from contrique.pretraining import launch
 from contrique.pretraining.pretrain import adopt_encoder, pretrain
-from contrique.pretraining.start import Start
+from contrique.pretraining.start import Start, limit_data
 
 TINY = tiny_training.CONFIG
 
@@ -30,6 +30,22 @@ def start(tmp_path: Path) -> Path:
     path = tmp_path / "start" / ENCODER
     save_encoder(Encoder(TINY.arch, seed=7), path, {"steps": 12, "crops": 34})
     return path
+
+
+@pytest.mark.parametrize(
+    ("overrides", "start", "contents", "authentic"),
+    [
+        ({}, "", 2, True),
+        ({}, "bundled", 0, False),
+        ({"pretrain.steps": 3}, "bundled", 2, True),
+        ({"pretrain.authentic_share": 0}, "", 2, False),
+        ({"pretrain.authentic_share": 0.01, "pretrain.images": 20}, "", 2, False),
+        ({"validation.authentic_needed": True}, "bundled", 0, True),
+    ],
+)
+def test_data_must_hold_what_a_step_draws(overrides, start, contents, authentic) -> None:
+    limits = limit_data("demo", overrides, start)
+    assert (limits.min_pretrain_contents, limits.authentic_needed) == (contents, authentic)
 
 
 def test_training_goes_on_from_the_weights_of_the_file(sets: tuple[Path, Path], start: Path, tmp_path: Path) -> None:

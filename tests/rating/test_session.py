@@ -14,7 +14,7 @@ from contrique.cli.main import build_parser, main
 from contrique.rating import session as sessions
 from contrique.rating.candidates import RatingError
 from contrique.rating.questions import count_questions, list_questions
-from contrique.rating.session import Answer, Session, Store, check_rater, hold
+from contrique.rating.session import SESSION, Answer, Session, Store, check_rater, hold
 
 
 def answer_to(question, answer=3, part="test"):
@@ -117,6 +117,25 @@ def test_names_of_one_person_are_one():
 def _hold(folder):
     with hold(folder):
         pass
+
+
+@pytest.mark.parametrize("others", [[], ["ratings/summer/session.json"], ["ratings/holiday/notes.txt"]])
+def test_a_session_that_does_not_begin_leaves_no_folder(tmp_path, others):
+    before = [tmp_path / name for name in others]
+    for path in before:
+        path.parent.mkdir(parents=True)
+        path.touch()
+    with pytest.raises(RatingError, match="refused"), hold(tmp_path / "ratings" / "holiday"):
+        raise RatingError("refused")
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"]
+    assert files == before
+    assert (tmp_path / "ratings").exists() == bool(others)
+
+
+def test_a_session_that_begins_stays(tmp_path):
+    with hold(tmp_path / "s"):
+        (tmp_path / "s" / SESSION).touch()
+    assert (tmp_path / "s" / SESSION).exists()
 
 
 def test_a_session_has_one_process(tmp_path):

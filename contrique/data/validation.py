@@ -33,13 +33,14 @@ class ValidationFailed(ContriqueError):
     """A picture set that does not meet its expectations.
 
     Attributes:
-        failures: a line for each failed expectation, with the rows and the remedy.
+        failures: a line for each failed expectation, with the rows and the remedy. The message has one more line, with
+            the place of the report.
     """
 
     has_lines = True
 
-    def __init__(self, failures: list[str]) -> None:
-        super().__init__("\n".join(failures))
+    def __init__(self, failures: list[str], report: str) -> None:
+        super().__init__("\n".join([*failures, f"all that was checked and seen: {report}"]))
         self.failures = failures
 
 
@@ -79,7 +80,7 @@ def validate(directory: Path, report: Path, config: ValidationConfig | None = No
     """
     findings = report.with_suffix(".json")
     summary = examine(directory, report, findings, config)
-    accept(findings)
+    accept(findings, str(report))
     return summary
 
 
@@ -117,11 +118,12 @@ def examine(directory: Path, report: Path, findings: Path, config: ValidationCon
     return summary
 
 
-def accept(findings: Path) -> None:
+def accept(findings: Path, report: str = "the report of the stage validate_data") -> None:
     """Go on only with a picture set that met its expectations.
 
     Args:
         findings: of `examine`.
+        report: where its page is, for the message.
     Raises:
         ValidationFailed: an expectation is not met; the message names the rows.
     """
@@ -130,7 +132,7 @@ def accept(findings: Path) -> None:
         if len(names) > MAX_NAMES:
             print(f"{what}: {', '.join(names)}", file=sys.stderr)
     if outcome["failures"]:
-        raise ValidationFailed(outcome["failures"])
+        raise ValidationFailed(outcome["failures"], report)
 
 
 def observe(directory: Path, manifest: pd.DataFrame, config: ValidationConfig) -> pd.DataFrame:

@@ -322,8 +322,9 @@ def test_validate(photographs, tmp_path, capsys):
     (folder / "13.png").write_bytes((folder / "13.png").read_bytes()[:200])
     assert call(*arguments) == 2
     error = capsys.readouterr().err
-    assert "13.png" in error
-    assert error.count("\n") == 1
+    fault, report = error.splitlines()
+    assert "13.png" in fault
+    assert str(tmp_path / "report.html") in report
 
 
 def test_validate_a_picture_set(photographs, tmp_path, capsys):

@@ -76,7 +76,9 @@ def replace(folder: Path, photograph: str, data: bytes) -> None:
 def failures(folder: Path, tmp_path: Path, config: ValidationConfig | None = None) -> list[str]:
     with pytest.raises(ValidationFailed) as error:
         validate(folder, tmp_path / "report.html", config)
-    assert str(error.value) == "\n".join(error.value.failures)
+    *lines, last = str(error.value).split("\n")
+    assert lines == "\n".join(error.value.failures).split("\n")
+    assert last == f"all that was checked and seen: {tmp_path / 'report.html'}"
     assert json.loads((tmp_path / "report.json").read_text())["failures"] == error.value.failures
     return error.value.failures
 

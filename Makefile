@@ -46,7 +46,7 @@ export ORT_DISABLE_TELEMETRY := 1
 .PHONY: $(TESTS) $(BATCHES) help setup data demo kubeflow-check stack stack-stop demo-stack test fuzz faults lint format compile ui containers image image-check audit lock wheel-check clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do printf '  make %-14s %s\n' "$$name" "$$text"; done
 
 setup: $(STAMP) ## make .venv with everything installed, the package itself editable
 

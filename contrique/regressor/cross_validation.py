@@ -24,18 +24,44 @@ def choose_candidate(candidates: Array, labels: Array) -> int:
     Raises:
         EvaluationError: no candidate has a defined SRCC.
     """
-    highest, index, reason = -np.inf, -1, None
+    values = _correlate(candidates, labels)
+    return int(np.flatnonzero(values == np.nanmax(values))[-1])
+
+
+def choose_within_error(candidates: Array, labels: Array) -> int:
+    """Index of the candidate with the smallest squared error among those that rank as well as the best one.
+
+    As well as the best: with an SRCC at most one standard error below the highest (the rule of Breiman et al. 1984),
+    which is known of Fisher's transform of an SRCC (Bonett and Wright 2000). The pictures of a few contents hardly tell
+    ranks apart, and the largest alpha that ranks them can draw all scores together. Of many pictures the error is small
+    and nearly the same alpha comes out as of `choose_candidate`. Ties go to the last.
+
+    Args, returns and raises as `choose_candidate`.
+    """
+    values = _correlate(candidates, labels)
+    highest = np.nanmax(values)
+    error = np.sqrt((1 + highest**2 / 2) / max(1, len(labels) - 3))
+    with np.errstate(divide="ignore"):  # of an SRCC of 1, whose only equals are others of 1
+        near = np.arctanh(values) >= np.arctanh(highest) - error
+    squares = np.where(near, np.mean((candidates - labels) ** 2, axis=1), np.inf)
+    return int(np.flatnonzero(squares == squares.min())[-1])
+
+
+def _correlate(candidates: Array, labels: Array) -> Array:
+    """SRCC of each candidate, NaN where it is undefined. Shape (A,).
+
+    Raises:
+        EvaluationError: it is undefined for all.
+    """
+    values, reason = np.full(len(candidates), np.nan), None
     for i, scores in enumerate(candidates):
         try:
-            value = srcc(scores, labels)
+            values[i] = np.clip(srcc(scores, labels), -1, 1)
         except EvaluationError as error:  # a candidate that predicts a constant is no candidate
             reason = error
-            continue
-        if value >= highest:
-            highest, index = value, i
-    if index < 0:
+    if np.isnan(values).all():
         raise EvaluationError(f"no candidate can be chosen on the validation part: {reason}")
-    return index
+    return values
 
 
 LEAVE_ONE_OUT: Final = "leave-one-content-out"

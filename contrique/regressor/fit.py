@@ -13,7 +13,7 @@ from contrique.config import RegressorConfig
 from contrique.data.splits import judged_rows, label_kind, pretrain_rows
 from contrique.encoder.feature_set import load_set
 from contrique.metrics import srcc
-from contrique.regressor.cross_validation import MIN_CHOSEN_ON, choose_candidate
+from contrique.regressor.cross_validation import MIN_CHOSEN_ON, choose_within_error
 from contrique.regressor.diagnosis import Diagnosis, fit_diagnosis
 from contrique.regressor.head import Head, RegressorSummary
 from contrique.regressor.prior import Prior, absorb, extend
@@ -25,7 +25,7 @@ ENOUGH_CONTENTS: Final = 30  # of the validation part, to set the interval alone
 
 
 def fit_set(features: Path, out: Path, *, config: RegressorConfig, prior: Prior | None = None) -> RegressorSummary:
-    """Fit on a feature set's training part, with the alpha that ranks its validation part best.
+    """Fit on a feature set's training part, with an alpha that its validation part chooses (`choose_within_error`).
 
     Where the validation part has too few pictures for a rank correlation, alpha is chosen by leave-one-content-out over
     both parts.
@@ -64,7 +64,7 @@ def fit_set(features: Path, out: Path, *, config: RegressorConfig, prior: Prior 
     choice = Choice(candidates, labels[validation])
     if len(validation) < MIN_CHOSEN_ON:
         choice = _leave_one_out(inputs, labels, contents, np.r_[train, validation], sorted(config.alphas))
-    best = choose_candidate(choice.candidates, choice.labels)
+    best = choose_within_error(choice.candidates, choice.labels)
     low, high = (0.0, 1.0) if kind == "weak" else (float(labels[train].min()), float(labels[train].max()))
     residuals = labels[validation] - candidates[best]
     if len(np.unique(contents[validation])) < ENOUGH_CONTENTS:

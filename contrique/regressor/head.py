@@ -37,11 +37,11 @@ class RegressorSummary(Facts):
         labels: `human` (MOS) or `weak` (full-reference metrics).
         label_low, label_high: declared range of the labels, higher is better: [0, 1] for weak labels, lowest and
             highest training label for human ones.
-        alpha: chosen by SRCC on the validation part.
+        alpha: chosen on the validation part (`cross_validation.choose_within_error`).
         n: training pictures.
         contents: training contents.
         validation_n: validation pictures.
-        validation_srcc: SRCC that chose alpha, hence optimistic.
+        validation_srcc: SRCC of what chose alpha, hence optimistic.
         features_dim: D.
         interval: half-width of the conformal interval of `reliability.COVERAGE`, in the unit of the labels; None if
             there were too few residuals, or in a file from before it was kept.

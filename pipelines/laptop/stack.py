@@ -115,14 +115,14 @@ class Stack:
 
     def _seaweedfs(self, folder: Path, ports: dict[str, int]) -> Service:
         folder.mkdir(exist_ok=True)
-        weed = str(Path(sys.executable).with_name("weed"))
+        weed = [str(Path(sys.executable).with_name("weed")), "-logtostderr=true"]  # or it logs to the temporary folder
         own = {name: port for name, port in ports.items() if "." in name}
         # Iceberg's and Lance's servers would listen on fixed ports, where two stacks meet
-        command = [weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false"]
+        command = [*weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false"]
         command += ["-s3", "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false"]
         command += ["-volume.max=0", "-master.volumeSizeLimitMB=64", "-volume.preStopSeconds=0"]  # 0: what the disk has
         command += [f"-{name}={port}" for name, port in own.items()]
-        shell = [weed, "shell", f"-master=127.0.0.1:{own['master.port']}.{own['master.port.grpc']}"]
+        shell = [*weed, "shell", f"-master=127.0.0.1:{own['master.port']}.{own['master.port.grpc']}"]
 
         def ready() -> bool:
             if not _get(f"{self.s3_environment['AWS_ENDPOINT_URL']}/status"):

@@ -234,9 +234,13 @@ def test_what_an_artifact_weighs(folder, tmp_path):
 def test_a_server_of_its_own_is_there_for_a_block(tmp_path, folder, monkeypatch):
     """It is waited for when first used, and nothing of it is left behind."""
     monkeypatch.setenv(VARIABLE, "of-its-own")
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
     before = files(folder)
     with serve_store(tmp_path / "store") as store:
         assert find_processes("of-its-own")
         assert round_trip(folder, "run/folder", store) == Size(3, 7)
     assert files(folder) == before
+    assert list(scratch.iterdir()) == []
     assert survivors("of-its-own") == []

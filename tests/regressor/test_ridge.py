@@ -2,15 +2,17 @@
 
 import numpy as np
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from sklearn.linear_model import Ridge as SklearnRidge
 
 from contrique.artifacts import COEFFICIENTS, DESCRIPTION, FEATURES
 from contrique.config import RegressorConfig
 from contrique.data.manifest import as_manifest, read_manifest, write_manifest
 from contrique.encoder.feature_set import load_set, save_features
-from contrique.metrics import EvaluationError, srcc
+from contrique.metrics import EvaluationError, rmse, srcc
 from contrique.regressor import ridge
-from contrique.regressor.cross_validation import choose_candidate
+from contrique.regressor.cross_validation import choose_candidate, choose_within_error
 from contrique.regressor.fit import ENOUGH_CONTENTS, _predict_residuals, fit_set
 from contrique.regressor.full_reference import fit_full_reference
 from contrique.regressor.head import Head
@@ -162,6 +164,44 @@ def test_choose_takes_the_best_ranking_and_of_equals_the_last():
         choose_candidate(np.ones((3, 6)), labels)
 
 
+def test_of_candidates_that_rank_alike_the_most_accurate_is_chosen():
+    """Four pictures of one content: all of a penalty that draws the scores together rank as those of a weaker one."""
+    labels = np.array([10.0, 40.0, 60.0, 90.0])
+    swapped = np.array([12.0, 57.0, 55.0, 88.0])
+    narrow = 50 + (labels - 50) / 100
+    assert choose_candidate(np.array([labels, narrow]), labels) == 1
+    assert choose_within_error(np.array([labels + 1, narrow, np.ones(4)]), labels) == 0
+    assert choose_within_error(np.array([swapped, narrow]), labels) == 1  # an SRCC of 1 has no error
+    with pytest.raises(EvaluationError, match="no candidate"):
+        choose_within_error(np.ones((3, 4)), labels)
+
+
+@pytest.mark.parametrize(("count", "expected"), [(10, 0), (1000, 1)])
+def test_a_better_ranking_wins_where_pictures_are_many_enough_to_tell(count, expected):
+    rng = np.random.default_rng(0)
+    labels = rng.normal(size=count)
+    noise = rng.normal(size=count)
+    accurate, ranking = labels + 0.5 * noise, 100 * (labels + 0.4 * noise)
+    assert srcc(accurate, labels) < srcc(ranking, labels)
+    assert choose_within_error(np.array([accurate, ranking]), labels) == expected
+
+
+@given(seed=st.integers(0, 2**32 - 1), n=st.integers(4, 40))
+def test_what_is_chosen_ranks_within_an_error_of_the_best_and_none_such_is_nearer(seed, n):
+    """Against the definition, a candidate at a time."""
+    rng = np.random.default_rng(seed)
+    labels = rng.normal(size=n)
+    candidates = np.array(
+        [labels * a + rng.normal(size=n) * b for a, b in zip(rng.random(8), rng.random(8), strict=True)]
+    )
+    agreement = [srcc(scores, labels) for scores in candidates]
+    best = max(agreement)
+    assume(best < 1)
+    floor = np.tanh(np.arctanh(best) - np.sqrt((1 + best**2 / 2) / max(1, n - 3)))
+    errors = {i: rmse(candidates[i], labels) for i, value in enumerate(agreement) if value >= floor - 1e-12}
+    assert choose_within_error(candidates, labels) == min(errors, key=errors.__getitem__)
+
+
 # ------------------------------------------------------------------------------------------------- full reference
 
 
@@ -221,15 +261,16 @@ def test_fit_set_chooses_alpha_on_the_validation_part_only(tmp_path, kind):
     train, validation = ids < 5, (ids >= 5) & (ids < 7)
     target = y if kind == "human" else (y - y.min()) / np.ptp(y)
     models = [SklearnRidge(alpha=alpha).fit(x[train].astype(float), target[train]) for alpha in ALPHAS]
-    agreement = [srcc(model.predict(x[validation].astype(float)), target[validation]) for model in models]
-    assert summary.alpha == ALPHAS[int(np.argmax(agreement))]
-    assert summary.validation_srcc == pytest.approx(max(agreement), abs=1e-9)
+    scores = np.array([model.predict(x[validation].astype(float)) for model in models])
+    best = choose_within_error(scores, target[validation])
+    assert summary.alpha == ALPHAS[best]
+    assert summary.validation_srcc == pytest.approx(srcc(scores[best], target[validation]), abs=1e-9)
     assert (summary.labels, summary.n, summary.contents, summary.features_dim) == (kind, train.sum(), 5, 16)
     declared = (0.0, 1.0) if kind == "weak" else (y[train].min(), y[train].max())
     assert (summary.label_low, summary.label_high) == declared
     head = Head.load(tmp_path / "out")
     assert head.summary == summary
-    expected = models[int(np.argmax(agreement))].predict(x.astype(float))
+    expected = models[best].predict(x.astype(float))
     np.testing.assert_allclose(head.predict(x), expected, atol=1e-8 * np.abs(target).max())
 
 

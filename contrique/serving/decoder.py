@@ -30,6 +30,9 @@ from contrique.errors import ContriqueError
 
 LARGE: Final = 2**22  # pixels, or bytes of a file or a request, from which it may take all of `decode_seconds`
 _SMALL_SHARE: Final = 0.2  # of `decode_seconds`, for smaller ones
+_LEAST_SECONDS: Final = (
+    1.0  # for smaller ones: on a processor that others share, the same work counts several times over
+)
 _WALL: Final = 6  # times `decode_seconds`: on a busy machine a decoder gets little of a processor
 _LEAST_WALL: Final = 60.0  # seconds below which the limit of `_WALL` never goes: the start of a process counts too
 _IDLE: Final = 20  # seconds after which a decoder that has nothing to do ends; another takes its place when needed
@@ -257,6 +260,7 @@ def serve_parent() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints must not be taken for an answer
+    images.decode(images.encode_png(np.zeros((8, 8, 3), np.uint8)), "a first picture")  # imports, which no limit counts
     while select.select([sys.stdin], [], [], _IDLE)[0]:  # the parent waits for each answer, so nothing is in a buffer
         try:
             header, data = _receive(sys.stdin.buffer)
@@ -277,9 +281,11 @@ def serve_parent() -> None:
 
 def _do(header: dict[str, Any], data: bytearray, limits: ServingLimits) -> tuple[dict[str, Any], Any]:
     if header["task"] == "read":
+        from contrique.serving import schema  # noqa: F401 (before the limit)
+
         _allow_seconds(limits.decode_seconds)
         return _read_items(bytes(data), header["form"], limits)
-    _allow_seconds(_SMALL_SHARE * limits.decode_seconds)
+    _allow_seconds(max(_SMALL_SHARE * limits.decode_seconds, min(_LEAST_SECONDS, limits.decode_seconds)))
     name = header["name"]
     content = _decode_base64(data, limits.max_bytes) if header["text"] else bytes(data)
     if isinstance(content, str):

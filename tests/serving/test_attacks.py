@@ -238,6 +238,30 @@ class TestDecoders:
         (child,) = decoders._children
         assert psutil.Process(child._process.pid).rlimit(psutil.RLIMIT_CPU)[0] == psutil.RLIM_INFINITY
 
+    @pytest.mark.parametrize(("seconds", "least"), [(0.1, 0.1), (1, 1), (3, 1), (10, 2)])
+    def test_a_small_picture_has_a_second_at_least_if_any_has(self, seconds, least):
+        """However much of its current second the process has used up; it may use up to one more."""
+        script = f"""
+import json, resource, sys
+from contrique.config import ServingLimits
+from contrique.serving import decoder
+limits, header = ServingLimits(decode_seconds={seconds}), {{"task": "decode", "name": "x", "text": True, "large": True}}
+def used():
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+left = []
+for part in range(5):
+    resource.setrlimit(resource.RLIMIT_CPU, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    start = used()
+    while used() < start + 0.23:
+        pass
+    decoder._do(header, bytearray(b"!"), limits)
+    left.append(resource.getrlimit(resource.RLIMIT_CPU)[0] - used())
+print(json.dumps(left))
+"""
+        left = json.loads(subprocess.check_output([sys.executable, "-c", script], text=True))
+        assert all(least - 0.1 <= each <= least + 1 for each in left)
+
     def test_a_decoder_that_never_answers_is_ended(self, monkeypatch):
         monkeypatch.setattr(decoder, "_LEAST_WALL", 1.0)
         decoders = Decoders(ServingLimits(decoders=1, decode_seconds=0.1))

@@ -194,7 +194,7 @@ class ServingLimits:
     max_bytes: Positive = 32_000_000  # of an image file
     max_pixels: Positive = 50_000_000  # of an image
     decoders: Positive = 2  # processes that decode images, one each at a time
-    decode_seconds: Above0 = 10.0  # of a processor, for one image; under four megapixels a fifth of it, or 1
+    decode_seconds: Above0 = 10.0  # of a processor, for one image; under four megapixels a fifth, at least 1
     decode_bytes: Positive = 3_000_000_000  # of a decoder's address space
     max_request_bytes: Positive = 64_000_000  # of a request's body; base64 is a third longer than the file
     max_requests: Positive = 32  # under way at once

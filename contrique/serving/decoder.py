@@ -30,9 +30,7 @@ from contrique.errors import ContriqueError
 
 LARGE: Final = 2**22  # pixels, or bytes of a file or a request, from which it may take all of `decode_seconds`
 _SMALL_SHARE: Final = 0.2  # of `decode_seconds`, for smaller ones
-_LEAST_SECONDS: Final = (
-    1.0  # for smaller ones: on a processor that others share, the same work counts several times over
-)
+_LEAST_SECONDS: Final = 1.0  # for smaller ones: on a processor that others share, the same work counts for more
 _WALL: Final = 6  # times `decode_seconds`: on a busy machine a decoder gets little of a processor
 _LEAST_WALL: Final = 60.0  # seconds below which the limit of `_WALL` never goes: the start of a process counts too
 _IDLE: Final = 20  # seconds after which a decoder that has nothing to do ends; another takes its place when needed

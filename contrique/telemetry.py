@@ -17,7 +17,10 @@ SWITCHES: Final = {
 
 
 def disable_telemetry() -> None:
-    """Forbid the reports in this process and those that it starts; before any of the libraries is imported."""
+    """Forbid the reports, before any of the libraries is imported.
+
+    By variables, which the processes that this one starts inherit; OpenVINO's in this process alone.
+    """
     for name, value in SWITCHES.items():
         os.environ.setdefault(name, value)
     # OpenVINO reports each import, and reports nothing where this package is not installed.

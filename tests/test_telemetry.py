@@ -1,5 +1,6 @@
 """Nothing is reported of what is done with somebody's photographs: not over the network, and no identifier is kept."""
 
+import json
 import os
 import re
 import socket
@@ -30,6 +31,7 @@ def proxy():
             except OSError:
                 return  # the test has ended
             with connection:
+                connection.settimeout(10)
                 requests.append(connection.recv(200).split(b"\r\n")[0])
 
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -46,7 +48,7 @@ def run(tmp_path, proxy):
     home, scratch = tmp_path / "home", tmp_path / "scratch"
     home.mkdir()
     scratch.mkdir()
-    hidden = {*SWITCHES, *CI, *(name for name in os.environ if name.startswith("PYTEST"))}
+    hidden = {*SWITCHES, *CI, "NO_PROXY", "no_proxy", *(name for name in os.environ if name.startswith("PYTEST"))}
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     environment |= dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), proxy[0])
     environment |= {"HOME": str(home), "TMPDIR": str(scratch), "CONTRIQUE_CACHE": str(tmp_path / "cache")}
@@ -80,6 +82,14 @@ client.create_run(client.get_experiment_by_name("contrique").experiment_id)
 """
     assert run("-c", script) == []
     assert proxy[1] == []
+
+
+def test_every_switch_is_set_by_the_package():
+    script = "import contrique, json, os; print(json.dumps(dict(os.environ)))"
+    environment = {name: value for name, value in os.environ.items() if name not in SWITCHES}
+    assert (
+        json.loads(subprocess.check_output([sys.executable, "-c", script], env=environment)).items() >= SWITCHES.items()
+    )
 
 
 def test_a_users_own_wish_holds():

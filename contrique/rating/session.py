@@ -12,7 +12,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -272,8 +272,8 @@ def hold(folder: Path) -> Iterator[None]:
     Raises:
         RatingError: another process has it, or the folder cannot be written.
     """
-    absent = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
+        absent = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / _LOCK).open("a")
     except OSError as error:
@@ -283,11 +283,13 @@ def hold(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise RatingError(f"{folder}: another `contrique rate` uses this session; stop it first") from None
+        if not (folder / _LOCK).exists():
+            raise RatingError(f"{folder}: another `contrique rate` has just ended without a session; try again")
         try:
             yield
         finally:
             if absent and not (folder / SESSION).exists():
-                (folder / _LOCK).unlink()
-                for path in absent:
-                    if not any(path.iterdir()):
+                with suppress(OSError):  # a folder that holds something, or is gone: what was refused matters more
+                    (folder / _LOCK).unlink()
+                    for path in absent:
                         path.rmdir()

@@ -29,20 +29,24 @@ def choose_candidate(candidates: Array, labels: Array) -> int:
 
 
 def choose_within_error(candidates: Array, labels: Array) -> int:
-    """Index of the candidate with the smallest squared error among those that rank as well as the best one.
+    """Index of the candidate with the smallest squared error among those that rank about as well as the best one.
 
-    As well as the best: with an SRCC at most one standard error below the highest (the rule of Breiman et al. 1984),
-    which is known of Fisher's transform of an SRCC (Bonett and Wright 2000). The pictures of a few contents hardly tell
-    ranks apart, and the largest alpha that ranks them can draw all scores together. Of many pictures the error is small
-    and nearly the same alpha comes out as of `choose_candidate`. Ties go to the last.
+    About as well: with an SRCC at most one standard error below the highest, and above 0 if any is. The error is that
+    of Fisher's transform of an SRCC (Bonett and Wright 2000), as if pictures of one content told as much as those of
+    many; an SRCC of 1 counts as halfway to one with two neighbours exchanged. The pictures of a few contents hardly
+    tell ranks apart, and the largest alpha that ranks them can draw all scores together; of many contents the error is
+    small, and nearly the same alpha comes out as of `choose_candidate`. After the rule of Breiman et al. (1984), which
+    takes the simplest where this takes the most accurate. Ties go to the last.
 
     Args, returns and raises as `choose_candidate`.
     """
-    values = _correlate(candidates, labels)
-    highest = np.nanmax(values)
-    error = np.sqrt((1 + highest**2 / 2) / max(1, len(labels) - 3))
-    with np.errstate(divide="ignore"):  # of an SRCC of 1, whose only equals are others of 1
-        near = np.arctanh(values) >= np.arctanh(highest) - error
+    values, n = _correlate(candidates, labels), len(labels)
+    perfect = 1 - 6 / (n * (n**2 - 1))
+    fisher = np.arctanh(np.clip(values, -perfect, perfect))
+    highest = min(np.nanmax(values), perfect)
+    near = fisher >= np.arctanh(max(highest, -perfect)) - np.sqrt((1 + highest**2 / 2) / max(1, n - 3))
+    if highest > 0:
+        near &= values > 0
     squares = np.where(near, np.mean((candidates - labels) ** 2, axis=1), np.inf)
     return int(np.flatnonzero(squares == squares.min())[-1])
 
@@ -56,7 +60,7 @@ def _correlate(candidates: Array, labels: Array) -> Array:
     values, reason = np.full(len(candidates), np.nan), None
     for i, scores in enumerate(candidates):
         try:
-            values[i] = np.clip(srcc(scores, labels), -1, 1)
+            values[i] = srcc(scores, labels)
         except EvaluationError as error:  # a candidate that predicts a constant is no candidate
             reason = error
     if np.isnan(values).all():

@@ -84,7 +84,7 @@ def run_validation(dataset: dsl.Artifact, tmp_path: Path, overrides: dict) -> di
 
 
 def test_validate_data_reports_and_counts(dataset, tmp_path):
-    outputs = run_validation(dataset, tmp_path, {})
+    outputs = run_validation(dataset, tmp_path, {"pretrain.authentic_share": 0.0})
     assert "<html" in Path(outputs["report"].path).read_text()
     assert outputs["summary"].metadata["rows"] == 12
     json.dumps(outputs["summary"].metadata, allow_nan=False)
@@ -96,6 +96,12 @@ def test_bad_data_have_a_report_before_they_are_refused(dataset, tmp_path):
     outputs = run_validation(dataset, tmp_path, {"validation.min_side": 90.0})
     assert "expectations failed" in Path(outputs["report"].path).read_text()
     with pytest.raises(ContriqueError, match=r"0\.png[^$]*\n.*report of the stage validate_data$"):
+        component("accept_data").python_func(findings=outputs["findings"])
+
+
+def test_pictures_that_training_would_miss_are_missed_before_it(dataset, tmp_path):
+    outputs = run_validation(dataset, tmp_path, {})
+    with pytest.raises(ContriqueError, match="no authentic pictures"):
         component("accept_data").python_func(findings=outputs["findings"])
 
 

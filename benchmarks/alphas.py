@@ -18,17 +18,18 @@ from tabulate import tabulate
 
 from contrique.config import RegressorConfig
 from contrique.metrics import rmse, srcc
-from contrique.regressor import fit
 from contrique.regressor.cross_validation import MIN_JUDGED, choose_candidate, choose_within_error
+from contrique.regressor.fit import predict_residuals
 from contrique.regressor.prior import Prior, extend
 from contrique.regressor.reliability import conformal_radius
 from contrique.regressor.ridge import fit_path
-from contrique.scoring.bundled import load_bundled
+from contrique.scoring.bundled import NAME, load_bundled
 from contrique.sources.labels import read_labels
 
 RULES: Final = {"by rank alone": choose_candidate, "within an error": choose_within_error}
 SPLITS: Final = 20
 PARTS: Final = (8, 4)  # pictures to test and to validate with, of a random split
+REDUCTIONS: Final = (np.mean, np.mean, np.max, np.mean, np.mean)  # of the splits: SRCC, RMSE twice, interval, coverage
 
 
 def list_splits(contents: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -53,16 +54,17 @@ def main() -> None:
     contents = np.array([row["reference"] or row["image"] for row in rows])
     labels = np.array([row["mos"] for row in rows])
     labels = 100 * (labels - labels.min()) / np.ptp(labels)
-    inputs = np.asarray(extend(values, Prior.of(load_bundled().head, "bundled")))
+    inputs = np.asarray(extend(values, Prior.of(load_bundled().head, NAME)))
     figures = {name: [] for name in RULES}
-    for test_contents, validation_contents in list_splits(contents):
+    splits = list_splits(contents)
+    for test_contents, validation_contents in splits:
         test, validation = np.isin(contents, test_contents), np.isin(contents, validation_contents)
         train = ~(test | validation)
         models = fit_path(inputs[train], labels[train], sorted(RegressorConfig().alphas))
         candidates = np.stack([model.predict(inputs[validation]) for model in models])
         for name, choose in RULES.items():
             best = choose(candidates, labels[validation])
-            inner = fit._predict_residuals(inputs[train], labels[train], contents[train], models[best].alpha)
+            inner = predict_residuals(inputs[train], labels[train], contents[train], models[best].alpha)
             interval = conformal_radius(np.r_[labels[validation] - candidates[best], inner])
             scores = models[best].predict(inputs[test])
             inside = np.mean(np.abs(scores - labels[test]) <= interval)
@@ -73,11 +75,8 @@ def main() -> None:
         for name, each in figures.items()
     ]
     columns = ["alpha", "SRCC", "RMSE", "at most", "interval", "coverage"]
-    print(f"{len(rows)} pictures, {len(figures['within an error'])} splits")
+    print(f"{len(rows)} pictures, {len(splits)} splits")
     print(tabulate(table, columns, tablefmt="github", floatfmt=".3f"))
-
-
-REDUCTIONS: Final = (np.mean, np.mean, np.max, np.mean, np.mean)
 
 
 if __name__ == "__main__":

@@ -16,4 +16,4 @@ def accept_data(findings: dsl.Input[dsl.Artifact]) -> None:
 
     from contrique.data.validation import accept
 
-    accept(Path(findings.path))
+    accept(Path(findings.path), "the report of the stage validate_data")

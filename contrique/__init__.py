@@ -8,7 +8,7 @@
     model.explain("photo.jpg").save("heat.png")
     contrique.distort(array, "jpeg", level=3, seed=0)
 
-Everything is imported when it is first used.
+Everything is imported when it is first used; the reports of libraries are forbidden at once (`telemetry`).
 """
 
 import importlib

@@ -44,7 +44,7 @@ class ValidationConfig:
     mos_range: tuple[float, float] = (-1000.0, 1000.0)
     near_duplicate_bits: Bits = 6  # of 64: re-encoded and resized copies differ by fewer
     min_pretrain_contents: Count = 2
-    authentic_needed: bool = False  # a pipeline says so itself, by pretrain.authentic_share
+    needs_authentic: bool = False  # a pipeline says so itself, by pretrain.authentic_share
     min_judged_contents: Count = 3  # one each to train, validate and test with; none at all is a pretraining set
 
     def __post_init__(self) -> None:
@@ -114,6 +114,11 @@ class PretrainConfig:
     checkpoints: str = ""  # a folder or s3://bucket/prefix; empty: `checkpoints` in the run's folder
     log_every: Positive = 10
     probe_every: Count = 1000  # steps between linear probes of distortion type and level; 0: never
+
+    @property
+    def authentic_images(self) -> int:
+        """Pictures of a step that are authentic, by `authentic_share`."""
+        return round(self.images * self.authentic_share)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What several test modules share: the sample photographs, a real S3 server and the whole stack."""
 
+import atexit
 import os
 import tempfile
 from collections.abc import Iterator
@@ -18,11 +19,11 @@ settings.register_profile("fuzz", deadline=None)
 settings.load_profile("fuzz" if os.environ.get("CONTRIQUE_FUZZ") else "repeatable")
 
 
-def pytest_configure(config: pytest.Config) -> None:
+def pytest_configure() -> None:
     """Give the tests a temporary folder, removed after the last: MLflow, torchrun and what is killed leave files."""
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())  # pytest's own stay, those of failed tests
     scratch = tempfile.TemporaryDirectory(prefix="contrique-tests-", ignore_cleanup_errors=True)
-    config.add_cleanup(scratch.cleanup)
+    atexit.register(scratch.cleanup)  # after what multiprocessing removes, which registers later
     os.environ["TMPDIR"] = tempfile.tempdir = scratch.name
 
 

@@ -48,8 +48,8 @@ def run(tmp_path, proxy):
     home, scratch = tmp_path / "home", tmp_path / "scratch"
     home.mkdir()
     scratch.mkdir()
-    hidden = {*SWITCHES, *CI, "NO_PROXY", "no_proxy", *(name for name in os.environ if name.startswith("PYTEST"))}
-    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    switches = {*SWITCHES, *CI, "NO_PROXY", "no_proxy", *(name for name in os.environ if name.startswith("PYTEST"))}
+    environment = {name: value for name, value in os.environ.items() if name not in switches}
     environment |= dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), proxy[0])
     environment |= {"HOME": str(home), "TMPDIR": str(scratch), "CONTRIQUE_CACHE": str(tmp_path / "cache")}
     environment |= {"MPLCONFIGDIR": str(tmp_path / "fonts"), "PYTHONPATH": str(ROOT)}

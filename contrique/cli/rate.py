@@ -128,10 +128,10 @@ def _resume(options: argparse.Namespace, place: Path) -> Any:
     from contrique.rating.start import resume
 
     session = resume(place, options.folder, options.method, options.seed)
-    overruled = [f"--{name}" for name in ("choose", "count", "model") if getattr(options, name)]
-    overruled += ["--set rating.count" for text in options.set if text.startswith("rating.count=")]
-    if overruled:
-        text = f"{place} goes on with the pictures that it began with, whatever {', '.join(overruled)} would choose"
+    flags = [f"--{name}" for name in ("choose", "count", "model") if getattr(options, name)]
+    flags += ["--set rating.count" for text in options.set if text.startswith("rating.count=")]
+    if flags:
+        text = f"{place} goes on with the pictures that it began with, whatever {', '.join(flags)} would choose"
         print(f"contrique: {escape_control(text)}", file=sys.stderr)
     return session
 

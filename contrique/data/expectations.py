@@ -164,7 +164,7 @@ def list_checks(facts: pd.DataFrame, config: ValidationConfig) -> list[Check]:
                 {"column": "kind", "value_set": ["pristine"]},
             )
         )
-    if config.authentic_needed and not pretraining.empty:
+    if config.needs_authentic and not pretraining.empty:
         checks.append(
             Check(
                 "no authentic pictures, which pretraining takes for a share of every step",

@@ -118,7 +118,7 @@ def examine(directory: Path, report: Path, findings: Path, config: ValidationCon
     return summary
 
 
-def accept(findings: Path, report: str = "the report of the stage validate_data") -> None:
+def accept(findings: Path, report: str) -> None:
     """Go on only with a picture set that met its expectations.
 
     Args:

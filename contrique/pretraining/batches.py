@@ -151,7 +151,7 @@ class Views(Dataset[Batch]):
     Args:
         pool, on_the_fly: as `Pictures` takes them.
         images: pictures a step.
-        authentic_share: fraction of them that are authentic.
+        authentic: how many of them are authentic.
         crop: side of a view in pixels.
         balanced: draw classes uniformly, and `contents_per_class` different photographs of each; else pictures are
             drawn uniformly, without replacement within an epoch.
@@ -168,7 +168,7 @@ class Views(Dataset[Batch]):
         pool: "pd.DataFrame",
         *,
         images: int,
-        authentic_share: float,
+        authentic: int,
         crop: int,
         balanced: bool,
         contents_per_class: int,
@@ -188,8 +188,7 @@ class Views(Dataset[Batch]):
         self.cache: PictureCache | None = None  # without one a picture is decoded whenever it is drawn
         label = self.pictures.label
         self.authentic, self.synthetic = np.flatnonzero(label < 0), np.flatnonzero(label >= 0)
-        self.n_authentic = round(images * authentic_share)
-        self.n_synthetic = images - self.n_authentic
+        self.n_authentic, self.n_synthetic = authentic, images - authentic
         for count, rows, kind in (
             (self.n_authentic, self.authentic, "authentic"),
             (self.n_synthetic, self.synthetic, "synthetic"),

@@ -229,7 +229,7 @@ def _open_data(
     views = Views(
         pool,
         images=config.images,
-        authentic_share=config.authentic_share,
+        authentic=config.authentic_images,
         crop=config.crop,
         balanced=config.sampler == "balanced",
         contents_per_class=config.contents_per_class,

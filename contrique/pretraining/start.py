@@ -83,5 +83,5 @@ def limit_data(profile: str, overrides: Mapping[str, Any], start: str) -> Valida
     config = resolve(profile, overrides)
     if start and not has_length(overrides):
         return replace(config.validation, min_pretrain_contents=0)
-    takes_authentic = round(config.pretrain.images * config.pretrain.authentic_share) > 0
-    return replace(config.validation, authentic_needed=config.validation.authentic_needed or takes_authentic)
+    needed = config.validation.needs_authentic or config.pretrain.authentic_images > 0
+    return replace(config.validation, needs_authentic=needed)

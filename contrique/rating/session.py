@@ -283,7 +283,7 @@ def hold(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise RatingError(f"{folder}: another `contrique rate` uses this session; stop it first") from None
-        if not (folder / _LOCK).exists():
+        if not os.fstat(file.fileno()).st_nlink:
             raise RatingError(f"{folder}: another `contrique rate` has just ended without a session; try again")
         try:
             yield

@@ -208,8 +208,8 @@ def _ask_loaded(registry: Registry, model: str, pictures: Sequence[bytes]) -> li
     os.environ[_PICKLES] = "false"
     try:
         with TemporaryDirectory() as scratch, registry.store.translate_errors(f"loading {model} back", STORE_REMEDY):
-            loaded = mlflow.pyfunc.load_model(model, dst_path=scratch)  # MLflow would leave a folder of its own behind
-            answers = loaded.predict(pd.DataFrame({"image": pictures}))
+            scorer = mlflow.pyfunc.load_model(model, dst_path=scratch)  # MLflow would leave a folder of its own behind
+            answers = scorer.predict(pd.DataFrame({"image": pictures}))
     finally:
         sys.path[:] = path  # MLflow puts the model's copy of the code in front
         if pickles is None:

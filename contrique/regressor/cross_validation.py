@@ -42,9 +42,9 @@ def choose_within_error(candidates: Array, labels: Array) -> int:
     """
     values, n = _correlate(candidates, labels), len(labels)
     perfect = 1 - 6 / (n * (n**2 - 1))
-    fisher = np.arctanh(np.clip(values, -perfect, perfect))
-    highest = min(np.nanmax(values), perfect)
-    near = fisher >= np.arctanh(max(highest, -perfect)) - np.sqrt((1 + highest**2 / 2) / max(1, n - 3))
+    values = np.clip(values, -perfect, perfect)
+    highest = np.nanmax(values)
+    near = np.arctanh(values) >= np.arctanh(highest) - np.sqrt((1 + highest**2 / 2) / max(1, n - 3))
     if highest > 0:
         near &= values > 0
     squares = np.where(near, np.mean((candidates - labels) ** 2, axis=1), np.inf)

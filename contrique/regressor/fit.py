@@ -68,7 +68,7 @@ def fit_set(features: Path, out: Path, *, config: RegressorConfig, prior: Prior 
     low, high = (0.0, 1.0) if kind == "weak" else (float(labels[train].min()), float(labels[train].max()))
     residuals = labels[validation] - candidates[best]
     if len(np.unique(contents[validation])) < ENOUGH_CONTENTS:
-        inner = _predict_residuals(inputs[train], labels[train], contents[train], models[best].alpha)
+        inner = predict_residuals(inputs[train], labels[train], contents[train], models[best].alpha)
         residuals = np.concatenate([residuals, inner])
     diagnosis, accuracy = _fit_diagnosis(manifest, values)
     summary = RegressorSummary(
@@ -116,8 +116,16 @@ def _leave_one_out(
     return Choice(np.concatenate(predictions, axis=1), labels[np.concatenate([held_out for _, held_out in tasks])])
 
 
-def _predict_residuals(features: ArrayLike, labels: Array, contents: NDArray[np.str_], alpha: float) -> Array:
-    """Label minus prediction by a ridge that saw no picture of the content; empty if there is but one content."""
+def predict_residuals(features: ArrayLike, labels: Array, contents: NDArray[np.str_], alpha: float) -> Array:
+    """Label minus prediction by a ridge that saw no picture of the content; empty if there is but one content.
+
+    Args:
+        features: shape (N, D).
+        labels, contents: of each row. Length N.
+        alpha: of the ridge.
+    Returns:
+        in the unit of the labels, fold by fold, less folds whose training labels are constant.
+    """
     names, ids = np.unique(contents, return_inverse=True)
     count = min(RESIDUAL_FOLDS, len(names))
     if count < 2:

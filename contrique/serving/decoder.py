@@ -259,9 +259,8 @@ def serve_parent() -> None:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints must not be taken for an answer
     with suppress(MemoryError):  # the pictures are refused, one by one
-        images.decode(
-            images.encode_png(np.zeros((8, 8, 3), np.uint8)), "a first"
-        )  # imports, which no limit is to count
+        # imports what the first picture would import within its limit
+        images.decode(images.encode_png(np.zeros((8, 8, 3), np.uint8)), "blank")
     while select.select([sys.stdin], [], [], _IDLE)[0]:  # the parent waits for each answer, so nothing is in a buffer
         try:
             header, data = _receive(sys.stdin.buffer)
@@ -282,9 +281,6 @@ def serve_parent() -> None:
 
 def _do(header: dict[str, Any], data: bytearray, limits: ServingLimits) -> tuple[dict[str, Any], Any]:
     if header["task"] == "read":
-        from contrique.serving import schema  # noqa: F401 (before the limit)
-
-        _allow_seconds(limits.decode_seconds)
         return _read_items(bytes(data), header["form"], limits)
     _allow_seconds(max(_SMALL_SHARE * limits.decode_seconds, min(_LEAST_SECONDS, limits.decode_seconds)))
     name = header["name"]
@@ -314,6 +310,7 @@ def _read_items(body: bytes, form: str, limits: ServingLimits) -> tuple[dict[str
 
     from contrique.serving import schema
 
+    _allow_seconds(limits.decode_seconds)  # not of the imports
     try:
         request = getattr(schema, form).model_validate_json(body)
     except ValidationError as error:

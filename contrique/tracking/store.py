@@ -84,8 +84,7 @@ class Store:
     def client(self) -> "MlflowClient":
         """MLflow's client, once the store has answered; the experiment is made if it was missing.
 
-        Telemetry is off. Calls to a server are bounded: 30 seconds and two retries, unless MLflow's own variables say
-        otherwise.
+        Calls to a server are bounded: 30 seconds and two retries, unless MLflow's own variables say otherwise.
 
         Raises:
             RegistryError: MLflow is not installed, or the store cannot be reached or read.

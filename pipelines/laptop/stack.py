@@ -178,7 +178,6 @@ class Stack:
             "MLFLOW_BACKEND_STORE_URI": (
                 f"postgresql+psycopg2://contrique:{self.settings.password}@127.0.0.1:{ports['database']}/postgres"
             ),
-            "MLFLOW_DISABLE_TELEMETRY": "true",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # MLflow starts uvicorn by its name
         }

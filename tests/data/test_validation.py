@@ -348,7 +348,7 @@ def test_authentic_pictures_that_training_needs_are_missed_before_any_are_distor
     """Hours later, pretraining would."""
     change(sample, lambda rows: rows[rows["kind"] != "authentic"])
     validate(sample, tmp_path / "report.html")
-    needed = ValidationConfig(authentic_needed=True)
+    needed = ValidationConfig(needs_authentic=True)
     only(sample, tmp_path, "no authentic pictures", "--authentic", "pretrain.authentic_share=0", config=needed)
 
 

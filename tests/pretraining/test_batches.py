@@ -114,7 +114,7 @@ def pool(tmp_path: Path) -> pd.DataFrame:
 
 def views(pool: pd.DataFrame, seed: int = 0, balanced: bool = False, images: int = 10, **options: Any) -> Views:
     return Views(
-        pool, images=images, authentic_share=0.2, crop=32, balanced=balanced, contents_per_class=2, seed=seed,
+        pool, images=images, authentic=images // 5, crop=32, balanced=balanced, contents_per_class=2, seed=seed,
         **options,
     )  # fmt: skip
 
@@ -197,7 +197,7 @@ def test_steps_made_on_the_fly_are_shared_alike(pool: pd.DataFrame, balanced: bo
 
 def test_an_authentic_picture_has_a_class_of_its_own_however_often_it_is_drawn(pool: pd.DataFrame) -> None:
     few = pool[(pool["label"] >= 0) | (pool.groupby("label").cumcount() < 3)]
-    sampler = Views(few, images=16, authentic_share=0.5, crop=32, balanced=False, contents_per_class=2, seed=0)
+    sampler = Views(few, images=16, authentic=8, crop=32, balanced=False, contents_per_class=2, seed=0)
     for step in range(5):
         batch = sampler[step]
         own = batch.labels >= 1_000_000
@@ -217,7 +217,7 @@ def test_uniform_sampler_visits_every_picture_once_an_epoch(pool: pd.DataFrame) 
 
 def test_without_synthetic_pictures_an_epoch_is_one_of_the_authentic(pool: pd.DataFrame) -> None:
     sampler = Views(
-        pool[pool["label"] < 0], images=8, authentic_share=1.0, crop=32, balanced=False, contents_per_class=2, seed=0
+        pool[pool["label"] < 0], images=8, authentic=8, crop=32, balanced=False, contents_per_class=2, seed=0
     )
     assert sampler.steps_per_epoch == 3
     assert sorted(np.concatenate([sampler.rows(step) for step in range(3)])) == list(range(24))

@@ -36,7 +36,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
 
 def views(pool: pd.DataFrame, crop: int = 48, rank: int = 0, ranks: int = 1) -> Views:
     return Views(
-        pool, images=6, authentic_share=0.5, crop=crop, balanced=True, contents_per_class=2, seed=0, rank=rank,
+        pool, images=6, authentic=3, crop=crop, balanced=True, contents_per_class=2, seed=0, rank=rank,
         ranks=ranks,
     )  # fmt: skip
 

@@ -40,12 +40,12 @@ def start(tmp_path: Path) -> Path:
         ({"pretrain.steps": 3}, "bundled", 2, True),
         ({"pretrain.authentic_share": 0}, "", 2, False),
         ({"pretrain.authentic_share": 0.01, "pretrain.images": 20}, "", 2, False),
-        ({"validation.authentic_needed": True}, "bundled", 0, True),
+        ({"validation.needs_authentic": True}, "bundled", 0, True),
     ],
 )
 def test_data_must_hold_what_a_step_draws(overrides, start, contents, authentic) -> None:
     limits = limit_data("demo", overrides, start)
-    assert (limits.min_pretrain_contents, limits.authentic_needed) == (contents, authentic)
+    assert (limits.min_pretrain_contents, limits.needs_authentic) == (contents, authentic)
 
 
 def test_training_goes_on_from_the_weights_of_the_file(sets: tuple[Path, Path], start: Path, tmp_path: Path) -> None:

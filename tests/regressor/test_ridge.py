@@ -13,7 +13,7 @@ from contrique.encoder.feature_set import load_set, save_features
 from contrique.metrics import EvaluationError, rmse, srcc
 from contrique.regressor import ridge
 from contrique.regressor.cross_validation import choose_candidate, choose_within_error
-from contrique.regressor.fit import ENOUGH_CONTENTS, _predict_residuals, fit_set
+from contrique.regressor.fit import ENOUGH_CONTENTS, fit_set, predict_residuals
 from contrique.regressor.full_reference import fit_full_reference
 from contrique.regressor.head import Head
 from contrique.regressor.ridge import RegressorError, fit_path, fit_ridge, predict_tasks
@@ -338,8 +338,8 @@ def test_residuals_of_training_pictures_come_from_ridges_that_saw_none_of_their_
     x, y = np.repeat(np.eye(4), 10, axis=0) + 1e-3 * rng.normal(size=(40, 4)), np.repeat([0.0, 10, 20, 30], 10)
     contents = np.repeat(list("abcd"), 10)
     assert np.abs(fit_ridge(x, y, 1e-6).predict(x) - y).max() < 1
-    assert np.abs(_predict_residuals(x, y, contents, 1e-6)).min() > 1
-    assert len(_predict_residuals(x, y, np.full(40, "a"), 1e-6)) == 0
+    assert np.abs(predict_residuals(x, y, contents, 1e-6)).min() > 1
+    assert len(predict_residuals(x, y, np.full(40, "a"), 1e-6)) == 0
 
 
 def test_what_comes_with_a_score_is_fitted_to_the_right_pictures(tmp_path):

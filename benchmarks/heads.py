@@ -454,6 +454,22 @@ def read_pictures(paths: Sequence[Path], encoder: Path, cache: Path) -> Array:
     return np.load(file).astype(np.float64)
 
 
+def list_readable(folders: Sequence[Path]) -> list[Path]:
+    """Picture files below folders, less those that cannot be decoded, which are named."""
+    from contrique import images
+
+    paths = sorted(path for folder in folders for path in folder.rglob("*") if path.suffix.lower() in _suffixes())
+    readable = []
+    for path in paths:
+        try:
+            images.read(path)
+        except images.BadImage as error:
+            print(f"left out: {error}", flush=True)
+        else:
+            readable.append(path)
+    return readable
+
+
 def read_rated_set(folder: Path, synthetic: bool, encoder: Path, cache: Path) -> RatedSet:
     """A rated folder with its features."""
     table = pd.read_csv(folder / "labels.csv")
@@ -795,7 +811,7 @@ def write_files(
         v = y[rows].std() * part.move(part.weak(y[rows]), authentic)
         scores[~rows] = y[rows].mean() + (values[~rows] - part.mean) @ v
     low, high = float(np.quantile(scores, 0.002)), float(np.quantile(scores, 0.998))
-    everyday = sorted(p for folder in options.everyday for p in folder.rglob("*") if p.suffix.lower() in _suffixes())
+    everyday = list_readable(options.everyday)
     unrated = (
         read_pictures(everyday, options.encoder, options.out / "features") if everyday else np.empty((0, x.shape[1]))
     )

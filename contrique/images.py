@@ -79,7 +79,7 @@ def decode(data: bytes, name: str = "image", max_pixels: int = MAX_PIXELS) -> De
         BadImage: empty, truncated, damaged, not an image, of a kind that is not supported, transparent throughout, or
             more than `max_pixels`.
     """
-    with _explained(data, name):
+    with _decoding_errors(data, name):
         if data[:4] == completeness.QOI:
             return _decode_qoi(data, name, max_pixels)
         with Image.open(io.BytesIO(_without_comments(data)), formats=FORMATS) as image:
@@ -106,7 +106,7 @@ def declared_size(data: bytes, name: str = "image") -> tuple[int, int]:
     Raises:
         BadImage: as `decode`, as far as the header shows.
     """
-    with _explained(data, name):
+    with _decoding_errors(data, name):
         if data[:4] == completeness.QOI:
             return int.from_bytes(data[4:8], "big"), int.from_bytes(data[8:12], "big")
         with Image.open(io.BytesIO(_without_comments(data)), formats=FORMATS) as image:
@@ -114,7 +114,7 @@ def declared_size(data: bytes, name: str = "image") -> tuple[int, int]:
 
 
 @contextmanager
-def _explained(data: bytes, name: str) -> Iterator[None]:
+def _decoding_errors(data: bytes, name: str) -> Iterator[None]:
     """Turn what Pillow and imagecodecs raise into one line that names the file and the remedy."""
     if not data:
         raise BadImage(f"{name}: the file is empty; replace it or remove its row")
@@ -296,7 +296,7 @@ def read_day(path: Path | str) -> str:
     """
     data = read_bytes(path)
     try:
-        with _explained(data, str(path)), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with _decoding_errors(data, str(path)), Image.open(io.BytesIO(data), formats=FORMATS) as image:
             text = str(image.getexif().get_ifd(_EXIF).get(_DATE_TAKEN, ""))
         return date(*map(int, text[:10].split(":"))).isoformat()
     except (BadImage, ValueError, TypeError):  # damaged EXIF says nothing; the pixels may be whole all the same

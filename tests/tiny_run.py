@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import tiny_model
 
 from contrique import images
@@ -17,7 +18,7 @@ from contrique.encoder.feature_set import save_features
 from contrique.encoder.network import Encoder
 from contrique.encoder.weights import save_encoder
 from contrique.evaluation.decision import decide_set
-from contrique.evaluation.evaluate import evaluate_set
+from contrique.evaluation.evaluate import Champion, evaluate_set
 from contrique.evaluation.extract import keep_extract
 from contrique.regressor.fit import fit_set
 from contrique.regressor.head import Head
@@ -57,15 +58,17 @@ def judge(folder: Path, labelled: Path, column: str, champion: bool) -> None:
     write_manifest(manifest, folder / "features")
     save_features(values, list(manifest["image"]), folder / "features" / FEATURES)
     fit_set(folder / "features", folder / "regressor", config=resolve("demo").regressor)
+
+    def rescore(rows: pd.DataFrame) -> pd.Series:
+        return rows[column] + rng.normal(scale=2, size=len(rows))
+
     evaluate_set(
         folder / "features",
         folder / "regressor",
         folder / "evaluation",
         config=EvaluationConfig(resamples=50),
         seed=SEED,
-        champion=(lambda rows: rows[column] + rng.normal(scale=2, size=len(rows))) if champion else None,
-        champion_version="7" if champion else "",
-        champion_head=Head.load(folder / "regressor") if champion else None,
+        champion=Champion(rescore, "7", Head.load(folder / "regressor")) if champion else None,
     )
     decide_set(folder / "evaluation", folder / "verdict.json", config=GateConfig(min_slice=4))
 

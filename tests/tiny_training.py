@@ -70,10 +70,7 @@ def picture_sets(dataset: Path, distorted: Path, judged: int = 1) -> tuple[Path,
 
 def views(sets: tuple[Path, Path], config: PretrainConfig, world: distributed.World) -> Views:
     """What `pretrain` trains on, with seed 3."""
-    return Views(
-        build_pool(*sets)[0], images=config.images, authentic=config.authentic_images, crop=config.crop,
-        balanced=True, contents_per_class=config.contents_per_class, seed=3, rank=world.rank, ranks=world.size,
-    )  # fmt: skip
+    return Views(build_pool(*sets)[0], config, seed=3, rank=world.rank, ranks=world.size)
 
 
 def gradients(sets: tuple[Path, Path], config: PretrainConfig) -> dict[str, torch.Tensor]:

@@ -226,8 +226,8 @@ def _run(facts: pd.DataFrame, checks: list[Check]) -> Any:
     from great_expectations.data_context.types.base import ProgressBarsConfig
     from great_expectations.expectations.row_conditions import Column
 
-    used = {value for check in checks for name, value in check.arguments.items() if name.startswith("column")}
-    frame = _escape(facts[sorted(used | {check.condition for check in checks if check.condition} | {"image"})])
+    columns = {value for check in checks for name, value in check.arguments.items() if name.startswith("column")}
+    frame = _escape(facts[sorted(columns | {check.condition for check in checks if check.condition} | {"image"})])
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
     suite = gx.ExpectationSuite("picture set")

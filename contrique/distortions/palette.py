@@ -86,13 +86,13 @@ def _best_split(moments: NDArray[np.float64], box: Box) -> tuple[float, int, int
         if not both.any():
             continue
         lower, upper = lower[both], upper[both]
-        gains = _explained(lower) + _explained(upper) - _explained(whole[None])
+        gains = _explained_squares(lower) + _explained_squares(upper) - _explained_squares(whole[None])
         k = int(gains.argmax())
         if gains[k] > best[0]:
             best = (float(gains[k]), axis, int(np.flatnonzero(both)[k]) + start + 1)
     return best
 
 
-def _explained(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+def _explained_squares(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     result: NDArray[np.float64] = (sums[:, 1:] ** 2).sum(axis=1) / sums[:, 0]
     return result

@@ -31,7 +31,7 @@ def decide_set(evaluation: Path, out: Path, *, config: GateConfig) -> gate.Verdi
         contents, distortions = list(table["reference"]), list(table["distortion"])
         has_champion, version = facts["has_champion"], facts["champion_version"]
         bootstrap = {name: facts[name] for name in ("resamples", "confidence", "seed")}
-        attacked, rises = _read_rises(facts.get("gaming"))  # absent from older evaluations
+        rises = _read_rises(facts.get("gaming"))  # absent from older evaluations
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise EvaluationError(f"{evaluation}: not a readable evaluation ({error}); evaluate again") from error
     verdict = gate.decide(
@@ -42,7 +42,6 @@ def decide_set(evaluation: Path, out: Path, *, config: GateConfig) -> gate.Verdi
         distortions,
         config=config,
         rises=rises,
-        attacked_contents=attacked,
         **bootstrap,
     )
     with write_aside(out) as aside:
@@ -51,13 +50,13 @@ def decide_set(evaluation: Path, out: Path, *, config: GateConfig) -> gate.Verdi
     return verdict
 
 
-def _read_rises(gaming: dict[str, Any] | None) -> tuple[list[str], dict[str, tuple[Any, Any]]]:
-    """Contents of the attacked pictures, and each attack's rises of challenger and champion; none without both."""
+def _read_rises(gaming: dict[str, Any] | None) -> gate.Rises | None:
+    """Each attack's rises of challenger and champion; None without both."""
     if not gaming or not gaming["champion"]:
-        return [], {}
+        return None
     models = gaming["challenger"], gaming["champion"]
-    rises = {
+    points = {
         name: (np.array(rise["values"], np.float64), np.array(models[1][name]["values"], np.float64))
         for name, rise in models[0].items()
     }
-    return gaming["contents"], rises
+    return gate.Rises(gaming["contents"], points)

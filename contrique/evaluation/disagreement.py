@@ -97,13 +97,13 @@ def _pick_greedily(
         spreads: standard deviations of all scores of defender and attacker.
     """
     ends = np.searchsorted(defender, defender + tolerance, side="right")
-    used: NDArray[np.bool_] = np.zeros(len(defender), bool)
+    in_pair: NDArray[np.bool_] = np.zeros(len(defender), bool)
 
     def best(i: int) -> tuple[float, int, int]:
         window = slice(i + 1, int(ends[i]))
         gaps, differences = np.abs(attacker[window] - attacker[i]), defender[window] - defender[i]
         wider = gaps / spreads[1] > differences / spreads[0] + _SLACK
-        gaps = np.where(wider & (gaps > tolerance) & ~used[window], gaps, 0.0)
+        gaps = np.where(wider & (gaps > tolerance) & ~in_pair[window], gaps, 0.0)
         j = int(np.argmax(gaps)) if len(gaps) else 0
         return (-float(gaps[j]) if len(gaps) else 0.0), i, i + 1 + j
 
@@ -112,10 +112,10 @@ def _pick_greedily(
     pairs: list[tuple[int, int]] = []
     while heap and len(pairs) < count:
         _, i, j = heapq.heappop(heap)
-        if used[i]:
+        if in_pair[i]:
             continue
-        if not used[j]:
-            used[[i, j]] = True
+        if not in_pair[j]:
+            in_pair[[i, j]] = True
             pairs.append((i, j))
         elif (entry := best(i))[0] < 0:
             heapq.heappush(heap, entry)

@@ -36,8 +36,23 @@ from contrique.regressor.cross_validation import Learner, ridge_learner
 from contrique.regressor.head import Head
 from contrique.regressor.prior import Prior, extend
 
-Champion = Callable[[pd.DataFrame], ArrayLike]
 Attack = Callable[[pd.DataFrame], Gaming]
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The model that a challenger is judged beside.
+
+    Attributes:
+        rescore: manifest rows of N pictures -> their scores, shape (N,); higher is better, any scale. Prefer unclipped
+            scores.
+        version: of the registry.
+        head: brings the scores to points; None if they are shown nowhere.
+    """
+
+    rescore: Callable[[pd.DataFrame], ArrayLike]
+    version: str
+    head: Head | None = None
 
 
 @dataclass(frozen=True)
@@ -89,8 +104,6 @@ def evaluate_set(
     alphas: RegressorConfig | None = None,
     prior: Prior | None = None,
     champion: Champion | None = None,
-    champion_version: str = "",
-    champion_head: Head | None = None,
     attack: Attack | None = None,
 ) -> Evaluation:
     """Judge a feature set: protocol, opinion-unaware figure, and challenger beside champion on the test part.
@@ -104,9 +117,7 @@ def evaluate_set(
         seed: of splits and bootstrap.
         alphas: of the protocol's ridge; the defaults of `RegressorConfig` unless given.
         prior: scores of another head, as one more feature of the protocol's ridge, as the challenger has it.
-        champion: scores the manifest rows of the test part; higher is better, any scale. Prefer unclipped scores.
-        champion_version: the registry version that `champion` is.
-        champion_head: brings its scores to points; None if they are shown nowhere.
+        champion: scores the same test part; None if there is none.
         attack: attacks both models on some of the manifest rows of the test part; None to leave that out.
     Returns:
         what was written.
@@ -119,6 +130,7 @@ def evaluate_set(
     head = Head.load(fitted)
     table = _score_test_part(judged, head, champion)
     table["challenger_points"] = head.to_points(table["challenger"])
+    champion_head = champion.head if champion else None
     table["champion_points"] = champion_head.to_points(table["champion"]) if champion_head else np.nan
     on_test = Rated(table["label"], list(table["reference"]), list(table["distortion"]), judged.label_source)
 
@@ -141,7 +153,7 @@ def evaluate_set(
         opinion_unaware=_judge_unaware(judged, learner, config, seed),
         challenger=judge_column("challenger"),
         champion=rival,
-        champion_version=champion_version,
+        champion_version=champion.version if champion else "",
         champion_fault=fault,
         gaming=attack(_pick_test_part(judged)) if attack else None,
     )
@@ -234,7 +246,7 @@ def _score_test_part(judged: JudgedRows, head: Head, champion: Champion | None) 
     ).reset_index(drop=True)
     table["champion"] = np.nan
     if champion is not None:
-        scores = np.asarray(champion(test.reset_index(drop=True)), np.float64)
+        scores = np.asarray(champion.rescore(test.reset_index(drop=True)), np.float64)
         if scores.shape != (len(test),):
             raise EvaluationError(f"the champion gave {scores.shape} scores for {len(test)} pictures")
         table["champion"] = scores

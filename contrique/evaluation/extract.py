@@ -50,7 +50,7 @@ def keep_extract(features: Path, evaluation: Path, sets: Sequence[Path], out: Pa
     dataset, distorted = sets
     scores = pd.read_parquet(evaluation / TEST_SCORES)
     paired = [number for _, pair in pick_disagreements(scores) for number in (pair.worse, pair.better)]
-    keys = set(_keys(pd.concat([pick_known(scores), *pick_extremes(scores).values(), scores.iloc[paired]])))
+    keys = set(_keys(pd.concat([pick_known_pictures(scores), *pick_extremes(scores).values(), scores.iloc[paired]])))
     parts = []
     for folder in sets:
         rows = read_manifest(folder)
@@ -73,7 +73,7 @@ def keep_extract(features: Path, evaluation: Path, sets: Sequence[Path], out: Pa
     return count
 
 
-def pick_known(scores: pd.DataFrame) -> pd.DataFrame:
+def pick_known_pictures(scores: pd.DataFrame) -> pd.DataFrame:
     """At most KNOWN_PICTURES rows of the test part, from the worst to the best as predicted."""
     rows = scores.sort_values(["challenger", "image"])
     return rows.iloc[np.linspace(0, len(rows) - 1, min(KNOWN_PICTURES, len(rows))).astype(int)]

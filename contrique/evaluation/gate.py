@@ -30,6 +30,20 @@ from contrique.metrics import EvaluationError
 
 
 @dataclass(frozen=True)
+class Rises:
+    """How far attacks raise the scores of two models, on the same M pictures.
+
+    Attributes:
+        contents: of each picture. Length M.
+        points: attack -> points by which it raises the scores of challenger and champion, NaN for a score that is no
+            finite number. Each of shape (M,).
+    """
+
+    contents: Sequence[str]
+    points: Mapping[str, tuple[ArrayLike, ArrayLike]]
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What the gate decided, and from what.
 
@@ -64,8 +78,7 @@ def decide(
     resamples: int,
     confidence: float,
     seed: int,
-    rises: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
-    attacked_contents: Sequence[str] = (),
+    rises: Rises | None = None,
 ) -> Verdict:
     """Compare two models' scores on the same pictures.
 
@@ -82,9 +95,7 @@ def decide(
         resamples: of the bootstrap.
         confidence: of the interval of the difference, in (0, 1).
         seed: of the bootstrap.
-        rises: attack to the points by which it raises the scores of challenger and champion, on the same pictures, NaN
-            for a score that is no finite number; None if no attack was tried. Each of shape (M,).
-        attacked_contents: of each attacked picture. Length M.
+        rises: of challenger and champion, by the attacks that were tried; None if none was.
     Returns:
         the verdict.
     Raises:
@@ -95,10 +106,11 @@ def decide(
     lengths = {len(values) for values in (y, ours, contents, distortions, *([] if theirs is None else [theirs]))}
     if len(lengths) != 1:
         raise EvaluationError(f"scores, labels, contents and distortions differ in length: {sorted(lengths)}")
-    for pair in (rises or {}).values():
-        if {len(np.asarray(each)) for each in pair} != {len(attacked_contents)}:
+    attacks = rises or Rises((), {})
+    for pair in attacks.points.values():
+        if {len(np.asarray(each)) for each in pair} != {len(attacks.contents)}:
             counts = " and ".join(str(len(np.asarray(each))) for each in pair)
-            raise EvaluationError(f"{counts} rises of {len(attacked_contents)} attacked pictures")
+            raise EvaluationError(f"{counts} rises of {len(attacks.contents)} attacked pictures")
     thresholds = asdict(config) | {"resamples": resamples, "confidence": confidence, "seed": seed}
     numbers: dict[str, Any] = {"n": len(y), "contents": len(set(contents))}
 
@@ -111,7 +123,7 @@ def decide(
             numbers["champion_srcc"] = metrics.srcc(theirs, y)
             _compare(numbers, ours, theirs, y, contents, distortions, thresholds)
             numbers["gaming"] = {
-                name: _compare_rises(pair, attacked_contents, thresholds) for name, pair in (rises or {}).items()
+                name: _compare_rises(pair, attacks.contents, thresholds) for name, pair in attacks.points.items()
             }
         except EvaluationError as error:
             return Verdict(False, f"hold: the champion cannot be compared with: {error}", numbers, thresholds)
@@ -128,7 +140,7 @@ def decide(
             f"against the champion {numbers['difference']:+.3f} (lower bound {numbers['difference_low']:+.3f}, "
             f"allowed {-config.margin:+.3f}); no distortion fell by more than {config.slice_margin:.3f}"
         )
-        if rises:
+        if attacks.points:
             passed.append(f"no attack surely raises it by {config.gaming_margin:.1f} points more than the champion")
     if grounds:
         return Verdict(False, "hold: " + "; ".join(grounds), numbers, thresholds)

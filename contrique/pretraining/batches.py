@@ -5,7 +5,6 @@ where training was resumed, and ranks that share a step compute the same batch a
 """
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from contrique import distortions
+from contrique.config import PretrainConfig
 from contrique.data.manifest import DatasetError, picture_name, read_picture_bytes, rows_of
 from contrique.data.synthesis import Version
 from contrique.images import Picture, as_float, as_uint8, content_hash, decode, fit_within
@@ -150,13 +150,10 @@ class Views(Dataset[Batch]):
 
     Args:
         pool, on_the_fly: as `Pictures` takes them.
-        images: pictures a step.
-        authentic: how many of them are authentic.
-        crop: side of a view in pixels.
-        balanced: draw classes uniformly, and `contents_per_class` different photographs of each; else pictures are
-            drawn uniformly, without replacement within an epoch.
+        config: pictures a step, how many of them are authentic, side of a view, colour spaces that views are converted
+            to, and the sampler: `balanced` draws classes uniformly, and `contents_per_class` different photographs of
+            each; `uniform` draws pictures, without replacement within an epoch.
         seed: of all draws.
-        colour_spaces: of COLOUR_SPACES, that views are converted to.
         rank, ranks: this process computes every `ranks`-th picture of a step, starting at index `rank`.
     Raises:
         DatasetError: the pool lacks synthetic or authentic pictures that the step needs, or the ranks cannot share
@@ -166,29 +163,26 @@ class Views(Dataset[Batch]):
     def __init__(
         self,
         pool: "pd.DataFrame",
+        config: PretrainConfig,
         *,
-        images: int,
-        authentic: int,
-        crop: int,
-        balanced: bool,
-        contents_per_class: int,
         seed: int,
-        colour_spaces: Sequence[str] = COLOUR_SPACES,
         on_the_fly: OnTheFly | None = None,
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
-        if images % ranks:
-            raise DatasetError(f"pretrain.images={images} cannot be shared by {ranks} processes; set a multiple of it")
-        if not colour_spaces:
+        if config.images % ranks:
+            raise DatasetError(
+                f"pretrain.images={config.images} cannot be shared by {ranks} processes; set a multiple of it"
+            )
+        if not config.colour_spaces:
             raise DatasetError(f"pretrain.colour_spaces is empty; choose some of {', '.join(COLOUR_SPACES)}")
-        self.colours = np.array([COLOUR_SPACES.index(name) for name in colour_spaces])
-        self.crop, self.seed, self.rank, self.ranks = crop, seed, rank, ranks
+        self.colours = np.array([COLOUR_SPACES.index(name) for name in config.colour_spaces])
+        self.config, self.seed, self.rank, self.ranks = config, seed, rank, ranks
         self.pictures = Pictures(pool, on_the_fly)
         self.cache: PictureCache | None = None  # without one a picture is decoded whenever it is drawn
         label = self.pictures.label
         self.authentic, self.synthetic = np.flatnonzero(label < 0), np.flatnonzero(label >= 0)
-        self.n_authentic, self.n_synthetic = authentic, images - authentic
+        self.n_authentic, self.n_synthetic = config.authentic_images, config.images - config.authentic_images
         for count, rows, kind in (
             (self.n_authentic, self.authentic, "authentic"),
             (self.n_synthetic, self.synthetic, "synthetic"),
@@ -198,10 +192,10 @@ class Views(Dataset[Batch]):
                     f"no {kind} pictures to pretrain on; give some or set pretrain.authentic_share "
                     f"to {0 if kind == 'authentic' else 1}"
                 )
-        self.balanced, self.contents_per_class = balanced, contents_per_class
+        self.balanced = config.sampler == "balanced"
         self.by_class: dict[int, dict[str, list[int]]] = {}
         self._order: dict[int, tuple[int, NDArray[np.int64]]] = {}
-        for row in self.synthetic.tolist() if balanced else ():
+        for row in self.synthetic.tolist() if self.balanced else ():
             contents = self.by_class.setdefault(int(label[row]), {})
             contents.setdefault(self.pictures.reference(row), []).append(row)
         self.by_class = {label: dict(sorted(self.by_class[label].items())) for label in sorted(self.by_class)}
@@ -227,7 +221,7 @@ class Views(Dataset[Batch]):
             order = order or list(rng.permutation(len(classes)))
             contents = self.by_class[classes[order.pop()]]
             names = list(contents)
-            for i in rng.permutation(len(names))[: self.contents_per_class]:
+            for i in rng.permutation(len(names))[: self.config.contents_per_class]:
                 rows.append(int(rng.choice(contents[names[i]])))
         return np.array(rows[: self.n_synthetic], np.int64)
 
@@ -254,9 +248,9 @@ class Views(Dataset[Batch]):
             # every rank draws the numbers of all ranks, so that the pictures do not depend on how many there are
             image, half = self._decode(row) if position % self.ranks == self.rank else (None, None)
             height, width = image.shape[:2] if image is not None else self.pictures.size(row)
-            cut = draw_cut(height, width, self.crop, rng)
+            cut = draw_cut(height, width, self.config.crop, rng)
             if image is not None:
-                a, b = cut_views(image, self.crop, cut, half)
+                a, b = cut_views(image, self.config.crop, cut, half)
                 first.append(a)
                 second.append(b)
         labels = self.pictures.label[rows]

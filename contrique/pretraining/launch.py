@@ -217,14 +217,14 @@ def _follow_job(jobs: "_Jobs", name: str) -> None:
         answered = time.monotonic()
         if job is None:
             raise LaunchError(f"{jobs.called(name)} is gone: somebody deleted it; run the pipeline again")
-        ended = _conditions(job)
+        conditions = _conditions(job)
         if (state := _state(job)) != printed:
             print(f"{jobs.called(name)}: {state}", flush=True)
             printed = state
-        if "Complete" in ended:
+        if "Complete" in conditions:
             return
-        if "Failed" in ended:
-            why = f"{ended['Failed'].get('reason', '')}: {ended['Failed'].get('message', '')}"
+        if "Failed" in conditions:
+            why = f"{conditions['Failed'].get('reason', '')}: {conditions['Failed'].get('message', '')}"
             raise LaunchError(f"{jobs.called(name)} failed ({why}); {jobs.remedy(name)}")
         time.sleep(_POLL_SECONDS)
 

@@ -86,14 +86,14 @@ def run_training(run: "TrainingRun", views: Views, total: int) -> float:
         last = time.monotonic()
     bar.close()
     run.collect_losses(views)
-    spent = time.monotonic() - start
+    seconds = time.monotonic() - start
     if update:
         past.seconds = before + time.monotonic() - ticking
     if past.losses and update:
-        run.log(update, lr, spent)
+        run.log(update, lr, seconds)
     run.run_probe()
     run.save(last=True)
-    return run.waited / max(1e-9, spent)
+    return run.waited / max(1e-9, seconds)
 
 
 def write_history(path: Path, history: list[dict[str, float]]) -> None:
@@ -155,8 +155,8 @@ class TrainingRun:
             self.past.losses.append(loss)
             self.grad_norm = grad_norm
 
-    def log(self, update: Update, lr: float, spent: float) -> dict[str, float]:
-        """Add an entry to the history and track it; `spent`: seconds since this process began to train."""
+    def log(self, update: Update, lr: float, seconds: float) -> dict[str, float]:
+        """Add an entry to the history and track it; `seconds`: since this process began to train."""
         past = self.past
         positive, negative = _compute_similarities(update.z, update.labels, self.trainer.config.temperature)
         entry = {
@@ -165,8 +165,8 @@ class TrainingRun:
             "grad_norm": self.grad_norm,
             "positive_similarity": positive,
             "negative_similarity": negative,
-            "crops_per_s": (past.crops - self.first_crop) / spent,
-            "wait_share": self.waited / spent,
+            "crops_per_s": (past.crops - self.first_crop) / seconds,
+            "wait_share": self.waited / seconds,
         }
         past.losses = []
         past.history.append({"step": past.step} | entry)

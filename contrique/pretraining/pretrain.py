@@ -152,9 +152,9 @@ def pretrain(
         trainer = Trainer(config, seed, world, views.pictures.fingerprint(), start)
         run = TrainingRun(trainer, Checkpoints(config.checkpoints or str(out / CHECKPOINTS)), probe, track)
         run.resume()
-        started = time.monotonic()
+        start_time = time.monotonic()
         waited = run_training(run, views, total)
-        minutes = (time.monotonic() - started) / 60
+        minutes = (time.monotonic() - start_time) / 60
         past = run.past
         trainer.calibrate(load_batches(views, past.step, past.step + config.calibration, config.workers))
         if world.is_main:
@@ -226,19 +226,7 @@ def _open_data(
             probe = Probe(probe_rows, config.crop, on_the_fly)
         elif world.is_main:
             print("too few photographs to hold some out: no probe of the encoder", file=sys.stderr)
-    views = Views(
-        pool,
-        images=config.images,
-        authentic=config.authentic_images,
-        crop=config.crop,
-        balanced=config.sampler == "balanced",
-        contents_per_class=config.contents_per_class,
-        seed=seed,
-        colour_spaces=config.colour_spaces,
-        on_the_fly=on_the_fly,
-        rank=world.rank,
-        ranks=world.size,
-    )
+    views = Views(pool, config, seed=seed, on_the_fly=on_the_fly, rank=world.rank, ranks=world.size)
     if config.cache:
         batch = 6 * config.crop**2 * config.images // world.size  # bytes: two views in RGB of each picture
         room = measure_room(config.cache, config.workers * PREFETCH * batch, world.local)

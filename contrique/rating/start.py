@@ -81,14 +81,14 @@ def begin(
     training = _pick_range(candidates, pool, min(config.training, len(pool)))
     golden = sorted(asked, key=lambda i: -(candidates[i].score or 0))[: min(config.golden, len(asked) // 2)]
     # by name, so that an index says nothing of what the model thinks
-    listed = sorted({*asked, *training}, key=lambda i: candidates[i].image)
-    place = {i: k for k, i in enumerate(listed)}
+    indices = sorted({*asked, *training}, key=lambda i: candidates[i].image)
+    place = {i: k for k, i in enumerate(indices)}
     return Session(
         folder=str(folder.resolve()),
         method=method,
         seed=seed,
         model=(scorer.version or "unregistered") if scorer else "",
-        pictures=tuple(candidates[i] for i in listed),
+        pictures=tuple(candidates[i] for i in indices),
         asked=tuple(place[i] for i in asked),
         training=tuple(place[i] for i in training),
         golden=tuple(place[i] for i in golden),

@@ -9,7 +9,7 @@ import pandas as pd
 from contrique.config import Config, EvaluationConfig, RegressorConfig
 from contrique.encoder.weights import EncoderFile
 from contrique.evaluation import gaming
-from contrique.evaluation.evaluate import Evaluation, evaluate_set
+from contrique.evaluation.evaluate import Champion, Evaluation, evaluate_set
 from contrique.evaluation.extract import keep_extract
 from contrique.registry.versions import Registry
 from contrique.regressor.fit import fit_set
@@ -72,9 +72,7 @@ def evaluate_challenger(
         seed=seed,
         alphas=config.regressor,
         prior=find_prior(challenger.encoder_file, config.regressor),
-        champion=Rescore(champion, sets) if champion else None,
-        champion_version=champion.version if champion else "",
-        champion_head=champion.head if champion else None,
+        champion=Champion(Rescore(champion, sets), champion.version, champion.head) if champion else None,
         attack=partial(attack_test_part, challenger, champion, sets, config.evaluation, seed) if attacked else None,
     )
     keep_extract(features, out, sets, extract, seed=seed)

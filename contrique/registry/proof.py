@@ -132,7 +132,7 @@ def read_known_pictures(candidate: Candidate) -> list[ScoredPicture]:
     import pandas as pd
 
     from contrique.data.manifest import read_manifest, read_picture
-    from contrique.evaluation.extract import pick_known
+    from contrique.evaluation.extract import pick_known_pictures
     from contrique.images import encode_png
     from contrique.regressor.head import Head
 
@@ -143,7 +143,7 @@ def read_known_pictures(candidate: Candidate) -> list[ScoredPicture]:
         for row in read_manifest(folder).itertuples()
     }
     examples = []
-    for row in pick_known(pd.read_parquet(candidate.evaluation.with_name(TEST_SCORES))).itertuples():
+    for row in pick_known_pictures(pd.read_parquet(candidate.evaluation.with_name(TEST_SCORES))).itertuples():
         place = places_of.get((row.image, row.reference, row.distortion))
         if place is None:
             raise RegistryError(

@@ -15,7 +15,7 @@ from contrique.walk import SUFFIXES, Skipped, walk_pictures
 AHEAD = 8  # pictures decoded before their turn
 AHEAD_PIXELS = 2**22  # a picture with more is read and decoded in its turn
 BATCH_PIXELS = {"cpu": 2**18, "cuda": 2**23}  # in one pass of the encoder, unless one picture has more
-Named = tuple[str, images.Picture]
+NamedPicture = tuple[str, images.Picture]
 
 
 def find_images(paths: Iterable[str | Path], skipped: list[Skipped] | None = None) -> Iterator[Path | Failure]:
@@ -70,10 +70,10 @@ def _walk(folder: Path, skipped: list[Skipped]) -> Iterator[Path | Failure]:
         yield Failure(str(folder), f"{folder}: no image files below it; expected {', '.join(sorted(SUFFIXES))}")
 
 
-def decode_ahead(paths: Iterable[Path | Failure]) -> Iterator[Named | Failure]:
+def decode_ahead(paths: Iterable[Path | Failure]) -> Iterator[NamedPicture | Failure]:
     """Decoded pictures in order; threads decode the next ones while one is scored."""
     pool = ThreadPoolExecutor(2, "decode")
-    waiting: deque[Future[Named | Path | Failure]] = deque()
+    waiting: deque[Future[NamedPicture | Path | Failure]] = deque()
     try:
         for item in paths:
             waiting.append(pool.submit(_decode, item))
@@ -85,7 +85,7 @@ def decode_ahead(paths: Iterable[Path | Failure]) -> Iterator[Named | Failure]:
         pool.shutdown(cancel_futures=True)
 
 
-def _decode(path: Path | Failure, large: float = AHEAD_PIXELS) -> Named | Path | Failure:
+def _decode(path: Path | Failure, large: float = AHEAD_PIXELS) -> NamedPicture | Path | Failure:
     """A picture; the path as it is if it has more than `large` pixels."""
     if isinstance(path, Failure):
         return path
@@ -97,7 +97,7 @@ def _decode(path: Path | Failure, large: float = AHEAD_PIXELS) -> Named | Path |
         return Failure.of(str(path), error)
 
 
-def _take_turn(item: Named | Path | Failure) -> Named | Failure:
+def _take_turn(item: NamedPicture | Path | Failure) -> NamedPicture | Failure:
     if not isinstance(item, Path):
         return item
     picture = _decode(item, math.inf)
@@ -105,9 +105,9 @@ def _take_turn(item: Named | Path | Failure) -> Named | Failure:
     return picture
 
 
-def batch_pictures(items: Iterable[Named | Failure], budget: int) -> Iterator[list[Named] | Failure]:
+def batch_pictures(items: Iterable[NamedPicture | Failure], budget: int) -> Iterator[list[NamedPicture] | Failure]:
     """Neighbours of one size together, at most `budget` pixels; failures in their place."""
-    batch: list[Named] = []
+    batch: list[NamedPicture] = []
     for item in items:
         alike = batch and not isinstance(item, Failure) and item[1].shape == batch[0][1].shape
         if batch and not (alike and (len(batch) + 1) * batch[0][1].size <= 3 * budget):

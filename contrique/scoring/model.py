@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from contrique import images
 from contrique.errors import ContriqueError
 from contrique.scoring.explain import Explanation, explain
-from contrique.scoring.inputs import Named
+from contrique.scoring.inputs import NamedPicture
 from contrique.scoring.results import Failure, Score
 from contrique.scoring.scorer import Scorer
 
@@ -62,7 +62,7 @@ class Model:
             TypeError: neither a picture nor an iterable.
         """
         if _is_many(picture):
-            return self._scorer.score_named(_decode_many(picture))
+            return self._scorer.score_pictures(_decode_many(picture))
         name, pixels = name_of(picture), decode_any(picture)
         with _naming(name):
             return self._scorer.contract(name, self._scorer.features(pixels))
@@ -153,7 +153,7 @@ def _is_many(picture: Any) -> bool:
     return not is_single and isinstance(picture, Iterable)
 
 
-def _decode_many(pictures: Iterable[Any]) -> Iterator[Named | Failure]:
+def _decode_many(pictures: Iterable[Any]) -> Iterator[NamedPicture | Failure]:
     for number, picture in enumerate(pictures):
         name = name_of(picture, number)
         try:

@@ -11,7 +11,7 @@ import pandas as pd
 from contrique import images
 from contrique.data.leaks import near_duplicates
 from contrique.files import write_aside
-from contrique.scoring.inputs import Named, decode_ahead
+from contrique.scoring.inputs import NamedPicture, decode_ahead
 from contrique.scoring.results import (
     CSV_COLUMNS,
     TEXT_COLUMNS,
@@ -54,13 +54,13 @@ def observe(scorer: Scorer, paths: Iterable[Path | Failure]) -> Iterator[Observa
     """
     hashes: dict[str, str] = {}
 
-    def note(items: Iterable[Named | Failure]) -> Iterator[Named | Failure]:
+    def note(items: Iterable[NamedPicture | Failure]) -> Iterator[NamedPicture | Failure]:
         for item in items:
             if not isinstance(item, Failure):
                 hashes[item[0]] = images.perceptual_hash(item[1])
             yield item
 
-    for item, fault in scorer.diagnose_named(note(decode_ahead(paths))):
+    for item, fault in scorer.diagnose_pictures(note(decode_ahead(paths))):
         if isinstance(item, Failure):
             yield item
         else:

@@ -15,7 +15,7 @@ from contrique.encoder.weights import EncoderFile
 from contrique.errors import ContriqueError
 from contrique.regressor.head import Head
 from contrique.regressor.reliability import UNLIKE
-from contrique.scoring.inputs import BATCH_PIXELS, Named, batch_pictures, decode_ahead, find_images
+from contrique.scoring.inputs import BATCH_PIXELS, NamedPicture, batch_pictures, decode_ahead, find_images
 from contrique.scoring.results import Failure, Score
 from contrique.walk import Skipped
 
@@ -190,9 +190,9 @@ class Scorer:
             paths: as `find_images` takes them.
             skipped: takes what folders hold besides pictures.
         """
-        return self.score_named(decode_ahead(find_images(paths, skipped)))
+        return self.score_pictures(decode_ahead(find_images(paths, skipped)))
 
-    def score_named(self, items: Iterable[Named | Failure]) -> Iterator[Score | Failure]:
+    def score_pictures(self, items: Iterable[NamedPicture | Failure]) -> Iterator[Score | Failure]:
         """Score decoded pictures, in order, neighbours of one size in batches; failures keep their place.
 
         Args:
@@ -200,8 +200,8 @@ class Scorer:
         """
         return (item for item, _ in self._score_with_features(items))
 
-    def diagnose_named(self, items: Iterable[Named | Failure]) -> Iterator[tuple[Score | Failure, str]]:
-        """As `score_named`, with the likeliest distortion of each picture: `pristine` for none.
+    def diagnose_pictures(self, items: Iterable[NamedPicture | Failure]) -> Iterator[tuple[Score | Failure, str]]:
+        """As `score_pictures`, with the likeliest distortion of each picture: `pristine` for none.
 
         Empty for a failure, and of a model that cannot name any.
         """
@@ -215,7 +215,7 @@ class Scorer:
                 yield item, fault
 
     def _score_with_features(
-        self, items: Iterable[Named | Failure]
+        self, items: Iterable[NamedPicture | Failure]
     ) -> Iterator[tuple[Score | Failure, NDArray[np.float32] | None]]:
         budget = BATCH_PIXELS["cuda" if has_gpu() else "cpu"]
         for batch in batch_pictures(items, budget):
@@ -224,7 +224,7 @@ class Scorer:
             else:
                 yield from self._score_batch(batch)
 
-    def _score_batch(self, batch: list[Named]) -> Iterator[tuple[Score | Failure, NDArray[np.float32] | None]]:
+    def _score_batch(self, batch: list[NamedPicture]) -> Iterator[tuple[Score | Failure, NDArray[np.float32] | None]]:
         """Results of pictures of one size, with their features."""
         # a view of one picture: a copy of 100 megapixels would be 300 MB
         pictures = batch[0][1][None] if len(batch) == 1 else np.stack([pixels for _, pixels in batch])

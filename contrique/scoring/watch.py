@@ -26,7 +26,7 @@ def watch_images(
         what is new, never an empty list; a fault is told once, and again when it has been away.
     """
     before: dict[Path, State] = {}
-    done: dict[Path, State] = {}
+    latest: dict[Path, State] = {}
     faults: set[Failure] = set()
     patterns = list(paths)
     while True:
@@ -38,9 +38,9 @@ def watch_images(
             elif state := _read_state(item):
                 now[item] = state
         fresh: list[Path | Failure] = [
-            path for path, state in now.items() if before.get(path) == state != done.get(path)
+            path for path, state in now.items() if before.get(path) == state != latest.get(path)
         ]
-        done |= {path: now[path] for path in fresh if isinstance(path, Path)}
+        latest |= {path: now[path] for path in fresh if isinstance(path, Path)}
         for fault in sorted(current - faults, key=lambda fault: fault.path):
             fresh.append(fault)
         before, faults = now, current

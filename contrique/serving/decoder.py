@@ -241,12 +241,12 @@ def _receive(stream: IO[bytes]) -> tuple[dict[str, Any], bytearray]:
 
 def _read_exactly(stream: Any, size: int) -> bytearray:
     content = bytearray(size)
-    view, done = memoryview(content), 0
-    while done < size:
-        count = stream.readinto(view[done:])
+    view, position = memoryview(content), 0
+    while position < size:
+        count = stream.readinto(view[position:])
         if not count:
             raise EOFError
-        done += count
+        position += count
     return content
 
 

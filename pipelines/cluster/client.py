@@ -62,14 +62,14 @@ class Cluster:
             ClusterError: the API cannot be reached or refuses.
         """
         with self._client(pipeline) as client:
-            started = client.create_run_from_pipeline_func(
+            run = client.create_run_from_pipeline_func(
                 pipeline,
                 arguments=arguments,
                 run_name=name or title(arguments),
                 experiment_name=self.experiment,
                 namespace=self.namespace or None,
             )
-            return str(started.run_id)
+            return str(run.run_id)
 
     def wait(self, run: str) -> None:
         """Until a run ends.
@@ -79,11 +79,11 @@ class Cluster:
         """
         with self._client() as client:
             # not KFP's own wait_for_run_completion: it waits on for a run that was cancelled
-            while (ended := client.get_run(run)).state not in _ENDED:
+            while (state := client.get_run(run).state) not in _ENDED:
                 time.sleep(_POLL_SECONDS)
-        print(f"run {run}: {ended.state}")
-        if ended.state != "SUCCEEDED":
-            raise ClusterError(f"run {run} ended as {ended.state}; its page in the Kubeflow UI shows where")
+        print(f"run {run}: {state}")
+        if state != "SUCCEEDED":
+            raise ClusterError(f"run {run} ended as {state}; its page in the Kubeflow UI shows where")
 
     def schedule(
         self, pipeline: dsl.base_component.BaseComponent, arguments: dict[str, Any], cron: str, name: str = ""

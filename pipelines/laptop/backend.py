@@ -237,8 +237,8 @@ class Backend:
     def _publish(self, task: dict[str, Any], outputs: list[Path]) -> str:
         file = Path(task["outputs"]["outputFile"])
         output = read_output(file.read_text()) if file.is_file() else {}
-        for name, listed in output.get("artifacts", {}).items():
-            for artifact in listed["artifacts"]:
+        for name, entry in output.get("artifacts", {}).items():
+            for artifact in entry["artifacts"]:
                 metadata = record_metadata(artifact.get("metadata", {}), output=name, session=self.store.session)
                 artifact |= {"metadata": metadata, "name": str(next(self._numbers))}
         inputs = sum((measure(Path(item["uri"])) for item in _artifacts(task.get("inputs", {}))), Size())
@@ -260,7 +260,7 @@ def is_killed(code: int) -> bool:
 
 
 def _artifacts(side: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [item for listed in side.get("artifacts", {}).values() for item in listed["artifacts"]]
+    return [item for entry in side.get("artifacts", {}).values() for item in entry["artifacts"]]
 
 
 @contextlib.contextmanager

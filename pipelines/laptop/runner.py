@@ -185,23 +185,23 @@ class Terminal:
     def _prepare(self, command: list[str]) -> list[str]:
         return self.backend.prepare(command) if self.backend else command
 
-    def _watch(self, command: list[str], output: Iterable[bytes], ended: Callable[[], int]) -> int:
+    def _watch(self, command: list[str], output: Iterable[bytes], wait: Callable[[], int]) -> int:
         task = read_task(command)["outputs"]["outputFile"].split("/")[-2]
         title = STAGES[task.replace("-", "_")].title
         tail: deque[str] = deque(maxlen=200)
-        started = time.monotonic()
+        start = time.monotonic()
         self._show(f"  {title} ...")
         for line in self._lines(output):
             tail.append(line)
             print(line, file=self.log, flush=True)
-        code, refusal = ended(), ""
+        code, refusal = wait(), ""
         if self.backend:
             try:
                 print(self.backend.settle(command, code), file=self.log, flush=True)
             except Refused as error:
                 code, refusal = 1, f"{error} (so the backend of Kubeflow Pipelines would have it)"
                 print(refusal, file=self.log, flush=True)
-        self._show(f"{'✗' if code else '✓'} {title} ({time.monotonic() - started:.1f} s)\n")
+        self._show(f"{'✗' if code else '✓'} {title} ({time.monotonic() - start:.1f} s)\n")
         if code and not self.reason:
             reason, self.exit_status = (refusal, self.exit_status) if refusal else _failure(list(tail), code)
             self.reason = f"{title}: {reason}"
@@ -423,8 +423,8 @@ def _read_run(root: Path) -> Run:
     run = Run(root, {}, {})
     for path in sorted(root.glob("*/*/executor_output.json")):
         task, output = path.parent.name.replace("-", "_"), json.loads(path.read_text())
-        listed = {name: value["artifacts"][0] for name, value in output.get("artifacts", {}).items()}
-        run.artifacts[task] = {name: Path(item["uri"]) for name, item in listed.items()}
+        outputs = {name: value["artifacts"][0] for name, value in output.get("artifacts", {}).items()}
+        run.artifacts[task] = {name: Path(item["uri"]) for name, item in outputs.items()}
         run.returned[task] = output.get("parameterValues", {}).get("Output")
     return run
 

@@ -18,7 +18,7 @@ from contrique.data.manifest import as_manifest, read_manifest, write_manifest
 from contrique.data.splits import assign_splits
 from contrique.encoder.feature_set import save_features
 from contrique.evaluation.decision import decide_set
-from contrique.evaluation.evaluate import evaluate_set
+from contrique.evaluation.evaluate import Champion, evaluate_set
 from contrique.evaluation.judgement import CROSS_SET, OPINION_UNAWARE, TEST_PART, Rated, estimate_agreement
 from contrique.evaluation.protocol import cross_validate, transfer
 from contrique.metrics import EvaluationError
@@ -461,7 +461,7 @@ def test_the_champion_is_rescored_on_the_same_rows_and_named(tmp_path):
         return 7 * ridge.predict(x[[int(name.removesuffix(".png")) for name in table["image"]]].astype(np.float32)) - 3
 
     head = Head.load(tmp_path / "fitted")
-    result = evaluate(tmp_path, champion=champion, champion_version="4", champion_head=head)
+    result = evaluate(tmp_path, champion=Champion(champion, "4", head))
     table = pd.read_parquet(tmp_path / "out" / TEST_SCORES)
     np.testing.assert_array_equal(table["champion_points"], head.to_points(table["champion"]))
     assert pictures == list(rows.loc[rows["split"] == "test", "image"])
@@ -474,7 +474,7 @@ def test_the_champion_is_rescored_on_the_same_rows_and_named(tmp_path):
 
 def test_a_champion_that_cannot_score_makes_the_gate_hold(tmp_path):
     write_set(tmp_path / "features")
-    result = evaluate(tmp_path, champion=lambda table: np.full(len(table), np.nan), champion_version="4")
+    result = evaluate(tmp_path, champion=Champion(lambda table: np.full(len(table), np.nan), "4"))
     assert result.champion is None
     assert "NaN" in result.champion_fault
     verdict = decide_set(tmp_path / "out", tmp_path / "v.json", config=GateConfig(floor=-1))
@@ -485,7 +485,7 @@ def test_a_champion_that_cannot_score_makes_the_gate_hold(tmp_path):
 def test_a_champion_with_another_number_of_scores_is_an_error(tmp_path):
     write_set(tmp_path / "features")
     with pytest.raises(EvaluationError, match=r"champion gave \(3,\) scores"):
-        evaluate(tmp_path, champion=lambda table: np.zeros(3))
+        evaluate(tmp_path, champion=Champion(lambda table: np.zeros(3), "4"))
 
 
 def test_a_leaking_set_is_not_evaluated(tmp_path):

@@ -48,7 +48,7 @@ def test_the_pictures_are_the_same(run):
 
 def test_every_picture_that_is_shown_or_asked_for_is_there(run):
     scores = pd.read_parquet(run / "evaluation" / "test_scores.parquet")
-    rows = pd.concat([extract.pick_known(scores), *extract.pick_extremes(scores).values()])
+    rows = pd.concat([extract.pick_known_pictures(scores), *extract.pick_extremes(scores).values()])
     assert set(read_manifest(run / "extract" / TEST_PICTURES)["image"]) == set(rows["image"])
 
 

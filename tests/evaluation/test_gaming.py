@@ -15,7 +15,7 @@ from contrique.config import EvaluationConfig, GateConfig
 from contrique.data.manifest import read_manifest
 from contrique.evaluation import gaming
 from contrique.evaluation.decision import decide_set
-from contrique.evaluation.evaluate import evaluate_set
+from contrique.evaluation.evaluate import Champion, evaluate_set
 from contrique.evaluation.gaming import ATTACKS, EPSILON, NAMES, climb, cut_middle, measure_rises, pick_sample
 from contrique.registry.challenge import attack_test_part
 from contrique.regressor.head import Head
@@ -162,8 +162,7 @@ def judge(run, out, challenger, champion, **options):
         out,
         config=config,
         seed=tiny_run.SEED,
-        champion=(lambda rows: rows["weak_label"]) if champion else None,
-        champion_version="7" if champion else "",
+        champion=Champion(lambda rows: rows["weak_label"], "7") if champion else None,
         attack=partial(attack_test_part, challenger, champion, sets, config, tiny_run.SEED),
     )
 

@@ -220,8 +220,7 @@ def decide_rises(ours, theirs, config=CONFIG, seed=0):
         resamples=200,
         confidence=0.95,
         seed=seed,
-        rises={"black_border": (ours, theirs)},
-        attacked_contents=[f"c{i}" for i in range(len(ours))],
+        rises=gate.Rises([f"c{i}" for i in range(len(ours))], {"black_border": (ours, theirs)}),
     )
 
 

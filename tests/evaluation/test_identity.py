@@ -18,7 +18,7 @@ from contrique.encoder.feature_set import extract_set
 from contrique.encoder.network import Encoder
 from contrique.encoder.weights import save_encoder
 from contrique.evaluation.decision import decide_set
-from contrique.evaluation.evaluate import evaluate_set
+from contrique.evaluation.evaluate import Champion, evaluate_set
 from contrique.regressor.fit import fit_set
 from contrique.scoring.rescore import Rescore
 from contrique.scoring.scorer import TOLERANCE, Scorer
@@ -58,8 +58,7 @@ def train(data: Path, encoder: Path, out: Path, champion: Path | None = None) ->
         out / "evaluation",
         config=EvaluationConfig(resamples=50),
         seed=0,
-        champion=Rescore(Scorer(encoder, champion), [out / "dataset"]) if champion else None,
-        champion_version="1" if champion else "",
+        champion=Champion(Rescore(Scorer(encoder, champion), [out / "dataset"]), "1") if champion else None,
     )
     decide_set(out / "evaluation", out / "verdict.json", config=GateConfig(floor=-1.0))
     return out

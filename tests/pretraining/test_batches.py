@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import skimage.color
 import torch
 
 from contrique import images
+from contrique.config import PretrainConfig
 from contrique.data.manifest import DatasetError, as_manifest
 from contrique.data.synthesis import Version
 from contrique.distortions import class_id, distort, generator
@@ -112,25 +114,29 @@ def pool(tmp_path: Path) -> pd.DataFrame:
     return as_manifest(frame).assign(folder=frame["folder"], label=frame["label"])
 
 
-def views(pool: pd.DataFrame, seed: int = 0, balanced: bool = False, images: int = 10, **options: Any) -> Views:
-    return Views(
-        pool, images=images, authentic=images // 5, crop=32, balanced=balanced, contents_per_class=2, seed=seed,
-        **options,
-    )  # fmt: skip
+CONFIG = PretrainConfig(images=10, authentic_share=0.2, crop=32, contents_per_class=2)
+
+
+def views(pool: pd.DataFrame, seed: int = 0, config: PretrainConfig = CONFIG, **options: Any) -> Views:
+    return Views(pool, config, seed=seed, **options)
+
+
+def configure(balanced: bool, images: int = 10) -> PretrainConfig:
+    return replace(CONFIG, sampler="balanced" if balanced else "uniform", images=images)
 
 
 def test_colour_spaces_are_those_asked_for(pool: pd.DataFrame) -> None:
-    indices = {
-        int(index) for step in range(20) for index in views(pool, colour_spaces=("rgb", "ms"))[step].colours.ravel()
-    }
+    sampler = views(pool, config=replace(CONFIG, colour_spaces=("rgb", "ms")))
+    indices = {int(index) for step in range(20) for index in sampler[step].colours.ravel()}
     assert {COLOUR_SPACES[index] for index in indices} == {"rgb", "ms"}
     with pytest.raises(DatasetError, match=r"pretrain\.colour_spaces is empty"):
-        views(pool, colour_spaces=())
+        views(pool, config=replace(CONFIG, colour_spaces=()))
 
 
 @pytest.mark.parametrize("balanced", [False, True])
 def test_a_step_depends_on_seed_and_step_alone(pool: pd.DataFrame, balanced: bool) -> None:
-    a, b = views(pool, balanced=balanced), views(pool, balanced=balanced)
+    config = configure(balanced)
+    a, b = views(pool, config=config), views(pool, config=config)
     a[0], a[1]
     for step in (3, 0):
         first, second = a[step], b[step]
@@ -138,7 +144,7 @@ def test_a_step_depends_on_seed_and_step_alone(pool: pd.DataFrame, balanced: boo
         assert torch.equal(first.colours, second.colours)
         assert torch.equal(first.labels, second.labels)
     assert not torch.equal(a[0].rows, a[1].rows)
-    assert not torch.equal(a[0].rows, views(pool, seed=1, balanced=balanced)[0].rows)
+    assert not torch.equal(a[0].rows, views(pool, seed=1, config=config)[0].rows)
 
 
 @pytest.mark.parametrize("same_size", [False, True])
@@ -146,9 +152,10 @@ def test_a_step_depends_on_seed_and_step_alone(pool: pd.DataFrame, balanced: boo
 def test_ranks_share_the_batch_of_one(pool: pd.DataFrame, balanced: bool, same_size: bool) -> None:
     """Whether the manifest knows the sizes of the pictures that other ranks read, or not."""
     pool = pool.assign(height=80, width=80) if same_size else pool
-    whole = views(pool, balanced=balanced, images=12)[5]
+    config = configure(balanced, 12)
+    whole = views(pool, config=config)[5]
     for ranks in (2, 3):
-        parts = [views(pool, balanced=balanced, images=12, rank=rank, ranks=ranks)[5] for rank in range(ranks)]
+        parts = [views(pool, config=config, rank=rank, ranks=ranks)[5] for rank in range(ranks)]
         for rank, part in enumerate(parts):
             share = slice(rank, None, ranks)
             assert all(torch.equal(a, b[share]) for a, b in zip(part.views, whole.views, strict=True))
@@ -159,7 +166,7 @@ def test_ranks_share_the_batch_of_one(pool: pd.DataFrame, balanced: bool, same_s
 
 def test_pictures_that_ranks_cannot_share_are_refused(pool: pd.DataFrame) -> None:
     with pytest.raises(DatasetError, match=r"pretrain\.images=10 cannot be shared by 3 processes"):
-        views(pool, images=10, rank=0, ranks=3)
+        views(pool, rank=0, ranks=3)
 
 
 def on_the_fly(pool: pd.DataFrame) -> tuple[pd.DataFrame, OnTheFly]:
@@ -188,16 +195,17 @@ def test_pictures_made_on_the_fly(pool: pd.DataFrame) -> None:
 @pytest.mark.parametrize("balanced", [False, True])
 def test_steps_made_on_the_fly_are_shared_alike(pool: pd.DataFrame, balanced: bool) -> None:
     pool, making = on_the_fly(pool)
-    sampler = views(pool, balanced=balanced, images=12, on_the_fly=making)
+    config = configure(balanced, 12)
+    sampler = views(pool, config=config, on_the_fly=making)
     whole = sampler[2]
-    part = views(pool.assign(height=80, width=80), balanced=balanced, images=12, on_the_fly=making, rank=1, ranks=2)[2]
+    part = views(pool.assign(height=80, width=80), config=config, on_the_fly=making, rank=1, ranks=2)[2]
     assert torch.equal(part.views[0], whole.views[0][1::2])
     assert set(whole.labels.tolist()) <= {*making.labels, *range(1_000_000, 1_000_000 + len(sampler.pictures))}
 
 
 def test_an_authentic_picture_has_a_class_of_its_own_however_often_it_is_drawn(pool: pd.DataFrame) -> None:
     few = pool[(pool["label"] >= 0) | (pool.groupby("label").cumcount() < 3)]
-    sampler = Views(few, images=16, authentic=8, crop=32, balanced=False, contents_per_class=2, seed=0)
+    sampler = views(few, config=replace(CONFIG, images=16, authentic_share=0.5))
     for step in range(5):
         batch = sampler[step]
         own = batch.labels >= 1_000_000
@@ -216,15 +224,13 @@ def test_uniform_sampler_visits_every_picture_once_an_epoch(pool: pd.DataFrame) 
 
 
 def test_without_synthetic_pictures_an_epoch_is_one_of_the_authentic(pool: pd.DataFrame) -> None:
-    sampler = Views(
-        pool[pool["label"] < 0], images=8, authentic=8, crop=32, balanced=False, contents_per_class=2, seed=0
-    )
+    sampler = views(pool[pool["label"] < 0], config=replace(CONFIG, images=8, authentic_share=1.0))
     assert sampler.steps_per_epoch == 3
     assert sorted(np.concatenate([sampler.rows(step) for step in range(3)])) == list(range(24))
 
 
 def test_balanced_sampler_gives_each_class_different_contents(pool: pd.DataFrame) -> None:
-    sampler = views(pool, balanced=True)
+    sampler = views(pool, config=configure(balanced=True))
     for step in range(10):
         rows = sampler.rows(step)[:8]
         table = pool.iloc[rows].groupby("label")["reference"]

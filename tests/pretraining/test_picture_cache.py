@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from contrique import images
+from contrique.config import PretrainConfig
 from contrique.data.manifest import as_manifest
 from contrique.errors import ContriqueError
 from contrique.pretraining.batches import Pictures, Views
@@ -35,10 +36,8 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
 
 
 def views(pool: pd.DataFrame, crop: int = 48, rank: int = 0, ranks: int = 1) -> Views:
-    return Views(
-        pool, images=6, authentic=3, crop=crop, balanced=True, contents_per_class=2, seed=0, rank=rank,
-        ranks=ranks,
-    )  # fmt: skip
+    config = PretrainConfig(images=6, authentic_share=0.5, crop=crop, sampler="balanced", contents_per_class=2)
+    return Views(pool, config, seed=0, rank=rank, ranks=ranks)
 
 
 def assert_same(source: Views, other: Views, steps: list[int]) -> None:

@@ -121,7 +121,7 @@ demo-stack: stack ## the demo against the stack: data, checkpoints and models in
 	@exports=$$($(BIN)/python -m pipelines stack env); eval "$$exports"; \
 		$(BIN)/python -m contrique.sources.sample .stack/project; \
 		$(BIN)/python -m pipelines run --data .stack/project --encoder bundled --profile demo --seed 0 $(GENTLY) \
-			--param pretrain.checkpoints=s3://contrique/checkpoints/$$(date +%Y%m%d-%H%M%S)
+			--set pretrain.checkpoints=s3://contrique/checkpoints/$$(date +%Y%m%d-%H%M%S)
 	@echo; echo 'The stack is still up: make stack-stop ends it'
 
 ui: setup ## open the MLflow UI on the runs and models of this folder

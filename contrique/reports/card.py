@@ -84,5 +84,5 @@ def _write_command(facts: dict[str, Any]) -> str:
         if not start["frozen"] and not has_length(changed):  # as long as the profile says, and yet to be said
             changed = changed | {"pretrain.steps": start["steps"]}
     for name, value in changed.items():
-        words += ["--param", f"{name}={json.dumps(value)}"]
+        words += ["--set", f"{name}={json.dumps(value)}"]
     return shlex.join(words)

@@ -281,7 +281,7 @@ def test_page_and_card_say_whose_encoder_it_was(arguments, frozen, tmp_path):
     assert "<b>mine" not in text
     (command,) = (line for line in card.splitlines() if "--encoder 'runs/" in line)
     assert "<b>mine" not in card.replace(command, ""), "but in code"
-    assert ("--param pretrain.steps=300" in card) != frozen
+    assert ("--set pretrain.steps=300" in card) != frozen
 
 
 @pytest.mark.parametrize(

@@ -194,10 +194,10 @@ def pull(pin: Pin, project: Path, location: str, folder: Path, *, foreign: bool 
         objects = [md5 for md5 in names if faults.get(md5) == fault]
         if objects:
             examples = _name_files(PurePosixPath(pin.path).name, sorted(names[md5][0] for md5 in objects))
-            raise FetchError(f"{what}: {examples} {_explain(fault, objects, remote)}")
+            raise FetchError(f"{what}: {examples} {_describe_fault(fault, objects, remote)}")
 
 
-def _explain(fault: str, objects: Sequence[str], remote: Remote) -> str:
+def _describe_fault(fault: str, objects: Sequence[str], remote: Remote) -> str:
     examples = ", ".join(objects[:5])
     if fault == "absent":
         return "not there; run `dvc push` from a good copy"

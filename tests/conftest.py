@@ -1,9 +1,10 @@
 """What several test modules share: the sample photographs, a real S3 server and the whole stack."""
 
-import atexit
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,10 @@ settings.load_profile("fuzz" if os.environ.get("CONTRIQUE_FUZZ") else "repeatabl
 def pytest_configure() -> None:
     """Give the tests a temporary folder, removed after the last: MLflow, torchrun and what is killed leave files."""
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())  # pytest's own stay, those of failed tests
-    scratch = tempfile.TemporaryDirectory(prefix="contrique-tests-", ignore_cleanup_errors=True)
-    atexit.register(scratch.cleanup)  # after what multiprocessing removes, which registers later
-    os.environ["TMPDIR"] = tempfile.tempdir = scratch.name
+    scratch = tempfile.mkdtemp(prefix="contrique-tests-")
+    # after multiprocessing has ended its processes and removed its own folder, whose priority is -100
+    Finalize(None, shutil.rmtree, (scratch,), {"ignore_errors": True}, exitpriority=-200)
+    os.environ["TMPDIR"] = tempfile.tempdir = scratch
 
 
 @pytest.fixture(scope="session")

@@ -104,6 +104,15 @@ def test_links_lead_somewhere() -> None:
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_a_page_fits_a_screen() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+    for page in PAGES:
+        text = page.read_text()
+        assert text.endswith("\n"), page.name
+        prose = [line for line in text.splitlines() if not line.startswith(("|", "[<img", "![", "    "))]
+        assert not [f"{page.name}: {line}" for line in prose if len(line) > 120]
+
+
 def test_tests_that_a_page_names_exist() -> None:
     names = {name for page in PAGES for name in re.findall(r"\btests/[\w/]+\.py\b", page.read_text())}
     assert len(names) > 10

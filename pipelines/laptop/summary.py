@@ -102,5 +102,6 @@ def _next_steps() -> list[tuple[str, str]]:
     return [
         ("see runs and models", ui),
         ("score your own picture", f"{programs}/contrique score PICTURE"),
+        ("by the bundled model", f"{programs}/contrique score PICTURE --model bundled"),
         ("compile for Kubeflow", f"{programs}/python -m pipelines compile --out training.yaml"),
     ]

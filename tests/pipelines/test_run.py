@@ -174,6 +174,9 @@ class TestPromote:
         assert "MOS" not in promoted_run.out
         assert [line for line in lines if line.startswith("Verdict   promote: ")]
         assert "Registry  contrique version 1, alias champion" in lines
+        assert any(line.endswith("contrique score PICTURE --model bundled") for line in lines), (
+            "the demo champion is for show"
+        )
         assert all(command in promoted_run.out for command in ("mlflow ui", "contrique score", "pipelines compile"))
 
     def test_every_stage_ran_and_one_branch(self, promoted_run):
